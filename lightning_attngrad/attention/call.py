@@ -1,0 +1,161 @@
+"""One attention call of a forward pass, and what can be rebuilt from it a block of rows at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+#: Room for temporaries of one block of rows. Small enough to stay in a processor's cache, large enough
+#: that the matrix products dominate.
+DEFAULT_MEMORY_BUDGET = 8 * 2**20
+
+_BUFFERS_PER_BLOCK = 2  # the probabilities and their gradient, both (B, H, rows, M)
+
+
+@dataclass(eq=False)
+class AttentionCall(ABC):
+    """One attention call: B images, H heads, N query tokens that read from M key tokens.
+
+    The probabilities ``A`` (B, H, N, M) and their gradient ``G`` are rebuilt for a block of rows at a time, so
+    nothing of size N×M is kept (METHODS: ``A = softmax(QKᵀ·s + mask)``, ``G = (∂Φ/∂O) Vᵀ``).
+
+    Attributes:
+        name: the model's own name for the place, such as ``blocks.3.attn``.
+        tensor: the tensor of the autograd graph whose gradient :meth:`attention_gradient` needs.
+    """
+
+    name: str
+    tensor: Tensor
+
+    @property
+    @abstractmethod
+    def shape(self) -> tuple[int, int, int, int]:
+        """``(B, H, N, M)``: images, heads, query tokens, key tokens."""
+
+    @abstractmethod
+    def attention(self, rows: slice) -> Tensor:
+        """Probabilities of these query tokens, (B, H, rows, M), outside the graph, at least float32."""
+
+    @abstractmethod
+    def attention_gradient(self, rows: slice, gradient: Tensor) -> Tensor:
+        """Gradient at the probabilities of these query tokens, (B, H, rows, M).
+
+        Args:
+            rows: the query tokens.
+            gradient: what autograd delivered at :attr:`tensor`.
+        """
+
+    def touched_queries(self, gradient: Tensor) -> Tensor:
+        """Query tokens, (B, N) bool, at which any of the gradient arrived, given that of :attr:`tensor`."""
+        return (gradient != 0).any(dim=-1).any(dim=1)
+
+    @property
+    def is_self_attention(self) -> bool:
+        """Whether queries and keys are the same tokens (a pooling call has fewer queries)."""
+        return self.shape[2] == self.shape[3]
+
+    def blocks(
+        self, memory_budget: int = DEFAULT_MEMORY_BUDGET, start: int = 0, stop: int | None = None
+    ) -> Iterator[slice]:
+        """Cut the query tokens ``start … stop`` into blocks whose temporaries fit the budget in bytes."""
+        batch, heads, queries, keys = self.shape
+        stop = queries if stop is None else stop
+        bytes_per_row = batch * heads * keys * 4 * _BUFFERS_PER_BLOCK
+        most = max(1, memory_budget // bytes_per_row)
+        count = -(-(stop - start) // most)
+        size = -(-(stop - start) // max(1, count))  # even blocks: no small remainder at the end
+        for first in range(start, stop, max(1, size)):
+            yield slice(first, min(first + size, stop))
+
+
+@dataclass(eq=False)
+class FusedAttentionCall(AttentionCall):
+    """A call of ``scaled_dot_product_attention``; :attr:`tensor` is its output (B, H, N, d).
+
+    Attributes:
+        query: (B, H, N, d), in the graph like key and value.
+        key: (B, H or fewer, M, d); fewer heads under grouped-query attention.
+        value: (B, H or fewer, M, d).
+        mask: boolean (True takes part) or additive, broadcastable to (B, H, N, M).
+        is_causal: whether a query sees only keys up to its own position.
+        scale: factor of the scores.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    is_causal: bool
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        batch, heads, queries, _ = self.query.shape
+        return batch, heads, queries, self.key.shape[-2]
+
+    def attention(self, rows: slice) -> Tensor:
+        query = _at_least_float32(self.query[:, :, rows]) * self.scale
+        scores = _times_transposed(query, self.key)  # (B, H, rows, M)
+        if self.mask is not None:
+            mask = self.mask.detach()
+            mask = mask if mask.dim() < 2 or mask.shape[-2] == 1 else mask[..., rows, :]
+            if mask.dtype == torch.bool:
+                scores.masked_fill_(~mask, -torch.inf)
+            else:
+                scores += mask
+        if self.is_causal:
+            queries = torch.arange(scores.shape[-2], device=scores.device) + rows.start
+            keys = torch.arange(scores.shape[-1], device=scores.device)
+            scores.masked_fill_(keys > queries[:, None], -torch.inf)
+        probabilities = torch.softmax(scores, dim=-1)
+        if self.mask is not None:
+            # A row that sees no key at all gives zeros in the fused kernels, NaN in a plain softmax.
+            probabilities = torch.where(scores.isneginf().all(-1, keepdim=True), 0.0, probabilities)
+        return probabilities
+
+    def attention_gradient(self, rows: slice, gradient: Tensor) -> Tensor:
+        return _times_transposed(_at_least_float32(gradient[:, :, rows]), self.value)
+
+
+
+@dataclass(eq=False)
+class ExplicitAttentionCall(AttentionCall):
+    """A softmax followed by a matrix product; :attr:`tensor` is the probabilities as the model holds them.
+
+    Attributes:
+        probabilities: the same, (B, H, N, M), outside the graph.
+    """
+
+    probabilities: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        batch, heads, queries, keys = self.probabilities.shape
+        return batch, heads, queries, keys
+
+    def attention(self, rows: slice) -> Tensor:
+        return _at_least_float32(self.probabilities[:, :, rows]).clone()
+
+    def attention_gradient(self, rows: slice, gradient: Tensor) -> Tensor:
+        return _at_least_float32(gradient[:, :, rows]).clone()
+
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    """Outside the graph, with half precision widened: products of small numbers would vanish in it."""
+    tensor = tensor.detach()
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def _times_transposed(rows: Tensor, keys: Tensor) -> Tensor:
+    """``rows @ keysᵀ``, (B, H, rows, M), where under grouped-query attention several heads share one key head."""
+    keys = _at_least_float32(keys)
+    shared = rows.shape[1] // keys.shape[1]
+    if shared == 1:
+        return rows @ keys.transpose(-1, -2)
+    grouped = rows.unflatten(1, (keys.shape[1], shared))  # (B, key heads, shared, rows, d)
+    return (grouped @ keys.unsqueeze(2).transpose(-1, -2)).flatten(1, 2)

@@ -1,0 +1,179 @@
+"""Backward rules that make gradient × input conserve relevance, applied while a tap is active.
+
+The forward pass is the model's own; only what flows backwards changes (METHODS §3):
+
+=====================  ==========================================  ==============  ==========
+rule                   forward written as                          conservative    attn_lrp
+=====================  ==========================================  ==============  ==========
+LayerNorm              ``(x − mean)·stop(1/std)·w + b``            yes             yes
+activation             ``x·stop(f(x)/x)``                          yes             yes
+attention, constant    ``O = stop(A) V``                           yes             –
+attention, uniform     gradient at v halved, at q and k quartered  –               yes
+product of two         each factor receives half the gradient      yes             yes
+=====================  ==========================================  ==============  ==========
+
+Sources: Ali et al., arXiv 2202.07304 (conservative); Achtibat et al., AttnLRP, arXiv 2402.05602.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+
+@dataclass(frozen=True)
+class BackwardRules:
+    """Which rules replace the plain gradient.
+
+    Attributes:
+        linearise: LayerNorm, RMSNorm, activations and products of two activations pass relevance on whole.
+        attention: ``exact`` is the plain gradient, ``constant`` holds the probabilities fixed, ``uniform``
+            shares the gradient between the factors of each product.
+    """
+
+    linearise: bool = False
+    attention: Literal["exact", "constant", "uniform"] = "exact"
+
+
+PLAIN = BackwardRules()
+CONSERVATIVE = BackwardRules(linearise=True, attention="constant")
+ATTN_LRP = BackwardRules(linearise=True, attention="uniform")
+
+
+def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
+    """The same values; the gradient that passes is multiplied by ``factor``."""
+    return _ScaleGradient.apply(tensor, factor) if tensor.requires_grad else tensor  # type: ignore[no-untyped-call, no-any-return]
+
+
+class _ScaleGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, tensor: Tensor, factor: float) -> Tensor:  # type: ignore[override]
+        ctx.factor = factor  # type: ignore[attr-defined]
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return gradient * ctx.factor, None  # type: ignore[attr-defined]
+
+
+class _LayerNorm(torch.autograd.Function):
+    """``(x − mean)·stop(1/std)·w + b``. Keeps 1/std (B, N, 1) where the plain one keeps the whole input."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: FunctionCtx,
+        tensor: Tensor,
+        normalized_shape: tuple[int, ...],
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+    ) -> Tensor:
+        if weight is not None and weight.dtype != tensor.dtype:
+            tensor = tensor.to(weight.dtype)  # what autocast does with a LayerNorm
+        output, _, reciprocal_std = torch.native_layer_norm(tensor, normalized_shape, weight, bias, eps)
+        ctx.save_for_backward(*([reciprocal_std] if weight is None else [reciprocal_std, weight]))
+        ctx.dimensions = tuple(range(-len(normalized_shape), 0))  # type: ignore[attr-defined]
+        return output
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        reciprocal_std, *weight = ctx.saved_tensors  # type: ignore[attr-defined]
+        if weight:
+            gradient = gradient * weight[0]
+        centred = gradient - gradient.mean(dim=ctx.dimensions, keepdim=True)  # type: ignore[attr-defined]
+        return centred.mul_(reciprocal_std), None, None, None, None
+
+
+class _Activation(torch.autograd.Function):
+    """``x·stop(f(x)/x)``, with the ratio's limit f'(0) where x is zero."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, tensor: Tensor, output: Tensor, at_zero: float) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(torch.where(tensor == 0, at_zero, output / tensor))
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        (ratio,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return gradient * ratio, None, None
+
+
+def _layer_norm(
+    input: Tensor,  # noqa: A002  (the name callers may use)
+    normalized_shape: tuple[int, ...],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    return _LayerNorm.apply(input, normalized_shape, weight, bias, eps)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def _rms_norm(
+    input: Tensor,  # noqa: A002
+    normalized_shape: tuple[int, ...],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    dimensions = tuple(range(-len(normalized_shape), 0))
+    eps = torch.finfo(input.dtype).eps if eps is None else eps
+    reciprocal = input.detach().square().mean(dim=dimensions, keepdim=True).add(eps).rsqrt()
+    return input * reciprocal if weight is None else input * reciprocal * weight
+
+
+def _activation(function: Callable[..., Tensor], at_zero: float) -> Callable[..., Tensor]:
+    def with_constant_ratio(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
+        if not input.requires_grad:
+            return function(input, *args, **kwargs)
+        kwargs.pop("inplace", None)
+        with torch.no_grad():
+            output = function(input, *args, **kwargs)
+        return _Activation.apply(input, output, at_zero)  # type: ignore[no-untyped-call, no-any-return]
+
+    return with_constant_ratio
+
+
+def _gate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A sigmoid only ever multiplies something: as a constant it leaves that something all its relevance."""
+
+    def constant(*args: Any, **kwargs: Any) -> Tensor:
+        return function(*args, **kwargs).detach()
+
+    return constant
+
+
+def _product(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def shared(first: Any, second: Any, *args: Any, **kwargs: Any) -> Tensor:
+        if _differentiable(first) and _differentiable(second):
+            first, second = scale_gradient(first, 0.5), scale_gradient(second, 0.5)
+        return function(first, second, *args, **kwargs)
+
+    return shared
+
+
+def _differentiable(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.requires_grad
+
+
+#: What the functions that a tap sees become under ``linearise``.
+LINEARISED: dict[Callable[..., Any], Callable[..., Any]] = {
+    F.layer_norm: _layer_norm,
+    F.rms_norm: _rms_norm,
+    F.gelu: _activation(F.gelu, at_zero=0.5),
+    F.silu: _activation(F.silu, at_zero=0.5),
+    F.mish: _activation(F.mish, at_zero=0.6),
+    F.relu: _activation(F.relu, at_zero=0.0),
+    torch.relu: _activation(torch.relu, at_zero=0.0),
+    torch.sigmoid: _gate(torch.sigmoid),
+    Tensor.sigmoid: _gate(torch.sigmoid),
+    F.sigmoid: _gate(torch.sigmoid),
+    torch.mul: _product(torch.mul),
+    Tensor.mul: _product(torch.mul),
+    Tensor.__mul__: _product(torch.mul),
+    Tensor.__rmul__: _product(torch.mul),
+}

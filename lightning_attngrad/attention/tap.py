@@ -1,0 +1,302 @@
+"""AttentionTap: sees every attention call of a forward pass, and changes none."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from lightning_attngrad.attention.call import AttentionCall, ExplicitAttentionCall, FusedAttentionCall
+from lightning_attngrad.attention.multihead import multi_head_attention
+from lightning_attngrad.attention.rules import LINEARISED, PLAIN, BackwardRules, scale_gradient
+
+_SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
+_MATRIX_PRODUCT = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm)
+_NORMALISATION = (F.layer_norm, F.rms_norm)
+#: Between a softmax and its matrix product the probabilities may pass through these.
+_IN_BETWEEN = (F.dropout, Tensor.to, Tensor.type_as, Tensor.contiguous, Tensor.float, Tensor.half, Tensor.bfloat16)
+#: Modules that do the arithmetic of an attention layer but are not the layer.
+_ANONYMOUS = (nn.Softmax, nn.Dropout, nn.Identity)
+
+
+class AttentionTap(TorchFunctionMode):
+    """While active, records every attention call of ``model`` in :attr:`calls`, first call first.
+
+    ``scaled_dot_product_attention`` stays the fused kernel that it is; an explicit softmax that is multiplied
+    with values, and the attention inside ``nn.MultiheadAttention``, are seen as well. No module is patched,
+    wrapped or hooked: names come from the stack of Python calls, gradients from hooks on activations.
+
+    Args:
+        model: whose module names the calls are known by.
+        start: where the autograd graph begins while parameters are held constant. ``attention``: at the first
+            attention call. ``embedding``: at the tokens that enter the first block, see :attr:`embedding`.
+            ``None``: no graph is asked for.
+        rules: what replaces the plain gradient on the way back.
+        score_offsets: one addition to the scores (B, H, N, M), or None, for each call in order.
+
+    Attributes:
+        calls: the attention calls.
+        conv_grids: height and width that each convolution before the first attention call gave.
+        embedding: tokens with their positions as they enter the first block (B, N, D): the input of the last
+            normalisation before the first attention call. None until then.
+        last_normalised: output of the last normalisation before the last self-attention call (B, N, D).
+        on_gradient: called with a call and the gradient at its ``tensor``, last call first, while autograd
+            runs backwards.
+
+    Example:
+        >>> import timm, torch
+        >>> model = timm.create_model("test_vit", num_classes=3).eval()
+        >>> with AttentionTap(model) as tap, torch.no_grad():
+        ...     _ = model(torch.rand(2, 3, 160, 160))
+        >>> tap.calls[0].name, tap.calls[0].shape
+        ('blocks.0.attn', (2, 2, 101, 101))
+        >>> probabilities = tap.calls[0].attention(slice(0, 1))  # the row of the class token
+        >>> probabilities.shape, bool(torch.allclose(probabilities.sum(-1), torch.ones(())))
+        (torch.Size([2, 2, 1, 101]), True)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        start: Literal["attention", "embedding"] | None = None,
+        rules: BackwardRules = PLAIN,
+        score_offsets: Sequence[Tensor | None] = (),
+    ) -> None:
+        super().__init__()
+        self.calls: list[AttentionCall] = []
+        self.conv_grids: list[tuple[int, int]] = []
+        self.embedding: Tensor | None = None
+        self.last_normalised: Tensor | None = None
+        self.on_gradient: Callable[[AttentionCall, Tensor], None] | None = None
+        self._names = {
+            id(module): name.replace("_orig_mod.", "").removesuffix("_orig_mod")
+            for name, module in model.named_modules()
+            if not isinstance(module, _ANONYMOUS)
+        }
+        self._start = start
+        self._rules = rules
+        self._score_offsets = score_offsets
+        self._normalised: Tensor | None = None
+        self._softmax_output: Tensor | None = None  # probabilities, if a matrix product with values follows
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._handlers: dict[Callable[..., Any], Callable[..., Any]] = {
+            F.scaled_dot_product_attention: self._on_fused_attention,
+            F.multi_head_attention_forward: self._on_multi_head_attention,
+            torch.conv2d: self._on_convolution,
+            torch.einsum: self._on_einsum,
+            torch._C._set_grad_enabled: self._on_set_grad_enabled,
+            **dict.fromkeys(_SOFTMAX, self._on_softmax),
+            **dict.fromkeys(_MATRIX_PRODUCT, self._on_matrix_product),
+            **dict.fromkeys(_NORMALISATION, self._on_normalisation),
+            **dict.fromkeys(_IN_BETWEEN, self._on_in_between),
+        }
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        args = tuple(_outside_inference(argument) for argument in args)
+        kwargs = {name: _outside_inference(value) for name, value in kwargs.items()} if kwargs else {}
+        handler = self._handlers.get(func)
+        if handler is not None:
+            return handler(func, *args, **kwargs)
+        return self._under_rules(func)(*args, **kwargs)
+
+    def release(self) -> None:
+        """Let go of all tensors and hooks, so that nothing but the caller's results stays alive."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self.calls.clear()
+        self.on_gradient = None
+        self.embedding = self.last_normalised = self._normalised = self._softmax_output = None
+
+    # What is seen ------------------------------------------------------------------------------------------
+
+    def _on_fused_attention(
+        self,
+        func: Callable[..., Any],
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,  # noqa: ARG002  (models are explained as they are evaluated: without dropout)
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+        rules = self._rules.attention
+        seen = (query, key, value)
+        if rules == "constant":
+            query, key = query.detach(), key.detach()
+        elif rules == "uniform":
+            query, key = scale_gradient(query, 0.25), scale_gradient(key, 0.25)
+            value = scale_gradient(value, 0.5)
+        offset = self._score_offset()
+        mask = attn_mask
+        if offset is not None:
+            mask = _added_to_mask(offset.to(query.dtype), attn_mask, is_causal)
+            is_causal = False
+        output: Tensor = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+        query, key, value = (_four_dimensional(tensor) for tensor in seen)
+        self._record(
+            FusedAttentionCall(
+                name=self._calling_module(),
+                tensor=output,
+                query=query,
+                key=key,
+                value=value,
+                mask=mask,
+                is_causal=is_causal,
+                scale=scale,
+            )
+        )
+        return output
+
+    def _on_multi_head_attention(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def attend(
+            query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, scale: float
+        ) -> tuple[Tensor, Callable[[], Tensor]]:
+            output = self._on_fused_attention(func, query, key, value, mask, 0.0, is_causal, scale)
+            call = self.calls[-1]
+            return output, lambda: call.attention(slice(0, call.shape[2]))
+
+        return multi_head_attention(attend, *args, **kwargs)
+
+    def _on_softmax(self, func: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
+        dim = args[0] if args else kwargs.get("dim")
+        over_keys = input.dim() in (3, 4) and input.is_floating_point() and dim in (-1, input.dim() - 1)
+        offset = self._score_offset() if over_keys else None
+        if offset is not None and offset.shape == input.shape:
+            input = input + offset.to(input.dtype)
+        output: Tensor = func(input, *args, **kwargs)
+        if over_keys:
+            self._softmax_output = output
+        return output
+
+    def _on_in_between(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        output: Tensor = func(*args, **kwargs)
+        tensor = args[0] if args else kwargs.get("input")
+        if tensor is not None and tensor is self._softmax_output:
+            self._softmax_output = output
+        return output
+
+    def _on_matrix_product(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        if len(args) > 1 and args[0] is self._softmax_output is not None:
+            args = (*self._on_explicit_attention(args[0], args[1]), *args[2:])
+        return func(*args, **kwargs)  # type: ignore[no-any-return]
+
+    def _on_einsum(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        if len(args) == 3 and args[1] is self._softmax_output is not None:
+            args = (args[0], *self._on_explicit_attention(args[1], args[2]))
+        return func(*args, **kwargs)  # type: ignore[no-any-return]
+
+    def _on_explicit_attention(self, probabilities: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        self._softmax_output = None
+        rules = self._rules.attention
+        if rules == "constant":
+            probabilities = probabilities.detach()
+        elif rules == "uniform":
+            probabilities, value = scale_gradient(probabilities, 0.25), scale_gradient(value, 0.5)
+        self._record(
+            ExplicitAttentionCall(
+                name=self._calling_module(),
+                tensor=probabilities,
+                probabilities=_four_dimensional(probabilities.detach()),
+            )
+        )
+        return probabilities, value
+
+    def _on_normalisation(self, func: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
+        of_tokens = input.dim() == 3 and input.is_floating_point()  # (B, N, D), not the heads of a query
+        if of_tokens and not self.calls:
+            if self._start == "embedding" and not input.requires_grad:
+                input.requires_grad_()
+            self.embedding = input
+        output: Tensor = self._under_rules(func)(input, *args, **kwargs)
+        if of_tokens:
+            self._normalised = output
+        return output
+
+    def _on_convolution(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        output: Tensor = func(*args, **kwargs)
+        if not self.calls:
+            self.conv_grids.append((output.shape[-2], output.shape[-1]))
+        return output
+
+    def _on_set_grad_enabled(self, func: Callable[..., Any], enabled: bool) -> None:
+        # A backbone that its owner runs under no_grad is a frozen one: it is read like any other.
+        if enabled or self._start is None:
+            func(enabled)
+
+    # What is kept ------------------------------------------------------------------------------------------
+
+    def _record(self, call: AttentionCall) -> None:
+        if self._start == "attention" and not self.calls and not call.tensor.requires_grad:
+            call.tensor.requires_grad_()
+        if call.tensor.requires_grad:
+            self._hooks.append(call.tensor.register_hook(self._deliver(call)))
+        if call.is_self_attention:
+            self.last_normalised = self._normalised
+        self.calls.append(call)
+
+    def _deliver(self, call: AttentionCall) -> Callable[[Tensor], None]:
+        def deliver(gradient: Tensor) -> None:
+            if self.on_gradient is not None:
+                self.on_gradient(call, _four_dimensional(gradient))
+
+        return deliver
+
+    def _under_rules(self, func: Callable[..., Any]) -> Callable[..., Any]:
+        return LINEARISED.get(func, func) if self._rules.linearise else func
+
+    def _score_offset(self) -> Tensor | None:
+        index = len(self.calls)
+        return self._score_offsets[index] if index < len(self._score_offsets) else None
+
+    def _calling_module(self) -> str:
+        """Name of the innermost module of the model whose forward is running."""
+        frame = sys._getframe(1)
+        while frame is not None:
+            name = self._names.get(id(frame.f_locals.get("self")))
+            if name is not None:
+                return name
+            frame = frame.f_back  # type: ignore[assignment]
+        return f"attention.{len(self.calls)}"
+
+
+def _outside_inference(argument: Any) -> Any:
+    """Tensors that a module cached under inference mode cannot enter a graph; a copy of them can."""
+    if isinstance(argument, Tensor):
+        return argument.clone() if argument.is_inference() else argument
+    if isinstance(argument, list | tuple) and any(isinstance(item, Tensor) and item.is_inference() for item in argument):
+        return type(argument)(_outside_inference(item) for item in argument)
+    return argument
+
+
+def _four_dimensional(tensor: Tensor) -> Tensor:
+    """(B, H, N, d) from (B, N, d), which has a single head, or from more leading dimensions than two."""
+    if tensor.dim() == 3:
+        return tensor.unsqueeze(1)
+    return tensor if tensor.dim() == 4 else tensor.flatten(0, -4)
+
+
+def _added_to_mask(offset: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    if is_causal:
+        mask = torch.ones(offset.shape[-2:], dtype=torch.bool, device=offset.device).tril()
+    if mask is None:
+        return offset
+    return offset.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else offset + mask

@@ -1,0 +1,45 @@
+"""Images and a class to heatmaps. Needs torch only."""
+
+# Importing a family registers its methods; this order is the order in which they are listed.
+from lightning_attngrad.attention import UnsupportedModelError
+from lightning_attngrad.explain import guided, conservative, baselines  # noqa: F401, I001
+from lightning_attngrad.explain.attention_step import AttentionStep, attention_step
+from lightning_attngrad.explain.corrections import CORRECTIONS
+from lightning_attngrad.explain.explaining import DEFAULT_METHOD, explain
+from lightning_attngrad.explain.explanation import Explanation
+from lightning_attngrad.explain.forward_pass import ForwardPass, NonFiniteOutputError
+from lightning_attngrad.explain.objectives import (
+    OBJECTIVES,
+    Contrast,
+    Logit,
+    Margin,
+    Mixture,
+    Objective,
+    Region,
+    Seeds,
+)
+from lightning_attngrad.explain.registry import METHODS, Options, TokenScores, register_method
+
+__all__ = [
+    "CORRECTIONS",
+    "DEFAULT_METHOD",
+    "METHODS",
+    "OBJECTIVES",
+    "AttentionStep",
+    "Contrast",
+    "Explanation",
+    "ForwardPass",
+    "Logit",
+    "Margin",
+    "Mixture",
+    "NonFiniteOutputError",
+    "Objective",
+    "Options",
+    "Region",
+    "Seeds",
+    "TokenScores",
+    "UnsupportedModelError",
+    "attention_step",
+    "explain",
+    "register_method",
+]

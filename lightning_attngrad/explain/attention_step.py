@@ -1,0 +1,145 @@
+"""Attention step: how little the attention has to be redirected for the output to change (arXiv 2605.11392, our reading)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_attngrad.attention import DEFAULT_MEMORY_BUDGET, AttentionCall
+from lightning_attngrad.explain.explaining import explain
+from lightning_attngrad.explain.explanation import Explanation
+from lightning_attngrad.explain.forward_pass import forward_pass
+from lightning_attngrad.explain.objectives import Logit
+
+
+@dataclass(frozen=True)
+class AttentionStep:
+    """What redirecting the attention towards a class did.
+
+    Attributes:
+        before: the explanation of the target class without the step.
+        logits: (S, B, C), the logits after each of S step sizes.
+        heatmaps: (S, B, h, w), the map of the target class after each.
+        step_sizes: (S,), in the order given.
+        smallest_step: (B,), the smallest step size after which the target class is predicted; 0 where it is so
+            without any, ∞ where no step sufficed.
+        layer_names: the attention calls that were redirected.
+    """
+
+    before: Explanation
+    logits: Tensor
+    heatmaps: Tensor
+    step_sizes: tuple[float, ...]
+    smallest_step: Tensor
+    layer_names: tuple[str, ...]
+
+    @property
+    def logit_change(self) -> Tensor:
+        """Change of all logits against ``before``, (S, B, C)."""
+        return self.logits - self.before.logits
+
+
+def attention_step(
+    model: nn.Module,
+    images: Tensor,
+    target: int | Tensor,
+    *,
+    step_sizes: Sequence[float] = (0.25, 0.5, 1.0, 2.0, 4.0),
+    layers: Sequence[str] | None = None,
+    correction: str = "positive",
+    forward: Callable[[Tensor], Any] | None = None,
+) -> AttentionStep:
+    """Rerun the model with its attention scores moved along their gradient, ``S' = S + η·∂Φ/∂S / rms(∂Φ/∂S)``.
+
+    Φ is the target's logit, the root mean square is taken over each image and layer. Keeps one (B, H, N, N) tensor
+    for each layer that is redirected.
+
+    Args:
+        model: as for :func:`explain`.
+        images: (B, C, H, W).
+        target: the class towards which the attention is redirected, an int or a tensor (B,).
+        step_sizes: η, in units of the scores' root mean square gradient; one rerun each.
+        layers: names of the attention calls to redirect, such as ``blocks.3.attn``; None is all of them.
+        correction: of the maps, see :func:`explain`.
+        forward: called instead of ``model(images)``.
+
+    Raises:
+        ValueError: for unknown layers, no step size, or several classes an image.
+
+    Example:
+        >>> import timm, torch
+        >>> model = timm.create_model("test_vit", num_classes=5)
+        >>> step = attention_step(model, torch.rand(2, 3, 160, 160), target=1, step_sizes=(0.5, 1.0))
+        >>> step.logits.shape, step.heatmaps.shape, step.smallest_step.shape
+        (torch.Size([2, 2, 5]), torch.Size([2, 2, 10, 10]), torch.Size([2]))
+    """
+    sizes = tuple(float(size) for size in step_sizes)
+    if not sizes:
+        raise ValueError("step_sizes: got none; expected at least one number")
+    options: dict[str, Any] = {"method": "gradient_guided", "correction": correction, "forward": forward}
+    before = explain(model, images, target, **options)
+    if before.target is None or before.target.dim() != 1:
+        raise ValueError(f"target: got {target!r}; expected one class an image, an int or a tensor ({len(images)},)")
+    directions = _score_directions(model, images, before.target, forward, _chosen(layers, before.layer_names))
+
+    logits, heatmaps = [], []
+    for size in sizes:
+        offsets = [None if direction is None else size * direction for direction in directions]
+        after = explain(model, images, before.target, score_offsets=offsets, **options)
+        logits.append(after.logits)
+        heatmaps.append(after.heatmap)
+    predicted = torch.stack(logits).argmax(dim=-1) == before.target  # (S, B)
+    tried = torch.tensor(sizes, device=predicted.device).unsqueeze(1).expand_as(predicted)
+    smallest = torch.where(predicted, tried, torch.inf).amin(dim=0)
+    smallest = torch.where(before.logits.argmax(dim=1) == before.target, 0.0, smallest)
+    return AttentionStep(
+        before=before,
+        logits=torch.stack(logits),
+        heatmaps=torch.stack(heatmaps),
+        step_sizes=sizes,
+        smallest_step=smallest,
+        layer_names=tuple(name for name, part in zip(before.layer_names, directions, strict=True) if part is not None),
+    )
+
+
+def _chosen(layers: Sequence[str] | None, names: tuple[str, ...]) -> set[str]:
+    if layers is None:
+        return set(names)
+    unknown = [name for name in layers if name not in names]
+    if unknown or not layers:
+        raise ValueError(f"layers: got {list(layers)!r}; expected some of {', '.join(names)}")
+    return set(layers)
+
+
+def _score_directions(
+    model: nn.Module,
+    images: Tensor,
+    target: Tensor,
+    forward: Callable[[Tensor], Any] | None,
+    chosen: set[str],
+) -> list[Tensor | None]:
+    """``∂Φ/∂S / rms(∂Φ/∂S)`` of each attention call, (B, H, N, M), None where it is not to be redirected."""
+    directions: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def keep(call: AttentionCall, gradient: Tensor) -> None:
+        if call.name not in chosen:
+            return
+        parts = []
+        for rows in call.blocks(DEFAULT_MEMORY_BUDGET):
+            attention = call.attention(rows)
+            product = call.attention_gradient(rows, gradient).mul_(attention)
+            parts.append(product - attention * product.sum(dim=-1, keepdim=True))
+        at_scores = torch.cat(parts, dim=2)
+        size = at_scores.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+        directions[id(call)] = torch.where(size > 0, at_scores / size, 0.0)
+
+    with forward_pass(model, images, forward=forward) as ran:
+        seeds = Logit().seeds(ran, target)
+        ran.tap.on_gradient = keep
+        torch.autograd.grad(seeds.outputs, ran.tap.calls[0].tensor, seeds.gradients)
+        return [directions.get(id(call)) for call in ran.tap.calls]

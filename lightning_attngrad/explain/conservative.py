@@ -1,0 +1,78 @@
+"""Relevance that adds up to the output: gradient × input under the backward rules of ``attention/rules.py``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_attngrad.attention import ATTN_LRP, CONSERVATIVE
+from lightning_attngrad.explain.forward_pass import ForwardPass
+from lightning_attngrad.explain.guided import stream
+from lightning_attngrad.explain.objectives import Seeds
+from lightning_attngrad.explain.registry import Options, TokenScores, register_method
+
+
+@register_method("conservative", source="Ali et al., arXiv 2202.07304", start="embedding", rules=CONSERVATIVE)
+def conservative(forward: ForwardPass, seeds: Seeds, options: Options) -> TokenScores:
+    """Embedding × gradient with LayerNorm, activation and attention linearised; without biases it sums to the logit."""
+    return _token_relevance(forward, seeds, options)
+
+
+@register_method("attn_lrp", source="Achtibat et al., arXiv 2402.05602", start="embedding", rules=ATTN_LRP)
+def attn_lrp(forward: ForwardPass, seeds: Seeds, options: Options) -> TokenScores:
+    """Embedding × gradient where the factors of each product in the attention share the gradient."""
+    return _token_relevance(forward, seeds, options)
+
+
+@register_method(
+    "guided_relevance",
+    source="METHODS §3: arXiv 2402.05602 and arXiv 2103.15679 from one backward pass",
+    start="embedding",
+    rules=ATTN_LRP,
+)
+def guided_relevance(forward: ForwardPass, seeds: Seeds, options: Options) -> TokenScores:
+    """Token relevance and the streamed positive map of one backward pass, each a share of its own sum, joined.
+
+    ``combine="sum"`` is their mean, ``"product"`` their geometric mean; both are over the patch tokens.
+    """
+    embedding = _embedding(forward)
+    guided, gradient = stream(forward, seeds, options, ("positive",), embedding)
+    relevance = _relevance(embedding, gradient)
+    prefix = forward.layout.prefix
+    first = _share_of_patches(relevance.clamp_min(0), prefix)
+    second = _share_of_patches(guided.scores[:, 0], prefix)
+    joined = (first + second) / 2 if options.combine == "sum" else (first * second).sqrt()
+    return TokenScores(joined.unsqueeze(1), guided.zero_gradient, layers=guided.layers, relevance=relevance)
+
+
+def _token_relevance(forward: ForwardPass, seeds: Seeds, options: Options) -> TokenScores:
+    embedding = _embedding(forward)
+    (gradient,) = torch.autograd.grad(
+        seeds.outputs, embedding, seeds.gradients, retain_graph=options.retain_graph
+    )
+    relevance = _relevance(embedding, gradient)
+    return TokenScores(
+        relevance.unsqueeze(1), zero_gradient=~gradient.flatten(1).ne(0).any(dim=1), relevance=relevance
+    )
+
+
+def _embedding(forward: ForwardPass) -> Tensor:
+    embedding = forward.tap.embedding
+    if embedding is None or embedding.shape[1] != forward.layout.tokens:
+        raise ValueError(
+            "model: no normalisation of the tokens was seen in front of its first attention, so the embedding that "
+            "relevance is measured at is not known; use method='gradient_guided'"
+        )
+    return embedding
+
+
+def _relevance(embedding: Tensor, gradient: Tensor) -> Tensor:
+    """Embedding × gradient summed over channels, (B, N), at least float32."""
+    dtype = torch.promote_types(embedding.dtype, torch.float32)
+    return (embedding.detach().to(dtype) * gradient.to(dtype)).sum(dim=-1)
+
+
+def _share_of_patches(scores: Tensor, prefix: int) -> Tensor:
+    """Scores (B, N) divided by their sum over the patches; zero where that is zero."""
+    total = scores[:, prefix:].sum(dim=1, keepdim=True)
+    return torch.where(total > 0, scores / total, 0.0)

@@ -1,0 +1,42 @@
+"""Explanation: what :func:`lightning_attngrad.explain` returns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Heatmaps of a batch, with all that is needed to read them.
+
+    B images, C classes, N tokens, L attention calls, a patch grid of h×w, and P panels where several classes or
+    several corrections were asked for.
+
+    Attributes:
+        heatmap: (B, h, w), or (B, P, h, w) with panels; float32. Not rescaled: see
+            :func:`lightning_attngrad.metrics.functional.map_density` for maps that can be compared.
+        logits: the model's output (B, C), float32.
+        target: the class explained, (B,) or (B, P) int64; None where the objective has no class.
+        token_scores: the heatmap with prefix tokens (class, distillation, register) in front, (B, N) or (B, P, N).
+        layers: what each attention call added to the heatmap, (B, L, h, w) or (B, P, L, h, w), first call
+            first; None for methods that have no such parts.
+        layer_names: the model's own names for the L attention calls.
+        panels: names of the P panels.
+        completeness_error: ``|Σ R − Φ| / |Φ|``, (B,) or (B, P), for relevance methods: how much of the output the
+            token scores fail to account for.
+        zero_gradient: (B,) or (B, P) bool: no gradient reached the attention, the map says nothing.
+        method: the method's name.
+    """
+
+    heatmap: Tensor
+    logits: Tensor
+    target: Tensor | None
+    token_scores: Tensor
+    layers: Tensor | None
+    layer_names: tuple[str, ...]
+    panels: tuple[str, ...] | None
+    completeness_error: Tensor | None
+    zero_gradient: Tensor
+    method: str

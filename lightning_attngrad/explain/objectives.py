@@ -1,0 +1,257 @@
+"""Objectives: the scalar Φ an image whose gradient guides a map (arXiv 2605.11392, our reading; METHODS §2)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_attngrad.attention import AttentionCall, ExplicitAttentionCall, FusedAttentionCall
+from lightning_attngrad.explain.forward_pass import ForwardPass
+from lightning_attngrad.explain.propagation import pooling_weights
+
+
+@dataclass(frozen=True, eq=False)
+class Seeds:
+    """Where a backward pass starts.
+
+    Attributes:
+        value: Φ of each image, (B,).
+        outputs: tensors of the graph.
+        gradients: ∂Φ at each of them.
+        given: an attention call whose gradient is known without autograd, and that gradient.
+    """
+
+    value: Tensor
+    outputs: tuple[Tensor, ...]
+    gradients: tuple[Tensor, ...]
+    given: tuple[AttentionCall, Tensor] | None = None
+
+
+class Objective(ABC):
+    """Φ as a function of one forward pass and, for most, of a class an image."""
+
+    needs_target: bool = True
+
+    @abstractmethod
+    def seeds(self, forward: ForwardPass, target: Tensor | None) -> Seeds:
+        """Where the backward pass of Φ starts; ``target`` is (B,) or None."""
+
+
+class ValueObjective(Objective):
+    """An objective that is a number an image, computed from the output."""
+
+    @abstractmethod
+    def value(self, forward: ForwardPass, target: Tensor | None) -> Tensor:
+        """Φ of each image, (B,), in the graph."""
+
+    def seeds(self, forward: ForwardPass, target: Tensor | None) -> Seeds:
+        value = self.value(forward, target)
+        return Seeds(value.detach(), (value,), (torch.ones_like(value),))
+
+
+@dataclass(frozen=True)
+class Logit(ValueObjective):
+    """``z_t``: the class itself."""
+
+    def value(self, forward: ForwardPass, target: Tensor | None) -> Tensor:
+        return _of_class(forward.logits, target)
+
+
+@dataclass(frozen=True)
+class Margin(ValueObjective):
+    """``z_t − max_{j≠t} z_j``: what separates the class from its nearest rival."""
+
+    def value(self, forward: ForwardPass, target: Tensor | None) -> Tensor:
+        logits = forward.logits
+        if logits.shape[1] < 2:
+            raise ValueError("objective: 'margin' needs a rival, and the model has one class; use 'logit'")
+        others = logits.scatter(1, _column(target), -torch.inf)
+        return _of_class(logits, target) - others.amax(dim=1)
+
+
+@dataclass(frozen=True)
+class Contrast(ValueObjective):
+    """``z_t − z_b``: why the target class rather than b.
+
+    Args:
+        against: b, one class for all images, or one an image as a tensor (B,).
+    """
+
+    against: int | Tensor
+
+    def value(self, forward: ForwardPass, target: Tensor | None) -> Tensor:
+        logits = forward.logits
+        against = torch.as_tensor(self.against, device=logits.device).expand(len(logits))
+        if against.is_floating_point() or not bool(((against >= 0) & (against < logits.shape[1])).all()):
+            raise ValueError(f"against: got {self.against!r}; expected classes from 0 to {logits.shape[1] - 1}")
+        return _of_class(logits, target) - _of_class(logits, against)
+
+
+@dataclass(frozen=True)
+class Mixture(ValueObjective):
+    """``Σ_c w_c z_c``: guided from outside, an image read as a mixture of classes. Takes no target.
+
+    Args:
+        weights: w, (C,) for all images, or (B, C).
+    """
+
+    weights: Tensor | Sequence[float]
+    needs_target: bool = field(default=False, init=False, repr=False)
+
+    def value(self, forward: ForwardPass, target: Tensor | None) -> Tensor:  # noqa: ARG002
+        logits = forward.logits
+        weights = torch.as_tensor(self.weights, device=logits.device, dtype=logits.dtype)
+        if weights.shape not in (logits.shape, logits.shape[1:]):
+            raise ValueError(
+                f"weights: got shape {tuple(weights.shape)}; expected one weight a class, ({logits.shape[1]},), "
+                f"or one row an image, {tuple(logits.shape)}"
+            )
+        return (logits * weights).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class OfOutput(ValueObjective):
+    """A function of the model's own output: for regression, embeddings, backbones without a classifier.
+
+    Args:
+        function: from the output to one number an image, (B,).
+    """
+
+    function: Callable[[Any], Tensor]
+    needs_target: bool = field(default=False, init=False, repr=False)
+
+    def value(self, forward: ForwardPass, target: Tensor | None) -> Tensor:  # noqa: ARG002
+        value = self.function(forward.output)
+        if not isinstance(value, Tensor) or value.shape != (forward.batch,):
+            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"objective: the function returned {got}; expected one number an image, ({forward.batch},)")
+        if not value.requires_grad:
+            raise ValueError("objective: the function's result does not depend on the model's attention")
+        return value if value.dtype == torch.float64 else value.float()
+
+
+@dataclass(frozen=True)
+class Region(Objective):
+    """The share of the last attention that falls inside a mask: guided from outside by place, not by class.
+
+    ``Φ = Σ_i w_i mean_h Σ_{j in mask} A_L[h, i, j]`` with w the weights by which tokens are pooled. The target
+    only decides which tokens count as pooled; Φ itself knows no class.
+
+    Args:
+        mask: (H, W), (B, H, W), or the same on the patch grid; True or 1 inside.
+    """
+
+    mask: Tensor
+
+    def seeds(self, forward: ForwardPass, target: Tensor | None) -> Seeds:
+        call = forward.tap.calls[-1]
+        batch, heads, queries, keys = call.shape
+        inside = self._on_tokens(forward, keys)  # (B, M)
+        logit = Logit().value(forward, target)
+        # Only the head behind the last attention is walked back for this: it tells which tokens are pooled.
+        (pooled_gradient,) = torch.autograd.grad(logit.sum(), call.tensor, retain_graph=True)
+        pooled_gradient = pooled_gradient if pooled_gradient.dim() == 4 else pooled_gradient.unsqueeze(1)
+        touched = call.touched_queries(pooled_gradient)
+        weights = pooling_weights(call, touched, forward.layout.prefix)  # (B, N)
+
+        known = _RegionCall(call.name, call.tensor, call, inside.to(weights.dtype))
+        at_attention = weights[:, None, :, None]
+        whole = known.attention_gradient(slice(0, queries), at_attention)  # (B, H, N, M)
+        if isinstance(call, ExplicitAttentionCall):
+            probabilities = call.tensor
+            value = (call.attention(slice(0, queries)) * whole).sum(dim=(1, 2, 3))
+            return Seeds(value, (probabilities,), (whole.reshape(probabilities.shape).to(probabilities.dtype),))
+        return self._through_scores(call, known, at_attention)  # type: ignore[arg-type]
+
+    def _on_tokens(self, forward: ForwardPass, keys: int) -> Tensor:
+        mask = torch.as_tensor(self.mask, dtype=torch.float32, device=forward.tap.calls[-1].tensor.device)
+        if mask.dim() not in (2, 3) or (mask.dim() == 3 and len(mask) not in (1, forward.batch)):
+            raise ValueError(f"mask: got shape {tuple(mask.shape)}; expected (H, W) or ({forward.batch}, H, W)")
+        mask = mask.expand(forward.batch, *mask.shape[-2:])
+        on_grid = F.adaptive_avg_pool2d(mask.unsqueeze(1), forward.layout.grid).flatten(1)  # (B, patches)
+        return F.pad(on_grid, (keys - on_grid.shape[1], 0))  # no mass on prefix tokens
+
+    def _through_scores(self, call: FusedAttentionCall, known: _RegionCall, at_attention: Tensor) -> Seeds:
+        """Start at queries and keys: the probabilities are no tensor of the graph under a fused kernel."""
+        batch, heads, queries, _ = call.shape
+        value = torch.zeros(batch, device=at_attention.device, dtype=at_attention.dtype)
+        at_query = torch.zeros_like(call.query, dtype=at_attention.dtype)
+        at_key = torch.zeros_like(call.key, dtype=at_attention.dtype)
+        for rows in call.blocks():
+            attention = call.attention(rows)
+            product = attention * known.attention_gradient(rows, at_attention)
+            mass = product.sum(dim=-1, keepdim=True)
+            value += mass.sum(dim=(1, 2, 3))
+            at_scores = (product - attention * mass) * call.scale  # ∂Φ/∂S = A ⊙ (G − rowsum(A ⊙ G))
+            key = call.key.detach().to(at_scores.dtype).repeat_interleave(heads // call.key.shape[1], dim=1)
+            at_query[:, :, rows] = at_scores @ key
+            to_keys = at_scores.transpose(-1, -2) @ call.query.detach()[:, :, rows].to(at_scores.dtype)
+            at_key += to_keys.unflatten(1, (call.key.shape[1], -1)).sum(dim=2)
+        outputs = [(call.query, at_query), (call.key, at_key)]
+        outputs = [(tensor, gradient.to(tensor.dtype)) for tensor, gradient in outputs if tensor.requires_grad]
+        return Seeds(
+            value,
+            tuple(tensor for tensor, _ in outputs),
+            tuple(gradient for _, gradient in outputs),
+            given=(known, at_attention),
+        )
+
+
+@dataclass(eq=False)
+class _RegionCall(AttentionCall):
+    """The last attention call, whose gradient at the probabilities is the mask itself: ``w_i·mask_j / H``."""
+
+    inner: AttentionCall
+    inside: Tensor  # (B, M)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self.inner.shape
+
+    def attention(self, rows: slice) -> Tensor:
+        return self.inner.attention(rows)
+
+    def attention_gradient(self, rows: slice, gradient: Tensor) -> Tensor:
+        heads = self.shape[1]
+        return (gradient[:, :, rows] * self.inside[:, None, None, :] / heads).repeat(1, heads, 1, 1)
+
+
+#: Objectives that need nothing but a class, by name.
+OBJECTIVES: dict[str, Objective] = {"logit": Logit(), "margin": Margin()}
+
+
+def check_objective(objective: str | Objective | Callable[[Any], Tensor]) -> Objective:
+    """An objective from its name, itself, or a function of the output.
+
+    Raises:
+        ValueError: for an unknown name.
+        TypeError: for anything else.
+    """
+    if isinstance(objective, Objective):
+        return objective
+    if isinstance(objective, str):
+        if objective in OBJECTIVES:
+            return OBJECTIVES[objective]
+        raise ValueError(
+            f"objective: got {objective!r}; expected {' or '.join(map(repr, OBJECTIVES))}, or one with arguments: "
+            "Contrast(against=class), Mixture(weights), Region(mask), or a function of the model's output"
+        )
+    if callable(objective):
+        return OfOutput(objective)
+    raise TypeError(f"objective: got {type(objective).__name__}; expected a name, an Objective or a function")
+
+
+def _of_class(logits: Tensor, target: Tensor | None) -> Tensor:
+    return logits.gather(1, _column(target)).squeeze(1)
+
+
+def _column(target: Tensor | None) -> Tensor:
+    if target is None:
+        raise ValueError("target: None; this objective is about a class")
+    return target.unsqueeze(1)

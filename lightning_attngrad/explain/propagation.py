@@ -1,0 +1,110 @@
+"""Streaming row propagation: attention maps rolled through the layers while the backward pass runs.
+
+The published recursion ``R ← R + Ā R`` needs an N×N matrix and a product of two of them a layer. Only the row that
+feeds the prediction is wanted, so a row is carried instead, last layer first: with ``r_L`` the weights by which the
+tokens are pooled, ``r ← r + r·mean_h C_l`` (METHODS §2). The increment ``D = r − r_L`` is kept apart: added to ``r``
+itself, 1e-9 beside 1/N is lost in float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_attngrad.attention import AttentionCall
+from lightning_attngrad.explain.corrections import CORRECTIONS
+
+
+def pooling_weights(call: AttentionCall, touched: Tensor, prefix: int) -> Tensor:
+    """Weights with which the query tokens of the last attention call feed the prediction, (B, N), each row sum 1.
+
+    Read off the gradient: behind the last attention nothing mixes tokens any more, so it is zero at all tokens but
+    the pooled ones. A class token gives a one-hot row; mean pooling equal weights; class and distillation token one
+    half each; attention pooling its query. Where prefix tokens *and* patches are pooled (the class token beside the
+    mean of the patches, as in Hugging Face's DINOv2 classifier) either group gets one half.
+
+    Args:
+        call: the last attention call.
+        touched: (B, N) bool, where gradient arrived.
+        prefix: number of prefix tokens.
+    """
+    weights = touched.to(torch.promote_types(call.tensor.dtype, torch.float32))
+    if call.is_self_attention:
+        in_front, patches = weights[:, :prefix], weights[:, prefix:]
+        groups = torch.cat([_normalised(in_front), _normalised(patches)], dim=1)
+        return _normalised(groups)
+    return _normalised(weights)
+
+
+def _normalised(weights: Tensor) -> Tensor:
+    return weights / weights.sum(dim=1, keepdim=True).clamp_min(1.0) if weights.shape[1] else weights
+
+
+class RowPropagation:
+    """Takes the attention calls of one backward pass, last first, and carries ``D`` (B, K, N) through them.
+
+    Args:
+        prefix: number of prefix tokens.
+        corrections: names of K corrections, carried side by side from the same ``A`` and ``G``.
+        memory_budget: bytes for the temporaries of a block of rows.
+
+    Attributes:
+        scores: ``D``, (B, K, N): the map so far. None before the first call.
+        increments: what each call added, (B, K, N) each, last call first.
+        zero_gradient: (B,) bool: no gradient arrived at the last attention call.
+    """
+
+    def __init__(self, prefix: int, corrections: tuple[str, ...], memory_budget: int) -> None:
+        self.scores: Tensor | None = None
+        self.increments: list[Tensor] = []
+        self.zero_gradient: Tensor | None = None
+        self._prefix = prefix
+        self._memory_budget = memory_budget
+        self._corrections = corrections
+        self._base: Tensor | None = None  # r_L, (B, 1, N)
+
+    @torch.no_grad()
+    def __call__(self, call: AttentionCall, gradient: Tensor) -> None:
+        """Carry the row through ``call``, given the gradient at its ``tensor``."""
+        batch, _, _, keys = call.shape
+        if self._base is None:
+            touched = call.touched_queries(gradient)
+            self.zero_gradient = ~touched.any(dim=1)
+            self._base = pooling_weights(call, touched, self._prefix).unsqueeze(1)
+        rows = self._base if self.scores is None else self._base + self.scores  # (B, K or 1, N)
+        with torch.autocast(gradient.device.type, enabled=False):
+            increment = self._row_times_corrections(call, gradient, rows)  # (B, K, M)
+        if not call.is_self_attention:
+            # A pooling call: its query is no token of the image, nothing is carried over but what it read.
+            self._base = increment.new_zeros(batch, 1, keys)
+            self.scores = increment
+        else:
+            self.scores = increment if self.scores is None else self.scores + increment
+        self.increments.append(increment)
+
+    def _row_times_corrections(self, call: AttentionCall, gradient: Tensor, rows: Tensor) -> Tensor:
+        """``rows · mean_h C_k`` for every correction k, rebuilt in blocks of rows: (B, K, M)."""
+        batch, heads, queries, keys = call.shape
+        factors = [CORRECTIONS[name] for name in self._corrections]
+        weights = rows.expand(batch, len(factors), queries) / heads
+        # A class token's last layer has a single row that counts; blocks of rows span only those that do.
+        counting = weights.ne(0).any(dim=1).any(dim=0).nonzero().flatten()
+        increment = torch.zeros(batch, len(factors), keys, device=gradient.device, dtype=weights.dtype)
+        if not counting.numel():
+            return increment
+        of_positive, of_product, of_row_sum = (
+            torch.tensor(column, device=weights.device, dtype=weights.dtype).view(1, -1, 1)
+            for column in zip(*factors, strict=True)
+        )
+        for block in call.blocks(self._memory_budget, int(counting[0]), int(counting[-1]) + 1):
+            attention = call.attention(block)  # (B, H, rows, M)
+            product = call.attention_gradient(block, gradient).mul_(attention)
+            block_weights = weights[:, :, block]  # (B, K, rows)
+            if any(factor.row_sum for factor in factors):
+                shared = attention.mul_(product.sum(dim=-1, keepdim=True)).sum(dim=1)  # (B, rows, M)
+                increment += (of_row_sum * block_weights) @ shared
+            if any(factor.product for factor in factors):
+                increment += (of_product * block_weights) @ product.sum(dim=1)
+            if any(factor.positive_part for factor in factors):
+                increment += (of_positive * block_weights) @ product.relu_().sum(dim=1)
+        return increment
