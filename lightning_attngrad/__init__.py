@@ -1,5 +1,6 @@
 """See where a Vision Transformer looks while Lightning fine-tunes it, without touching the run."""
 
+from lightning_attngrad.callbacks import AttentionMapMonitor
 from lightning_attngrad.explain import (
     AttentionStep,
     Contrast,
@@ -12,6 +13,7 @@ from lightning_attngrad.explain import (
 )
 
 __all__ = [
+    "AttentionMapMonitor",
     "AttentionStep",
     "Contrast",
     "Explanation",

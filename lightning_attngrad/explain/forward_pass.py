@@ -71,7 +71,7 @@ def forward_pass(
     images: Tensor,
     *,
     forward: Callable[[Tensor], Any] | None = None,
-    start: Literal["attention", "embedding"] = "attention",
+    start: Literal["attention", "embedding"] | None = "attention",
     rules: BackwardRules = PLAIN,
     score_offsets: Sequence[Tensor | None] = (),
 ) -> Iterator[ForwardPass]:

@@ -1,0 +1,298 @@
+"""AttentionMapMonitor: figures and numbers of where a model looks while it is being fine-tuned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lightning_attngrad.callbacks.probe_monitor import Findings, Probe, ProbeMonitor
+from lightning_attngrad.explain import CORRECTIONS, DEFAULT_METHOD, METHODS, OBJECTIVES, Explanation, explain
+from lightning_attngrad.explain.corrections import CorrectionName
+from lightning_attngrad.metrics.functional import (
+    border_mass,
+    head_statistics,
+    map_entropy,
+    times_uniform_share,
+    top_decile_mass,
+)
+from lightning_attngrad.reporting.figures import (
+    Caption,
+    ColourScale,
+    class_panels,
+    film_strip,
+    layer_strip,
+    map_grid,
+)
+
+_MAP_STATISTICS = {"entropy": map_entropy, "border_mass": border_mass, "top_decile_mass": top_decile_mass}
+#: Images in the figures that show several maps of each.
+_STRIPS = 4
+#: Images that go through the model at once.
+_BATCH = 16
+
+
+class AttentionMapMonitor(ProbeMonitor):
+    """Shows where a Vision Transformer looks, before, during and after fine-tuning.
+
+    Every so often it explains a frozen, class-balanced set of validation images and logs, to every logger,
+
+    - ``attngrad/maps/overlay``: image, map, predicted and true class, one row an image;
+    - ``attngrad/maps/layers``: what each layer adds to the map (for methods that have such parts);
+    - ``attngrad/maps/classes``: the most probable classes side by side on one scale;
+    - ``attngrad/maps/film``: one image through training, the starting weights first;
+    - scalars ``attngrad/maps/entropy``, ``border_mass``, ``top_decile_mass`` (means over the images),
+      ``head_entropy/<layer>`` and ``head_distance/<layer>`` (means over heads and images), and ``seconds``.
+
+    The map of an image is that of its true class, or, where the data has none, of the class predicted at the first
+    look: a class that never changes, so that the numbers of different epochs compare. Colours show each patch's share
+    of its map in multiples of an equal share, on one scale for all epochs.
+
+    Args:
+        num_images: how many validation images are looked at.
+        every_n_epochs: look in every n-th epoch's validation; 1 where neither this nor ``every_n_steps`` is given.
+        every_n_steps: look after every n-th optimizer step instead.
+        method: any that :func:`lightning_attngrad.explain` knows.
+        objective: ``logit`` or ``margin``.
+        correction: for ``method="gradient_guided"``.
+        top_k: how many of the most probable classes stand side by side.
+        classes: further classes that stand beside them.
+        class_names: names of the classes; else they are looked for on the datamodule, the data set and the model.
+        image_key: where the images are in a batch, as in ``pixel_values`` or ``inputs.image``; else they are looked for.
+        target_key: where the classes are in a batch.
+        batch_adapter: function, or its import path, from a batch to ``(images, targets or None)``.
+        model: path of the part of the LightningModule that maps images to logits; None is the module itself.
+        mean: per channel, with which the images were normalised; else it is looked for. Only for showing them.
+        std: likewise.
+        dataloader_idx: which validation loader the images come from.
+        name: of this monitor, in ``attngrad/<name>/…``.
+        seed: of the choice of images.
+        on_error: ``log`` reports an error inside a look once and lets this monitor rest; ``raise`` raises it.
+
+    Raises:
+        ValueError: for an argument that does not fit, at construction; for a wrong ``model`` path before training.
+
+    Example:
+        >>> import lightning_attngrad as attngrad
+        >>> monitor = attngrad.AttentionMapMonitor(every_n_epochs=5, num_images=12)
+        >>> # trainer = L.Trainer(callbacks=[monitor])
+    """
+
+    def __init__(
+        self,
+        *,
+        num_images: int = 8,
+        every_n_epochs: int | None = None,
+        every_n_steps: int | None = None,
+        method: str = DEFAULT_METHOD,
+        objective: Literal["logit", "margin"] = "logit",
+        correction: CorrectionName = "positive",
+        top_k: int = 3,
+        classes: Sequence[int] = (),
+        class_names: Sequence[str] | None = None,
+        image_key: str | None = None,
+        target_key: str | None = None,
+        batch_adapter: Callable[[Any], tuple[Tensor, Tensor | None]] | str | None = None,
+        model: str | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        dataloader_idx: int = 0,
+        name: str = "maps",
+        seed: int = 0,
+        on_error: Literal["log", "raise"] = "log",
+    ) -> None:
+        super().__init__(
+            name=name,
+            num_images=num_images,
+            every_n_epochs=every_n_epochs,
+            every_n_steps=every_n_steps,
+            class_names=class_names,
+            image_key=image_key,
+            target_key=target_key,
+            batch_adapter=batch_adapter,
+            model=model,
+            mean=mean,
+            std=std,
+            dataloader_idx=dataloader_idx,
+            seed=seed,
+            on_error=on_error,
+        )
+        for argument, value, known in (
+            ("method", method, METHODS),
+            ("objective", objective, OBJECTIVES),
+            ("correction", correction, CORRECTIONS),
+        ):
+            if value not in known:
+                raise ValueError(f"{argument}: got {value!r}; expected one of {', '.join(known)}")
+        if correction != "positive" and not METHODS[method].takes_corrections:
+            raise ValueError(f"correction: got {correction!r}, and method={method!r} has none to choose")
+        if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
+            raise ValueError(f"top_k: got {top_k!r}; expected a positive int")
+        if any(isinstance(index, bool) or not isinstance(index, int) or index < 0 for index in classes):
+            raise ValueError(f"classes: got {classes!r}; expected class numbers from 0")
+        self.method = method
+        self.top_k = top_k
+        self.classes = tuple(classes)
+        self._options: dict[str, Any] = {"method": method, "objective": objective}
+        if METHODS[method].takes_corrections:
+            self._options["correction"] = correction
+        signed = correction in ("signed", "transfer") or method in ("conservative", "attn_lrp")
+        self._scale = ColourScale("signed" if signed else "share")
+        self._frozen_target: Tensor | None = None  # (N,)
+        self._film: list[tuple[str, Tensor, tuple[str, float, str | None, float | None]]] = []
+
+    def forget(self) -> None:
+        """Drop the history of another run."""
+        super().forget()
+        self._film = []
+        self._frozen_target = None
+
+    @property
+    def scalar_names(self) -> tuple[str, ...]:
+        """Scalars that every look gives, whatever the model."""
+        return (*_MAP_STATISTICS, "seconds")
+
+    def look(self, probe: Probe, *, remember: bool) -> Findings:
+        """Explain the images, and the most probable classes of the first few."""
+        explanation = self._explain(probe)
+        probabilities = explanation.logits.softmax(dim=1).cpu()
+        captions = [
+            self._caption(probe, probabilities[index], index) for index in range(len(probabilities))
+        ]
+        heatmap = explanation.heatmap.cpu()
+        scalars = {
+            name: float(statistic(heatmap).nanmean()) for name, statistic in _MAP_STATISTICS.items()
+        } | self._head_scalars(probe)
+
+        shares = times_uniform_share(heatmap)
+        film = [*self._film, (probe.label, shares[0], _plain(captions[0]))]
+        if remember:
+            self._film = film
+        layers = None if explanation.layers is None else explanation.layers[:_STRIPS].cpu()
+        panel_classes, panels = self._explain_classes(probe, probabilities[:_STRIPS])
+
+        def draw() -> dict[str, Figure]:
+            of = f"{self.method.replace('_', ' ')} · {probe.label}"
+            figures = {
+                "overlay": map_grid(
+                    probe.pixels, shares, captions, title=f"Where the model looks · {of}", scale=self._scale
+                ),
+                "classes": class_panels(
+                    probe.pixels[:_STRIPS],
+                    times_uniform_share(panels),
+                    [[probe.class_name(int(index)) for index in row] for row in panel_classes],
+                    probabilities[:_STRIPS].gather(1, panel_classes),
+                    title=f"What it reads as each class · {of}",
+                    scale=self._scale,
+                ),
+                "film": film_strip(
+                    probe.pixels[0],
+                    torch.stack([frame for _, frame, _ in film]),
+                    [label for label, _, _ in film],
+                    [Caption(*caption) for _, _, caption in film],
+                    title=f"One image through training · {self.method.replace('_', ' ')}",
+                    scale=self._scale,
+                ),
+            }
+            if layers is not None:
+                figures["layers"] = layer_strip(
+                    probe.pixels[:_STRIPS],
+                    times_uniform_share(layers),
+                    explanation.layer_names,
+                    title=f"What each layer adds · {of}",
+                    scale=self._scale,
+                )
+            return figures
+
+        return Findings(scalars, draw)
+
+    def _explain(self, probe: Probe) -> Explanation:
+        """The maps of the frozen classes, in batches."""
+        if self._frozen_target is None:
+            self._frozen_target = self._choose_target(probe)
+        parts = [
+            explain(probe.model, images, target.to(images.device), forward=probe.forward, **self._options)
+            for images, target in zip(
+                probe.images.split(_BATCH), self._frozen_target.split(_BATCH), strict=True
+            )
+        ]
+        return _joined(parts)
+
+    def _choose_target(self, probe: Probe) -> Tensor:
+        """True classes, else those predicted now: frozen, since maps of different classes do not compare."""
+        first = _joined(
+            [explain(probe.model, images, forward=probe.forward, **self._options) for images in probe.images.split(_BATCH)]
+        )
+        predicted = torch.as_tensor(first.target).cpu()
+        if probe.targets is None:
+            return predicted
+        known = (probe.targets >= 0) & (probe.targets < first.logits.shape[1])
+        return torch.where(known, probe.targets, predicted)
+
+    def _explain_classes(self, probe: Probe, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        """The most probable classes and those asked for, (n, K), and their maps, (n, K, h, w)."""
+        number = probabilities.shape[1]
+        top = probabilities.topk(min(self.top_k, number), dim=1).indices
+        named = torch.tensor([index for index in self.classes if index < number], dtype=torch.long)
+        classes = torch.cat([top, named.expand(len(top), -1)], dim=1)
+        images = probe.images[: len(classes)]
+        maps = explain(probe.model, images, classes.to(images.device), forward=probe.forward, **self._options)
+        return classes, maps.heatmap.cpu()
+
+    def _head_scalars(self, probe: Probe) -> dict[str, float]:
+        statistics = head_statistics(probe.model, probe.images[:_BATCH], forward=probe.forward)
+        entropy, distance = (values.mean(dim=(0, 2)).tolist() for values in (statistics.entropy, statistics.distance))
+        return {
+            f"{kind}/{layer}": value
+            for kind, values in (("head_entropy", entropy), ("head_distance", distance))
+            for layer, value in zip(statistics.layer_names, values, strict=True)
+        }
+
+    def _caption(self, probe: Probe, probabilities: Tensor, index: int) -> Caption:
+        predicted = int(probabilities.argmax())
+        true = None if probe.targets is None else int(probe.targets[index])
+        known = true is not None and 0 <= true < len(probabilities)
+        return Caption(
+            predicted=probe.class_name(predicted),
+            probability=float(probabilities[predicted]),
+            true=None if true is None else probe.class_name(true),
+            true_probability=float(probabilities[true]) if known and true is not None else None,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The film strip so far, and the frozen classes, beside what every monitor keeps."""
+        film = [{"label": label, "map": frame, "caption": list(caption)} for label, frame, caption in self._film]
+        return {**super().state_dict(), "film": film, "target": self._frozen_target}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The film strip goes on where it was."""
+        super().load_state_dict(state_dict)
+        self._film = [(frame["label"], frame["map"], tuple(frame["caption"])) for frame in state_dict["film"]]
+        self._frozen_target = state_dict["target"]
+
+
+def _joined(parts: list[Explanation]) -> Explanation:
+    """Explanations of parts of a batch as one; only what the monitor reads."""
+    if len(parts) == 1:
+        return parts[0]
+    first = parts[0]
+    return Explanation(
+        heatmap=torch.cat([part.heatmap for part in parts]),
+        logits=torch.cat([part.logits for part in parts]),
+        target=torch.cat([torch.as_tensor(part.target) for part in parts]),
+        token_scores=torch.cat([part.token_scores for part in parts]),
+        layers=None if first.layers is None else torch.cat([torch.as_tensor(part.layers) for part in parts]),
+        layer_names=first.layer_names,
+        panels=None,
+        completeness_error=None,
+        zero_gradient=torch.cat([part.zero_gradient for part in parts]),
+        method=first.method,
+    )
+
+
+def _plain(caption: Caption) -> tuple[str, float, str | None, float | None]:
+    """A caption as plain values, which a checkpoint can hold."""
+    return caption.predicted, caption.probability, caption.true, caption.true_probability

@@ -1,0 +1,104 @@
+"""Statistics of a heatmap: how spread out it is, and how much of it lies where.
+
+All of them read a map as a share: ``p = |m| / Σ|m|``. A map that is zero everywhere says nothing, so its numbers
+are NaN rather than a plausible value.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def map_density(heatmap: Tensor) -> Tensor:
+    """Share of each patch in its map, ``|m| / Σ|m|``.
+
+    Args:
+        heatmap: (…, h, w).
+
+    Returns:
+        (…, h, w), each map sums to 1; NaN where a map is zero everywhere or not finite.
+
+    Example:
+        >>> map_density(torch.tensor([[1.0, -1.0], [2.0, 0.0]]))
+        tensor([[0.2500, 0.2500],
+                [0.5000, 0.0000]])
+    """
+    size = _at_least_float32(heatmap).abs()
+    return size / size.sum(dim=(-2, -1), keepdim=True)
+
+
+def times_uniform_share(heatmap: Tensor) -> Tensor:
+    """Signed share of each patch times the number of patches, so that a flat map is 1 everywhere.
+
+    The unit in which maps of other epochs, images and grids can be drawn on one colour scale. A map that is zero
+    everywhere gives NaN.
+
+    Args:
+        heatmap: (…, h, w).
+
+    Example:
+        >>> times_uniform_share(torch.tensor([[1.0, -1.0], [2.0, 0.0]]))
+        tensor([[ 1., -1.],
+                [ 2.,  0.]])
+    """
+    return map_density(heatmap) * heatmap.sign() * (heatmap.shape[-2] * heatmap.shape[-1])
+
+
+def map_entropy(heatmap: Tensor) -> Tensor:
+    """Entropy of a map's shares over that of a flat map, ``−Σ p log p / log(h·w)``: 0 is one patch, 1 is flat.
+
+    Args:
+        heatmap: (…, h, w).
+
+    Returns:
+        (…), between 0 and 1; 0 for a map of a single patch.
+
+    Example:
+        >>> map_entropy(torch.eye(2))
+        tensor(0.5000)
+    """
+    patches = heatmap.shape[-2] * heatmap.shape[-1]
+    entropy = torch.special.entr(map_density(heatmap)).sum(dim=(-2, -1))
+    return entropy / math.log(patches) if patches > 1 else entropy
+
+
+def border_mass(heatmap: Tensor) -> Tensor:
+    """Share of a map on the outermost ring of patches. A flat 14×14 map has 52/196 = 0.265 there.
+
+    Args:
+        heatmap: (…, h, w).
+
+    Returns:
+        (…), between 0 and 1.
+
+    Example:
+        >>> border_mass(torch.ones(4, 4))  # 12 of 16 patches
+        tensor(0.7500)
+    """
+    density = map_density(heatmap)
+    inner = density[..., 1:-1, 1:-1].sum(dim=(-2, -1))
+    return 1 - inner
+
+
+def top_decile_mass(heatmap: Tensor) -> Tensor:
+    """Share of a map in the tenth of its patches that hold the most, rounded up. A flat map has 0.1 there.
+
+    Args:
+        heatmap: (…, h, w).
+
+    Returns:
+        (…), between 0 and 1.
+
+    Example:
+        >>> top_decile_mass(torch.eye(4))  # 2 of 16 patches, one quarter each
+        tensor(0.5000)
+    """
+    density = map_density(heatmap).flatten(-2)
+    return density.topk(math.ceil(density.shape[-1] / 10), dim=-1).values.sum(dim=-1)
+
+
+def _at_least_float32(heatmap: Tensor) -> Tensor:
+    return heatmap if heatmap.dtype == torch.float64 else heatmap.float()

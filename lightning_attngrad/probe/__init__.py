@@ -1,0 +1,31 @@
+"""A safe look into a live run: isolation, batches, probe images, cadence."""
+
+from __future__ import annotations
+
+from lightning_attngrad.probe.cadence import Cadence
+from lightning_attngrad.probe.class_names import find_class_names
+from lightning_attngrad.probe.isolation import isolated, probe_forward
+from lightning_attngrad.probe.normalisation import Normalisation, find_normalisation
+from lightning_attngrad.probe.probe_set import ProbeSet
+from lightning_attngrad.probe.resolve import (
+    ModelPathError,
+    ProbeInputError,
+    load_batch_adapter,
+    resolve_model,
+    split_batch,
+)
+
+__all__ = [
+    "Cadence",
+    "ModelPathError",
+    "Normalisation",
+    "ProbeInputError",
+    "ProbeSet",
+    "find_class_names",
+    "find_normalisation",
+    "isolated",
+    "load_batch_adapter",
+    "probe_forward",
+    "resolve_model",
+    "split_batch",
+]

@@ -1,0 +1,113 @@
+"""A safe place for a gradient computation inside any Lightning hook."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+
+from lightning_attngrad.probe.global_state import preserved_flags, seeded_rng
+from lightning_attngrad.probe.module_state import preserved_module
+
+
+@contextmanager
+def isolated(trainer: pl.Trainer, pl_module: pl.LightningModule, *, seed: int = 0) -> Iterator[None]:
+    """Make a gradient computation safe inside any hook of fit, validate or test.
+
+    Inside the body gradients can be taken (inference mode is off), every module of ``pl_module`` evaluates
+    (``.training`` is False, set by attribute), and all random streams start from ``seed``. Afterwards, also
+    when the body raises, the run is as it was: random streams of Python, numpy and torch on all devices;
+    buffers, torchmetrics state and attributes of the modules; ``.training``, ``requires_grad`` and ``.grad``;
+    fused-attention, cuDNN, autocast, default-dtype and determinism flags; and what ``self.log`` of a user's
+    forward would have written.
+
+    It covers the state of ``pl_module`` and of the process. It cannot cover what a user's forward does
+    elsewhere: files, ``self.logger.experiment``, ``print``, objects outside the module, containers nested in
+    containers, forward hooks that write to closures, and models that are kept out of ``pl_module``. Metrics
+    that synchronise in their ``forward`` do so on every rank, as all ranks run the same probe.
+
+    Tensors made in inference mode (the batch of a validation hook) must be cloned **inside** the body;
+    ``probe_forward`` does that for its images.
+
+    Args:
+        trainer: the Trainer whose hook is running.
+        pl_module: the LightningModule, unwrapped, as hooks receive it.
+        seed: of the random streams inside, 0 to 2**32 − 1.
+
+    Raises:
+        ValueError: if ``seed`` is out of range.
+        RuntimeError: if a parameter is lazy or was created in inference mode (no gradient could pass), or if
+            the body left something in ``.grad``, which is undone first.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(preserved_flags())
+        stack.enter_context(seeded_rng(seed))
+        stack.enter_context(_discarded_log(trainer, pl_module))
+        stack.enter_context(preserved_module(pl_module))
+        yield
+
+
+@contextmanager
+def _discarded_log(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Iterator[None]:
+    """Let ``self.log`` in a user's forward write into a collection that is thrown away.
+
+    Lightning has no public way to say this. Without it the value would be averaged into the epoch's own, or
+    raise in the hooks where logging is forbidden; so the loop is lent an empty collection, and the hook's
+    name is that of a step, where everything may be logged.
+    """
+    owner = _owner_of_results(trainer)
+    results = None if owner is None else owner._results
+    connector = trainer._logger_connector
+    current_hook, last_logging_hook = pl_module._current_fx_name, connector._current_fx
+    try:
+        if owner is not None and results is not None:
+            owner._results = type(results)(training=results.training)
+            pl_module._current_fx_name = "training_step" if results.training else "validation_step"
+        yield
+    finally:
+        if owner is not None and results is not None:
+            owner._results = results
+        pl_module._current_fx_name = current_hook
+        connector._current_fx = last_logging_hook
+
+
+def _owner_of_results(trainer: pl.Trainer) -> Any:
+    """The loop whose ``_results`` a call of ``self.log`` writes to at this moment."""
+    if trainer.training:
+        return trainer.fit_loop.epoch_loop
+    if trainer.sanity_checking or trainer.evaluating:
+        return trainer._evaluation_loop
+    return None
+
+
+def probe_forward(trainer: pl.Trainer, model: nn.Module) -> Callable[[Tensor], Any]:
+    """The forward pass in the precision of the run.
+
+    Autocast is off in hooks: a bare ``model(images)`` under ``bf16-mixed`` would explain another, float32,
+    model.
+
+    Args:
+        trainer: the Trainer, whose precision plugin converts the images and holds the forward context.
+        model: the module to run: ``pl_module`` or a part of it, never ``trainer.strategy.model``, whose
+            wrapper would wait for gradients that a probe does not deliver.
+
+    Returns:
+        A function from images (B, C, H, W) to whatever ``model`` returns. Take gradients of it after it has
+        returned, outside the precision context, and convert logits to float32 first.
+    """
+    precision = trainer.precision_plugin
+
+    def forward(images: Tensor) -> Any:
+        if images.is_inference():
+            images = images.clone()
+        images = precision.convert_input(images)
+        with precision.forward_context():
+            return model(images)
+
+    return forward

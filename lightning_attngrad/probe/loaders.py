@@ -1,0 +1,81 @@
+"""The validation loaders of a run, and the data sets inside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch.utils.data import DataLoader, IterableDataset
+
+
+def evaluation_loaders(trainer: pl.Trainer) -> list[Any]:
+    """The loaders that validation (or a standalone test) of this run goes through, never iterated here.
+
+    Lightning may not have set them up yet (``check_val_every_n_epoch`` above 1 without a sanity check). Then
+    the user's ``val_dataloader`` is asked, and the answer is not kept: call this under isolated random
+    streams.
+
+    Returns:
+        One loader for each ``dataloader_idx``; a ``CombinedLoader`` that mixes its loaders into one batch
+        counts as one. Empty if the run has none.
+    """
+    if trainer.state.fn == TrainerFn.TESTING:
+        loop = trainer.test_loop
+    elif trainer.state.fn == TrainerFn.VALIDATING:
+        loop = trainer.validate_loop
+    else:
+        loop = trainer.fit_loop.epoch_loop.val_loop
+    # A private attribute, as `trainer.val_dataloaders` drops the mode in which several loaders are combined.
+    if loop._combined_loader is not None:
+        return _as_list(loop._combined_loader)
+    source = loop._data_source
+    if source.instance is None or not source.is_defined():
+        return []
+    return _as_list(source.dataloader())
+
+
+def _as_list(loaders: Any) -> list[Any]:
+    if isinstance(loaders, CombinedLoader):
+        return list(loaders.flattened) if loaders._mode == "sequential" else [loaders]
+    # Lightning flattens collections in the same way.
+    return list(CombinedLoader(loaders, "sequential").flattened)
+
+
+def is_map_style(loader: Any) -> bool:
+    """Whether single items of the loader can be read without iterating it.
+
+    A subclass with an ``__iter__`` of its own may do anything to its batches, so it counts as a stream.
+    """
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return False
+    iterates_like_torch = type(loader).__iter__.__module__.startswith(("torch.", "torchdata."))
+    dataset = loader.dataset
+    return iterates_like_torch and hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+
+
+def dataset_chain(dataset: Any) -> Iterator[Any]:
+    """A data set, then those it wraps: ``.dataset`` (Subset, wrappers), the parts of a ConcatDataset."""
+    waiting, seen = [dataset], set()
+    while waiting:
+        here = waiting.pop(0)
+        if here is None or id(here) in seen:
+            continue
+        seen.add(id(here))
+        yield here
+        inner = getattr(here, "dataset", None)
+        if inner is not None and hasattr(inner, "__getitem__"):
+            waiting.append(inner)
+        parts = getattr(here, "datasets", None)
+        if isinstance(parts, list | tuple):
+            waiting.extend(parts)
+
+
+def evaluation_datasets(trainer: pl.Trainer) -> Iterator[Any]:
+    """Every data set behind the evaluation loaders, outermost first."""
+    for loader in evaluation_loaders(trainer):
+        parts = loader.flattened if isinstance(loader, CombinedLoader) else [loader]
+        for part in parts:
+            yield from dataset_chain(getattr(part, "dataset", None))

@@ -1,0 +1,276 @@
+"""From the user's module and batch to the model, the images and the targets."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+Key: TypeAlias = str | int | Sequence[str | int]
+BatchAdapter: TypeAlias = Callable[[Any], tuple[Tensor, Tensor | None]]
+
+IMAGE_KEYS = ("image", "images", "pixel_values", "img", "imgs", "x", "input", "inputs")
+TARGET_KEYS = ("label", "labels", "target", "targets", "y", "class", "classes")
+
+_LONGEST_DESCRIPTION = 12  # entries of a batch that an error message lists
+
+
+class ProbeInputError(ValueError):
+    """The validation data hold no images that a probe could use; the message says what they hold."""
+
+
+class ModelPathError(ValueError):
+    """The attribute path leads to no module; the message lists what is there."""
+
+
+def resolve_model(pl_module: nn.Module, path: str | None) -> nn.Module:
+    """The module to look into.
+
+    Args:
+        pl_module: the LightningModule.
+        path: None for the module itself, or a dotted attribute path such as ``"net.backbone"``.
+
+    Raises:
+        ModelPathError: if the path leads nowhere, or to something that is not a module.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+        >>> resolve_model(net, "1")
+        ReLU()
+    """
+    if path is None:
+        return pl_module
+    here: Any = pl_module
+    walked = "the LightningModule"
+    for part in path.split("."):
+        children = list(dict(here.named_children())) if isinstance(here, nn.Module) else []
+        try:
+            here = getattr(here, part)
+        except AttributeError:
+            raise ModelPathError(
+                f"model: got {path!r}, but {walked} has no attribute {part!r}; expected one of {children}, "
+                "or None for the LightningModule itself"
+            ) from None
+        walked = f"{walked}.{part}" if walked != "the LightningModule" else part
+    if not isinstance(here, nn.Module):
+        raise ModelPathError(
+            f"model: got {path!r}, which is a {type(here).__name__}; expected the path of an nn.Module"
+        )
+    return here
+
+
+def load_batch_adapter(batch_adapter: BatchAdapter | str | None) -> BatchAdapter | None:
+    """The adapter itself, imported when it is given as ``"package.module.function"``.
+
+    Raises:
+        ValueError: if it is neither callable nor the import path of a callable.
+    """
+    if batch_adapter is None or callable(batch_adapter):
+        return batch_adapter
+    expected = (
+        "expected a callable batch -> (images, targets or None), or its import path 'package.module.function'"
+    )
+    if not isinstance(batch_adapter, str) or "." not in batch_adapter.replace(":", "."):
+        raise ValueError(f"batch_adapter: got {batch_adapter!r}; {expected}")
+    module_name, _, attribute = batch_adapter.replace(":", ".").rpartition(".")
+    try:
+        adapter = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"batch_adapter: got {batch_adapter!r}, which fails with {error!r}; {expected}"
+        ) from error
+    if callable(adapter):
+        return adapter  # type: ignore[no-any-return]
+    raise ValueError(f"batch_adapter: got {batch_adapter!r}, a {type(adapter).__name__}; {expected}")
+
+
+def split_batch(
+    batch: Any,
+    *,
+    image_key: Key | None = None,
+    target_key: Key | None = None,
+    batch_adapter: BatchAdapter | str | None = None,
+    require_float: bool = True,
+) -> tuple[Tensor, Tensor | None]:
+    """Find images and class targets in a batch.
+
+    Without arguments: a tensor is the images; in a tuple or list the first image tensor is, and what follows
+    it the target; in a mapping (also Hugging Face ones), dataclass, named tuple or other object the
+    well-known names are tried (``image``, ``pixel_values``, …; ``label``, ``target``, …).
+
+    Args:
+        batch: as the loader or a validation hook gives it.
+        image_key: where the images are: a name, an index, a dotted path (``"inputs.image"``) or a sequence of
+            names and indices (``["views", 0]``).
+        target_key: where the targets are, in the same way.
+        batch_adapter: a function from the batch to ``(images, targets or None)``, or its import path; it
+            replaces both keys.
+        require_float: whether images must be floating; False also takes uint8, for batches that are converted
+            later.
+
+    Returns:
+        Images (B, C, H, W), and targets (B,) int64, or None where the batch holds no class targets. One-hot
+        and soft targets (B, C) become their argmax; anything else (multi-label, regression) counts as no
+        target.
+
+    Raises:
+        ProbeInputError: if there are no images; it lists what the batch contains.
+
+    Example:
+        >>> batch = {"pixel_values": torch.rand(2, 3, 8, 8), "labels": torch.tensor([1, 0])}
+        >>> images, targets = split_batch(batch)
+        >>> images.shape, targets
+        (torch.Size([2, 3, 8, 8]), tensor([1, 0]))
+    """
+    adapter = load_batch_adapter(batch_adapter)
+    if adapter is not None:
+        adapted = adapter(batch)
+        if not isinstance(adapted, tuple | list) or len(adapted) != 2:
+            raise ProbeInputError(
+                f"batch_adapter: it returned {describe(adapted)}; expected a pair (images, targets or None)"
+            )
+        images, found_target = adapted
+        return _checked_images(images, batch, "batch_adapter", require_float), _class_targets(
+            images, found_target
+        )
+    if image_key is not None:
+        images = _checked_images(_follow(batch, image_key, "image_key"), batch, "image_key", require_float)
+        neighbour = None
+    else:
+        images, neighbour = _search_images(batch, require_float)
+    if target_key is not None:
+        return images, _class_targets(images, _follow(batch, target_key, "target_key"))
+    for candidate in (neighbour, *_named(batch, TARGET_KEYS)):
+        if (targets := _class_targets(images, candidate)) is not None:
+            return images, targets
+    if image_key is not None and isinstance(batch, tuple | list) and not hasattr(batch, "_fields"):
+        for item in batch:  # images were pointed to: the first entry that can be a class is the target
+            if item is not images and (targets := _class_targets(images, item)) is not None:
+                return images, targets
+    return images, None
+
+
+def describe(batch: Any, depth: int = 2) -> str:
+    """What a batch contains, in one line: keys, types, shapes."""
+    if isinstance(batch, Tensor):
+        return f"{str(batch.dtype).removeprefix('torch.')}{list(batch.shape)}"
+    entries = _entries(batch)
+    if entries is None or depth == 0:
+        return type(batch).__name__
+    shown = [
+        f"{key!r}: {describe(value, depth - 1)}" if isinstance(key, str) else describe(value, depth - 1)
+        for key, value in entries[:_LONGEST_DESCRIPTION]
+    ]
+    if len(entries) > _LONGEST_DESCRIPTION:
+        shown.append(f"… {len(entries) - _LONGEST_DESCRIPTION} more")
+    return f"{type(batch).__name__}({', '.join(shown)})"
+
+
+def _entries(batch: Any) -> list[tuple[str | int, Any]] | None:
+    """(key, value) pairs of a container, None for anything else."""
+    if isinstance(batch, Mapping):
+        return list(batch.items())
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return list(zip(batch._fields, batch, strict=True))
+    if isinstance(batch, tuple | list):
+        return list(enumerate(batch))
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        return [(field.name, getattr(batch, field.name)) for field in dataclasses.fields(batch)]
+    attributes = getattr(batch, "__dict__", None)
+    return list(attributes.items()) if attributes and not isinstance(batch, Tensor | nn.Module) else None
+
+
+def _named(batch: Any, names: Iterable[str]) -> list[Any]:
+    """Values under the well-known names, in the order of the names."""
+    entries = None if isinstance(batch, Tensor) else _entries(batch)
+    by_name = {key: value for key, value in entries or [] if isinstance(key, str)}
+    return [by_name[name] for name in names if name in by_name]
+
+
+def _is_image_batch(value: Any) -> bool:
+    """Four axes, floating or uint8; the dtype is judged later, so that uint8 gets an error of its own."""
+    return (
+        isinstance(value, Tensor)
+        and value.ndim == 4
+        and (value.is_floating_point() or value.dtype == torch.uint8)
+    )
+
+
+def _search_images(batch: Any, require_float: bool) -> tuple[Tensor, Any]:
+    """The images of a batch of a known form, and what stands behind them in a sequence."""
+    if isinstance(batch, Tensor):
+        return _checked_images(batch, batch, "image_key", require_float), None
+    candidates = _named(batch, IMAGE_KEYS)
+    for value in candidates:
+        if _is_image_batch(value):
+            return _checked_images(value, batch, "image_key", require_float), None
+    if isinstance(batch, tuple | list):
+        for index, value in enumerate(batch):
+            if _is_image_batch(value):
+                neighbour = batch[index + 1] if index + 1 < len(batch) else None
+                return _checked_images(value, batch, "image_key", require_float), neighbour
+    raise ProbeInputError(
+        f"batch: no images (B, C, H, W) found in {describe(batch)}; set image_key to the name, index or "
+        "path of the images, or batch_adapter to a function batch -> (images, targets)"
+    )
+
+
+def _checked_images(images: Any, batch: Any, argument: str, require_float: bool) -> Tensor:
+    if isinstance(images, Tensor) and images.ndim == 4:
+        if images.is_floating_point() or (images.dtype == torch.uint8 and not require_float):
+            return images
+        if images.dtype == torch.uint8:
+            raise ProbeInputError(
+                f"batch: the images are uint8 {list(images.shape)}, which no model differentiates; convert "
+                "them to float in the validation transform, in on_after_batch_transfer, or in a batch_adapter"
+            )
+    raise ProbeInputError(
+        f"{argument}: the images are {describe(images)}; expected a floating tensor (B, C, H, W) with C of "
+        f"any size; the batch contains {describe(batch)}"
+    )
+
+
+def _class_targets(images: Tensor, value: Any) -> Tensor | None:
+    """Targets (B,) int64, or None where ``value`` is no class target of ``images``."""
+    if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != images.shape[0]:
+        return None
+    if value.ndim == 1:
+        is_integer = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+        return value.long() if is_integer else None
+    if value.ndim == 2 and value.is_floating_point() and value.shape[1] > 1:
+        total = value.float().sum(dim=1)
+        # A distribution over classes; several ones in a row are multi-label targets and name no single class.
+        if bool((value >= 0).all()) and torch.allclose(total, torch.ones_like(total), atol=1e-2):
+            return value.argmax(dim=1)
+    return None
+
+
+def _follow(batch: Any, key: Key, argument: str) -> Any:
+    """What ``key`` leads to, one container after the other."""
+    parts: list[str | int]
+    if isinstance(key, str):
+        # A key that itself holds a dot is taken as it stands, if it is there.
+        whole = isinstance(batch, Mapping) and key in batch
+        parts = [key] if whole else list(key.split("."))
+    else:
+        parts = [key] if isinstance(key, int) else list(key)
+    try:
+        return reduce(_step, parts, batch)
+    except (KeyError, IndexError, AttributeError, TypeError) as error:
+        raise ProbeInputError(
+            f"{argument}: got {key!r}, which leads nowhere ({error!r}); the batch contains {describe(batch)}"
+        ) from None
+
+
+def _step(container: Any, part: str | int) -> Any:
+    if isinstance(container, Mapping):
+        # "0" in a dotted path may mean the key 0
+        return container[part] if part in container or not str(part).isdigit() else container[int(part)]
+    if isinstance(container, tuple | list) and str(part).lstrip("-").isdigit():
+        return container[int(part)]
+    return getattr(container, str(part))

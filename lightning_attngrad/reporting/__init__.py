@@ -1,0 +1,1 @@
+"""Figures of maps, and the loggers that they go to."""

@@ -1,0 +1,229 @@
+"""Where figures go: every logger of a Trainer, and PNG files where a logger has no place for pictures.
+
+Loggers are recognised by the names of their classes and base classes. So neither wandb nor mlflow needs to
+be installed, and loggers of ``lightning.pytorch`` and of ``pytorch_lightning`` are treated alike. A new
+logger is one function under `figure_writer`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import fsspec  # type: ignore[import-untyped]  # comes with torch and with Lightning
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+
+from lightning_attngrad.reporting.canvas import figure_to_array
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+__all__ = ["FigureWriter", "figure_writer", "log_figures", "scalar_step"]
+
+Picture: TypeAlias = npt.NDArray[np.uint8]
+FigureWriter: TypeAlias = Callable[[Any, str, Picture, int], None]
+
+_WRITERS: dict[str, FigureWriter] = {}
+_warned: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
+
+
+def figure_writer(logger_class: str) -> Callable[[FigureWriter], FigureWriter]:
+    """Register how figures reach a kind of logger.
+
+    Args:
+        logger_class: Name of the logger's class; classes derived from it are meant too, unless they have a
+            writer of their own.
+
+    Returns:
+        A decorator for a function of the logger, the tag (``attngrad/<monitor>/<what>``), the picture
+        (H, W, 3) in 0…255, and the step.
+
+    Example:
+        >>> @figure_writer("NotebookLogger")
+        ... def write(logger, tag, picture, step):
+        ...     logger.show(picture, title=f"{tag} at step {step}")
+    """
+
+    def register(writer: FigureWriter) -> FigureWriter:
+        _WRITERS[logger_class] = writer
+        return writer
+
+    return register
+
+
+def log_figures(trainer: Trainer, figures: Mapping[str, Figure], step: int) -> None:
+    """Hand figures to every logger of a Trainer; only the process of rank zero does anything.
+
+    A logger that nobody has registered a writer for, and a Trainer without loggers, get PNG files ``<log
+    directory>/<tag>/step-000123.png``, each complete from the moment that it is there. Nothing is written
+    under ``fast_dev_run`` and ``barebones``. What a logger refuses is warned of once a run and logger, with
+    the cause; the other loggers get their figures all the same.
+
+    Args:
+        trainer: Of ``lightning.pytorch`` or of ``pytorch_lightning``.
+        figures: From tags, such as ``attngrad/maps/grid``, to figures.
+        step: The step that they belong to: `scalar_step` gives that of the scalars of the same hook.
+    """
+    if not trainer.is_global_zero or _logs_nothing(trainer):
+        return
+    for tag, figure in figures.items():
+        picture = figure_to_array(figure)
+        filled: set[str] = set()  # two loggers of one directory share a file
+        for logger in trainer.loggers:
+            _write(trainer, logger, tag, picture, step, filled)
+        if not trainer.loggers:
+            _write(trainer, None, tag, picture, step, filled)
+
+
+def scalar_step(trainer: Trainer) -> int:
+    """The step on which Lightning puts the scalars that are logged with ``log`` in the hook that now runs.
+
+    Lightning counts the batches that ended in an optimizer step, and raises the count only after the
+    validation that follows such a batch: scalars land one step before ``trainer.global_step``. Those of the
+    end of a training epoch, when the count has been raised, are put back by one.
+
+    Where ``log("step", …)`` was called, all scalars of that moment land on its value instead. A callback's
+    hook sees only the calls before it: not one in the same hook of the LightningModule, which runs later.
+    Scalars of single validation batches (``on_step=True``) are put on the number of the batch and are not
+    meant here.
+
+    Args:
+        trainer: Of ``lightning.pytorch`` or of ``pytorch_lightning``, at work.
+
+    Returns:
+        The step, 0 before the first.
+    """
+    # Lightning's own callbacks (LearningRateMonitor, DeviceStatsMonitor) read this count as well.
+    step = int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+    if trainer.sanity_checking:
+        return step
+    logged = _logged_step(trainer)
+    if logged is not None:
+        return logged
+    hook = getattr(trainer.lightning_module, "_current_fx_name", None)
+    return max(step - 1, 0) if hook in ("on_train_epoch_end", "on_train_end", "on_fit_end") else step
+
+
+def _logged_step(trainer: Trainer) -> int | None:
+    """Value of a scalar called "step" that is waiting to be logged."""
+    results = trainer._results
+    if results is None:
+        return None
+    on_step = trainer._logger_connector._first_loop_iter is not None
+    found = None
+    for _, result in results.valid_items():
+        meta = result.meta
+        if not meta.logger or meta.forked_name(on_step) != "step" or not result.is_tensor:
+            continue
+        if meta.dataloader_idx is not None and meta.add_dataloader_idx:
+            continue  # it is called "step/dataloader_idx_0"
+        # Read from the parts: computing it here would cache it too early and may be a collective operation.
+        if on_step and meta.on_step:
+            found = result._forward_cache
+        elif not on_step and meta.on_epoch:
+            found = result.value / result.cumulated_batch_size if meta.is_mean_reduction else result.value
+    return None if found is None else int(found)
+
+
+@figure_writer("TensorBoardLogger")
+def _to_tensorboard(logger: Any, tag: str, picture: Picture, step: int) -> None:
+    logger.experiment.add_image(_prefixed(logger, tag), picture, step, dataformats="HWC")
+
+
+@figure_writer("WandbLogger")
+def _to_wandb(logger: Any, tag: str, picture: Picture, step: int) -> None:
+    logger.log_image(key=tag, images=[picture], step=step)  # puts the logger's prefix before the key itself
+
+
+@figure_writer("MLFlowLogger")
+def _to_mlflow(logger: Any, tag: str, picture: Picture, step: int) -> None:
+    logger.experiment.log_image(logger.run_id, picture, f"{_prefixed(logger, tag)}/{_file_name(step)}")
+
+
+@figure_writer("DummyLogger")
+def _to_nowhere(logger: Any, tag: str, picture: Picture, step: int) -> None:
+    """The stand-in that Lightning puts in the place of loggers in trial runs."""
+
+
+def _logs_nothing(trainer: Any) -> bool:
+    """Whether the user asked for a run that leaves nothing behind."""
+    return bool(trainer.fast_dev_run or getattr(trainer, "barebones", False))
+
+
+def _write(trainer: Trainer, logger: Any, tag: str, picture: Picture, step: int, filled: set[str]) -> None:
+    """One figure to one logger; ``filled`` holds the directories that have its PNG file."""
+    writer = _writer_of(logger)
+    try:
+        if writer is not None:
+            writer(logger, tag, picture, step)
+        elif (directory := _log_directory(trainer, logger)) not in filled:
+            filled.add(directory)
+            _write_png(directory, tag, picture, step)
+    except Exception as error:  # whatever a logger raises must not end a run
+        name = "PNG files" if writer is None else type(logger).__name__
+        _warn_once(trainer, name, tag, step, error)
+
+
+def _write_png(directory: str, tag: str, picture: Picture, step: int) -> None:
+    buffer = io.BytesIO()
+    imsave(buffer, picture, format="png")
+    if "://" in directory:  # object stores show a file only when it is complete
+        address = f"{directory.rstrip('/')}/{tag}/{_file_name(step)}"
+        with fsspec.open(address, "wb") as stream:
+            stream.write(buffer.getvalue())
+        return
+    folder = Path(directory) / tag
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / _file_name(step)
+    unfinished = folder / f".{path.name}.{os.getpid()}"
+    try:
+        unfinished.write_bytes(buffer.getvalue())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _log_directory(trainer: Trainer, logger: Any) -> str:
+    """A logger's own directory of this run, or else the one in which Lightning puts its checkpoints."""
+    log_directory, save_directory = getattr(logger, "log_dir", None), getattr(logger, "save_dir", None)
+    if log_directory:
+        return str(os.fspath(log_directory))
+    if not save_directory:
+        return os.fspath(trainer.default_root_dir)
+    version = f"version_{logger.version}" if isinstance(logger.version, int) else logger.version
+    parts = [os.fspath(save_directory), *(str(part) for part in (logger.name, version) if part)]
+    return "/".join(parts)  # a path, or the address of an object store
+
+
+def _writer_of(logger: Any) -> FigureWriter | None:
+    return next((_WRITERS[base.__name__] for base in type(logger).__mro__ if base.__name__ in _WRITERS), None)
+
+
+def _prefixed(logger: Any, tag: str) -> str:
+    """The tag behind the prefix that the logger puts before the names of scalars."""
+    prefix = getattr(logger, "_prefix", "")
+    return f"{prefix}{logger.LOGGER_JOIN_CHAR}{tag}" if prefix else tag
+
+
+def _file_name(step: int) -> str:
+    return f"step-{step:06d}.png"
+
+
+def _warn_once(trainer: Trainer, name: str, tag: str, step: int, error: Exception) -> None:
+    warned = _warned.setdefault(trainer, set())
+    if name in warned:
+        return
+    warned.add(name)
+    warnings.warn(
+        f"{name}: the figure {tag!r} of step {step} could not be written, {type(error).__name__}: {error}. "
+        "Training goes on without it; further failures of this logger are not reported in this run.",
+        stacklevel=3,
+    )
