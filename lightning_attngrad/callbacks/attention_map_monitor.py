@@ -175,17 +175,17 @@ class AttentionMapMonitor(ProbeMonitor):
         panel_classes, panels = self._explain_classes(probe, probabilities[:_STRIPS])
 
         def draw() -> dict[str, Figure]:
-            of = f"{self.method.replace('_', ' ')} · {probe.label}"
+            method = self.method.replace("_", " ")
             figures = {
                 "overlay": map_grid(
-                    probe.pixels, shares, captions, title=f"Where the model looks · {of}", scale=self._scale
+                    probe.pixels, shares, captions, title=f"Where the model looks · {method} · {probe.label}", scale=self._scale
                 ),
                 "classes": class_panels(
                     probe.pixels[:_STRIPS],
                     times_uniform_share(panels),
                     [[probe.class_name(int(index)) for index in row] for row in panel_classes],
                     probabilities[:_STRIPS].gather(1, panel_classes),
-                    title=f"What it reads as each class · {of}",
+                    title=f"What it reads as each class · {probe.label}",
                     scale=self._scale,
                 ),
                 "film": film_strip(
@@ -193,7 +193,7 @@ class AttentionMapMonitor(ProbeMonitor):
                     torch.stack([frame for _, frame, _ in film]),
                     [label for label, _, _ in film],
                     [Caption(*caption) for _, _, caption in film],
-                    title=f"One image through training · {self.method.replace('_', ' ')}",
+                    title=f"One image through training · {method}",
                     scale=self._scale,
                 ),
             }
@@ -202,7 +202,7 @@ class AttentionMapMonitor(ProbeMonitor):
                     probe.pixels[:_STRIPS],
                     times_uniform_share(layers),
                     explanation.layer_names,
-                    title=f"What each layer adds · {of}",
+                    title=f"What each layer adds · {probe.label}",
                     scale=self._scale,
                 )
             return figures

@@ -381,11 +381,11 @@ class ProbeMonitor(pl.Callback, ABC):
 
     @staticmethod
     def _fitting(trainer: pl.Trainer) -> bool:
-        return str(trainer.state.fn) == "fit"
+        return trainer.state.fn == "fit"
 
     def _label(self, trainer: pl.Trainer) -> str:
         if not self._fitting(trainer):
-            return str(trainer.state.fn)
+            return str(getattr(trainer.state.fn, "value", "now"))  # validate, test
         if trainer.val_check_interval not in (None, 1.0) and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             return f"step {trainer.global_step}"
         return f"epoch {trainer.current_epoch + 1}"
