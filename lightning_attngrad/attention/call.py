@@ -121,7 +121,6 @@ class FusedAttentionCall(AttentionCall):
         return _times_transposed(_at_least_float32(gradient[:, :, rows]), self.value)
 
 
-
 @dataclass(eq=False)
 class ExplicitAttentionCall(AttentionCall):
     """A softmax followed by a matrix product; :attr:`tensor` is the probabilities as the model holds them.
@@ -144,7 +143,6 @@ class ExplicitAttentionCall(AttentionCall):
         return _at_least_float32(gradient[:, :, rows]).clone()
 
 
-
 def _at_least_float32(tensor: Tensor) -> Tensor:
     """Outside the graph, with half precision widened: products of small numbers would vanish in it."""
     tensor = tensor.detach()
@@ -157,5 +155,5 @@ def _times_transposed(rows: Tensor, keys: Tensor) -> Tensor:
     shared = rows.shape[1] // keys.shape[1]
     if shared == 1:
         return rows @ keys.transpose(-1, -2)
-    grouped = rows.unflatten(1, (keys.shape[1], shared))  # (B, key heads, shared, rows, d)
+    grouped: Tensor = rows.unflatten(1, (keys.shape[1], shared))  # (B, key heads, shared, rows, d)
     return (grouped @ keys.unsqueeze(2).transpose(-1, -2)).flatten(1, 2)

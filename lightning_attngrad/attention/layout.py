@@ -41,7 +41,8 @@ class TokenLayout:
 
     def to_grid(self, scores: Tensor) -> Tensor:
         """Patch scores as a map: (…, N) → (…, h, w)."""
-        return scores[..., self.prefix :].unflatten(-1, self.grid)
+        patches: Tensor = scores[..., self.prefix :].unflatten(-1, self.grid)
+        return patches
 
 
 def infer_layout(tap: AttentionTap, model_name: str, images: Tensor) -> TokenLayout:

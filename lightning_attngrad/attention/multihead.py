@@ -7,7 +7,7 @@ tap computes the layer from its own weights and hands the queries, keys and valu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -56,13 +56,12 @@ def multi_head_attention(
         key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
     queries, batch, width = query.shape
 
-    if use_separate_proj_weight:
-        weights = (q_proj_weight, k_proj_weight, v_proj_weight)
-    else:
-        weights = in_proj_weight.chunk(3) if in_proj_weight is not None else (None, None, None)
-    biases = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
+    weights: Sequence[Tensor | None] = (q_proj_weight, k_proj_weight, v_proj_weight)
+    if not use_separate_proj_weight and in_proj_weight is not None:
+        weights = in_proj_weight.chunk(3)
+    biases: Sequence[Tensor | None] = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
     query, key, value = (
-        F.linear(tokens, weight, bias)  # type: ignore[arg-type]
+        tokens if weight is None else F.linear(tokens, weight, bias)
         for tokens, weight, bias in zip((query, key, value), weights, biases, strict=True)
     )
     if bias_k is not None and bias_v is not None:
@@ -70,7 +69,8 @@ def multi_head_attention(
         value = torch.cat([value, bias_v.expand(1, batch, -1)])
 
     def split_heads(tokens: Tensor) -> Tensor:  # (N, B, D) → (B, H, N, d)
-        return tokens.unflatten(-1, (num_heads, -1)).permute(1, 2, 0, 3)
+        heads: Tensor = tokens.unflatten(-1, (num_heads, -1))
+        return heads.permute(1, 2, 0, 3)
 
     query = split_heads(query)
     key = split_heads(key) if static_k is None else static_k.unflatten(0, (batch, num_heads))

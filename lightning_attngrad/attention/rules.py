@@ -19,12 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
 
 @dataclass(frozen=True)
@@ -48,26 +47,26 @@ ATTN_LRP = BackwardRules(linearise=True, attention="uniform")
 
 def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
     """The same values; the gradient that passes is multiplied by ``factor``."""
-    return _ScaleGradient.apply(tensor, factor) if tensor.requires_grad else tensor  # type: ignore[no-untyped-call, no-any-return]
+    return cast(Tensor, _ScaleGradient.apply(tensor, factor)) if tensor.requires_grad else tensor
 
 
 class _ScaleGradient(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, tensor: Tensor, factor: float) -> Tensor:  # type: ignore[override]
-        ctx.factor = factor  # type: ignore[attr-defined]
+    def forward(ctx: Any, tensor: Tensor, factor: float) -> Tensor:
+        ctx.factor = factor
         return tensor.view_as(tensor)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        return gradient * ctx.factor, None  # type: ignore[attr-defined]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * ctx.factor, None
 
 
 class _LayerNorm(torch.autograd.Function):
     """``(x − mean)·stop(1/std)·w + b``. Keeps 1/std (B, N, 1) where the plain one keeps the whole input."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
-        ctx: FunctionCtx,
+    def forward(
+        ctx: Any,
         tensor: Tensor,
         normalized_shape: tuple[int, ...],
         weight: Tensor | None,
@@ -78,15 +77,15 @@ class _LayerNorm(torch.autograd.Function):
             tensor = tensor.to(weight.dtype)  # what autocast does with a LayerNorm
         output, _, reciprocal_std = torch.native_layer_norm(tensor, normalized_shape, weight, bias, eps)
         ctx.save_for_backward(*([reciprocal_std] if weight is None else [reciprocal_std, weight]))
-        ctx.dimensions = tuple(range(-len(normalized_shape), 0))  # type: ignore[attr-defined]
+        ctx.dimensions = tuple(range(-len(normalized_shape), 0))
         return output
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        reciprocal_std, *weight = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        reciprocal_std, *weight = ctx.saved_tensors
         if weight:
             gradient = gradient * weight[0]
-        centred = gradient - gradient.mean(dim=ctx.dimensions, keepdim=True)  # type: ignore[attr-defined]
+        centred = gradient - gradient.mean(dim=ctx.dimensions, keepdim=True)
         return centred.mul_(reciprocal_std), None, None, None, None
 
 
@@ -94,13 +93,13 @@ class _Activation(torch.autograd.Function):
     """``x·stop(f(x)/x)``, with the ratio's limit f'(0) where x is zero."""
 
     @staticmethod
-    def forward(ctx: FunctionCtx, tensor: Tensor, output: Tensor, at_zero: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, tensor: Tensor, output: Tensor, at_zero: float) -> Tensor:
         ctx.save_for_backward(torch.where(tensor == 0, at_zero, output / tensor))
         return output.view_as(output)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (ratio,) = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (ratio,) = ctx.saved_tensors
         return gradient * ratio, None, None
 
 
@@ -111,7 +110,7 @@ def _layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Tensor:
-    return _LayerNorm.apply(input, normalized_shape, weight, bias, eps)  # type: ignore[no-untyped-call, no-any-return]
+    return cast(Tensor, _LayerNorm.apply(input, normalized_shape, weight, bias, eps))
 
 
 def _rms_norm(
@@ -133,7 +132,7 @@ def _activation(function: Callable[..., Tensor], at_zero: float) -> Callable[...
         kwargs.pop("inplace", None)
         with torch.no_grad():
             output = function(input, *args, **kwargs)
-        return _Activation.apply(input, output, at_zero)  # type: ignore[no-untyped-call, no-any-return]
+        return cast(Tensor, _Activation.apply(input, output, at_zero))
 
     return with_constant_ratio
 

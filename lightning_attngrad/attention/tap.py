@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any, Literal
 
 import torch
@@ -75,7 +76,7 @@ class AttentionTap(TorchFunctionMode):
         self.embedding: Tensor | None = None
         self.last_normalised: Tensor | None = None
         self.on_gradient: Callable[[AttentionCall, Tensor], None] | None = None
-        self._names = {
+        self._names: dict[int, str] = {
             id(module): name.replace("_orig_mod.", "").removesuffix("_orig_mod")
             for name, module in model.named_modules()
             if not isinstance(module, _ANONYMOUS)
@@ -125,7 +126,7 @@ class AttentionTap(TorchFunctionMode):
 
     def _on_fused_attention(
         self,
-        func: Callable[..., Any],
+        func: Callable[..., Any],  # noqa: ARG002  (all handlers take it)
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -180,9 +181,8 @@ class AttentionTap(TorchFunctionMode):
         dim = args[0] if args else kwargs.get("dim")
         over_keys = input.dim() in (3, 4) and input.is_floating_point() and dim in (-1, input.dim() - 1)
         offset = self._score_offset() if over_keys else None
-        if offset is not None and offset.shape == input.shape:
-            input = input + offset.to(input.dtype)
-        output: Tensor = func(input, *args, **kwargs)
+        scores = input if offset is None or offset.shape != input.shape else input + offset.to(input.dtype)
+        output: Tensor = func(scores, *args, **kwargs)
         if over_keys:
             self._softmax_output = output
         return output
@@ -190,19 +190,22 @@ class AttentionTap(TorchFunctionMode):
     def _on_in_between(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         output: Tensor = func(*args, **kwargs)
         tensor = args[0] if args else kwargs.get("input")
-        if tensor is not None and tensor is self._softmax_output:
+        if self._are_probabilities(tensor):
             self._softmax_output = output
         return output
 
     def _on_matrix_product(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        if len(args) > 1 and args[0] is self._softmax_output is not None:
+        if len(args) > 1 and self._are_probabilities(args[0]):
             args = (*self._on_explicit_attention(args[0], args[1]), *args[2:])
         return func(*args, **kwargs)  # type: ignore[no-any-return]
 
     def _on_einsum(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        if len(args) == 3 and args[1] is self._softmax_output is not None:
+        if len(args) == 3 and self._are_probabilities(args[1]):
             args = (args[0], *self._on_explicit_attention(args[1], args[2]))
         return func(*args, **kwargs)  # type: ignore[no-any-return]
+
+    def _are_probabilities(self, operand: Any) -> bool:
+        return self._softmax_output is not None and operand is self._softmax_output
 
     def _on_explicit_attention(self, probabilities: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         self._softmax_output = None
@@ -269,12 +272,12 @@ class AttentionTap(TorchFunctionMode):
 
     def _calling_module(self) -> str:
         """Name of the innermost module of the model whose forward is running."""
-        frame = sys._getframe(1)
+        frame: FrameType | None = sys._getframe(1)
         while frame is not None:
             name = self._names.get(id(frame.f_locals.get("self")))
             if name is not None:
                 return name
-            frame = frame.f_back  # type: ignore[assignment]
+            frame = frame.f_back
         return f"attention.{len(self.calls)}"
 
 
@@ -282,7 +285,9 @@ def _outside_inference(argument: Any) -> Any:
     """Tensors that a module cached under inference mode cannot enter a graph; a copy of them can."""
     if isinstance(argument, Tensor):
         return argument.clone() if argument.is_inference() else argument
-    if isinstance(argument, list | tuple) and any(isinstance(item, Tensor) and item.is_inference() for item in argument):
+    if isinstance(argument, list | tuple) and any(
+        isinstance(item, Tensor) and item.is_inference() for item in argument
+    ):
         return type(argument)(_outside_inference(item) for item in argument)
     return argument
 

@@ -1,8 +1,7 @@
 """Images and a class to heatmaps. Needs torch only."""
 
-# Importing a family registers its methods; this order is the order in which they are listed.
 from lightning_attngrad.attention import UnsupportedModelError
-from lightning_attngrad.explain import guided, conservative, baselines  # noqa: F401, I001
+from lightning_attngrad.explain import baselines, conservative, guided  # noqa: F401  (importing registers methods)
 from lightning_attngrad.explain.attention_step import AttentionStep, attention_step
 from lightning_attngrad.explain.corrections import CORRECTIONS
 from lightning_attngrad.explain.explaining import DEFAULT_METHOD, explain

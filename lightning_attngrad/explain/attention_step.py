@@ -1,4 +1,7 @@
-"""Attention step: how little the attention has to be redirected for the output to change (arXiv 2605.11392, our reading)."""
+"""Attention step: how little the attention has to be redirected for the output to change.
+
+Source: arXiv 2605.11392, in our reading (METHODS §2).
+"""
 
 from __future__ import annotations
 

@@ -53,9 +53,7 @@ def grad_cam(forward: ForwardPass, seeds: Seeds, options: Options) -> TokenScore
 def _pooled_rows(forward: ForwardPass, seeds: Seeds, options: Options) -> tuple[Tensor, Tensor]:
     """Pooling weights (B, N) of the last attention call, and which images have no gradient there at all."""
     call = forward.tap.calls[-1]
-    (gradient,) = torch.autograd.grad(
-        seeds.outputs, call.tensor, seeds.gradients, retain_graph=options.retain_graph
-    )
+    (gradient,) = torch.autograd.grad(seeds.outputs, call.tensor, seeds.gradients, retain_graph=options.retain_graph)
     touched = call.touched_queries(gradient if gradient.dim() == 4 else gradient.unsqueeze(1))
     return pooling_weights(call, touched, forward.layout.prefix), ~touched.any(dim=1)
 

@@ -47,13 +47,9 @@ def guided_relevance(forward: ForwardPass, seeds: Seeds, options: Options) -> To
 
 def _token_relevance(forward: ForwardPass, seeds: Seeds, options: Options) -> TokenScores:
     embedding = _embedding(forward)
-    (gradient,) = torch.autograd.grad(
-        seeds.outputs, embedding, seeds.gradients, retain_graph=options.retain_graph
-    )
+    (gradient,) = torch.autograd.grad(seeds.outputs, embedding, seeds.gradients, retain_graph=options.retain_graph)
     relevance = _relevance(embedding, gradient)
-    return TokenScores(
-        relevance.unsqueeze(1), zero_gradient=~gradient.flatten(1).ne(0).any(dim=1), relevance=relevance
-    )
+    return TokenScores(relevance.unsqueeze(1), zero_gradient=~gradient.flatten(1).ne(0).any(dim=1), relevance=relevance)
 
 
 def _embedding(forward: ForwardPass) -> Tensor:

@@ -64,4 +64,5 @@ def _uncompiled() -> contextlib.AbstractContextManager[object]:
     """Compiled graphs hide their attention. Asked only where a compiler was loaded: loading it takes seconds."""
     if "torch._dynamo" not in sys.modules:
         return contextlib.nullcontext()
-    return torch.compiler.set_stance("force_eager")
+    stance: contextlib.AbstractContextManager[object] = torch.compiler.set_stance("force_eager")
+    return stance

@@ -175,10 +175,7 @@ def _as_explanation(
     scores = join([result.scores for result in results], over_corrections=True).float()
     layers = [result.layers for result in results if result.layers is not None]
     relevance = [result.relevance for result in results if result.relevance is not None]
-    errors = [
-        (tokens.sum(dim=1) - value).abs() / value.abs()
-        for tokens, value in zip(relevance, values, strict=False)
-    ]
+    errors = [(tokens.sum(dim=1) - value).abs() / value.abs() for tokens, value in zip(relevance, values, strict=False)]
     logits = find_logits(ran.output)
     return Explanation(
         heatmap=ran.layout.to_grid(scores),

@@ -130,7 +130,9 @@ class OfOutput(ValueObjective):
         value = self.function(forward.output)
         if not isinstance(value, Tensor) or value.shape != (forward.batch,):
             got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"objective: the function returned {got}; expected one number an image, ({forward.batch},)")
+            raise ValueError(
+                f"objective: the function returned {got}; expected one number an image, ({forward.batch},)"
+            )
         if not value.requires_grad:
             raise ValueError("objective: the function's result does not depend on the model's attention")
         return value if value.dtype == torch.float64 else value.float()
@@ -151,7 +153,7 @@ class Region(Objective):
 
     def seeds(self, forward: ForwardPass, target: Tensor | None) -> Seeds:
         call = forward.tap.calls[-1]
-        batch, heads, queries, keys = call.shape
+        _, _, queries, keys = call.shape
         inside = self._on_tokens(forward, keys)  # (B, M)
         logit = Logit().value(forward, target)
         # Only the head behind the last attention is walked back for this: it tells which tokens are pooled.
@@ -179,7 +181,7 @@ class Region(Objective):
 
     def _through_scores(self, call: FusedAttentionCall, known: _RegionCall, at_attention: Tensor) -> Seeds:
         """Start at queries and keys: the probabilities are no tensor of the graph under a fused kernel."""
-        batch, heads, queries, _ = call.shape
+        batch, heads, _, _ = call.shape
         value = torch.zeros(batch, device=at_attention.device, dtype=at_attention.dtype)
         at_query = torch.zeros_like(call.query, dtype=at_attention.dtype)
         at_key = torch.zeros_like(call.key, dtype=at_attention.dtype)

@@ -49,14 +49,11 @@ def find_class_names(trainer: pl.Trainer, explicit: ClassNames | None = None) ->
 def _checked(explicit: ClassNames) -> tuple[str, ...]:
     if isinstance(explicit, str) or not isinstance(explicit, Sequence | Mapping) or not explicit:
         raise ValueError(
-            f"class_names: got {explicit!r}; expected a sequence of names, or a mapping from class "
-            "number to name"
+            f"class_names: got {explicit!r}; expected a sequence of names, or a mapping from class number to name"
         )
     if isinstance(explicit, Mapping):
         if sorted(explicit) != list(range(len(explicit))):
-            raise ValueError(
-                f"class_names: got the numbers {sorted(explicit)}; expected 0 to {len(explicit) - 1}"
-            )
+            raise ValueError(f"class_names: got the numbers {sorted(explicit)}; expected 0 to {len(explicit) - 1}")
         return tuple(str(explicit[number]) for number in range(len(explicit)))
     return tuple(str(name) for name in explicit)
 
@@ -66,9 +63,7 @@ def _names_of(holder: Any) -> tuple[str, ...] | None:
         names = getattr(holder, attribute, None)
         if isinstance(names, list | tuple) and names:
             # ImageNet's classes are tuples of synonyms: the first is the usual one.
-            return tuple(
-                str(name[0]) if isinstance(name, tuple | list) and name else str(name) for name in names
-            )
+            return tuple(str(name[0]) if isinstance(name, tuple | list) and name else str(name) for name in names)
     return None
 
 
@@ -89,9 +84,7 @@ def _datasets_of(datamodule: Any) -> list[Any]:
     """Data sets that a datamodule keeps under a name with "val" in it."""
     if datamodule is None:
         return []
-    kept = [
-        value for name, value in vars(datamodule).items() if "val" in name and hasattr(value, "__getitem__")
-    ]
+    kept = [value for name, value in vars(datamodule).items() if "val" in name and hasattr(value, "__getitem__")]
     return [dataset for value in kept for dataset in dataset_chain(value)]
 
 

@@ -85,13 +85,13 @@ def _read_flags() -> list[tuple[Callable[[Any], Any], Any]]:
         (cuda.enable_math_sdp, cuda.math_sdp_enabled()),
         (cuda.enable_cudnn_sdp, cuda.cudnn_sdp_enabled()),
         (cuda.allow_fp16_bf16_reduction_math_sdp, cuda.fp16_bf16_reduction_math_sdp_allowed()),
+        (torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()),
         (torch.set_default_dtype, torch.get_default_dtype()),
         (torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled()),
     ]
     # The TF32 switches are left out: reading them raises once a user has mixed torch's old and new API.
     flags += [
-        (partial(setattr, cudnn, name), getattr(cudnn, name))
-        for name in ("enabled", "benchmark", "deterministic")
+        (partial(setattr, cudnn, name), getattr(cudnn, name)) for name in ("enabled", "benchmark", "deterministic")
     ]
     for device in _AUTOCAST_DEVICES:
         flags.append((partial(torch.set_autocast_enabled, device), torch.is_autocast_enabled(device)))

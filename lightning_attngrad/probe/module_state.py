@@ -90,11 +90,7 @@ class TensorSnapshot:
         """Write back each tensor that changed; one that did not is not touched (nor its version counter)."""
         with torch.inference_mode(False), torch.no_grad():
             for tensor, value, version in self._saved.values():
-                if (
-                    tensor.shape != value.shape
-                    or tensor.dtype != value.dtype
-                    or tensor.device != value.device
-                ):
+                if tensor.shape != value.shape or tensor.dtype != value.dtype or tensor.device != value.device:
                     tensor.data = value  # resized or moved: only a new storage can undo that
                 elif _changed(tensor, value, version):
                     tensor.copy_(value)

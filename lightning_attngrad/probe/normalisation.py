@@ -137,9 +137,7 @@ def _candidate_transforms(trainer: pl.Trainer) -> Iterator[tuple[str, Any]]:
         if "transform" in name and not any(word in name for word in ("train", "target"))
     ]
     # what says "val" comes first, then the other evaluation transforms, then those without a stage
-    names.sort(
-        key=lambda name: (0 if "val" in name else 1 if "test" in name or "predict" in name else 2, name)
-    )
+    names.sort(key=lambda name: (0 if "val" in name else 1 if "test" in name or "predict" in name else 2, name))
     for name in names:
         yield f"{type(datamodule).__name__}.{name}", getattr(datamodule, name)
 
@@ -154,11 +152,7 @@ def _walk_transforms(transform: Any, depth: int = 0) -> Iterator[Any]:
         inner = transform
     else:
         yield transform
-        inner = [
-            value
-            for name in ("transforms", "transform")
-            if (value := getattr(transform, name, None)) is not None
-        ]
+        inner = [value for name in ("transforms", "transform") if (value := getattr(transform, name, None)) is not None]
     for step in inner:
         yield from _walk_transforms(step, depth + 1)
 

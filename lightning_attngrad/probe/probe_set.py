@@ -133,8 +133,7 @@ class ProbeSet:
             if length < self.num_images:
                 self._say(
                     trainer,
-                    f"{self.num_images} probe images were asked for, the data set holds {length}: using "
-                    f"those",
+                    f"{self.num_images} probe images were asked for, the data set holds {length}: using those",
                 )
             indices = self._indices_of_state(length) or self._choose(loader, length)
         with isolated(trainer, pl_module, seed=self.seed):  # anew: the choice may have drawn random numbers
@@ -198,16 +197,12 @@ class ProbeSet:
             ProbeInputError: if the set is not frozen yet, or the hooks leave no floating images.
         """
         if self.images is None:
-            raise ProbeInputError(
-                "probe set: there are no images yet; call read(), or collect() and freeze()"
-            )
+            raise ProbeInputError("probe set: there are no images yet; call read(), or collect() and freeze()")
         device = trainer.strategy.root_device
         if self._batches is None:  # a stream's images have been through the hooks already
             return self.images.to(device), None if self.targets is None else self.targets.to(device)
         with isolated(trainer, pl_module, seed=self.seed), torch.no_grad():
-            transferred = [
-                transfer_batch(trainer, pl_module, batch, self.dataloader_idx) for batch in self._batches
-            ]
+            transferred = [transfer_batch(trainer, pl_module, batch, self.dataloader_idx) for batch in self._batches]
             parts = [self._split(batch, require_float=True) for batch in transferred]
         images, targets = _joined(parts, self.num_images)
         if targets is None and self.targets is not None:

@@ -88,11 +88,7 @@ def _reachable(dataset: Any) -> list[Any]:
             for step in item:
                 visit(step, depth + 1)
             return
-        if (
-            depth > _DEEPEST_OBJECT
-            or id(item) in found
-            or not isinstance(getattr(item, "__dict__", None), dict)
-        ):
+        if depth > _DEEPEST_OBJECT or id(item) in found or not isinstance(getattr(item, "__dict__", None), dict):
             return
         if isinstance(item, type) or callable(getattr(item, "__get__", None)):
             return  # classes and functions: their attributes belong to everyone

@@ -72,18 +72,14 @@ def load_batch_adapter(batch_adapter: BatchAdapter | str | None) -> BatchAdapter
     """
     if batch_adapter is None or callable(batch_adapter):
         return batch_adapter
-    expected = (
-        "expected a callable batch -> (images, targets or None), or its import path 'package.module.function'"
-    )
+    expected = "expected a callable batch -> (images, targets or None), or its import path 'package.module.function'"
     if not isinstance(batch_adapter, str) or "." not in batch_adapter.replace(":", "."):
         raise ValueError(f"batch_adapter: got {batch_adapter!r}; {expected}")
     module_name, _, attribute = batch_adapter.replace(":", ".").rpartition(".")
     try:
         adapter = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"batch_adapter: got {batch_adapter!r}, which fails with {error!r}; {expected}"
-        ) from error
+        raise ValueError(f"batch_adapter: got {batch_adapter!r}, which fails with {error!r}; {expected}") from error
     if callable(adapter):
         return adapter  # type: ignore[no-any-return]
     raise ValueError(f"batch_adapter: got {batch_adapter!r}, a {type(adapter).__name__}; {expected}")
@@ -135,9 +131,7 @@ def split_batch(
                 f"batch_adapter: it returned {describe(adapted)}; expected a pair (images, targets or None)"
             )
         images, found_target = adapted
-        return _checked_images(images, batch, "batch_adapter", require_float), _class_targets(
-            images, found_target
-        )
+        return _checked_images(images, batch, "batch_adapter", require_float), _class_targets(images, found_target)
     if image_key is not None:
         images = _checked_images(_follow(batch, image_key, "image_key"), batch, "image_key", require_float)
         neighbour = None
@@ -194,11 +188,7 @@ def _named(batch: Any, names: Iterable[str]) -> list[Any]:
 
 def _is_image_batch(value: Any) -> bool:
     """Four axes, floating or uint8; the dtype is judged later, so that uint8 gets an error of its own."""
-    return (
-        isinstance(value, Tensor)
-        and value.ndim == 4
-        and (value.is_floating_point() or value.dtype == torch.uint8)
-    )
+    return isinstance(value, Tensor) and value.ndim == 4 and (value.is_floating_point() or value.dtype == torch.uint8)
 
 
 def _search_images(batch: Any, require_float: bool) -> tuple[Tensor, Any]:

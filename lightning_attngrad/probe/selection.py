@@ -66,11 +66,7 @@ def known_targets(dataset: Any) -> np.ndarray[Any, Any] | None:
     """
     length = len(dataset)
     inner, indices = getattr(dataset, "dataset", None), getattr(dataset, "indices", None)
-    if (
-        inner is not None
-        and isinstance(indices, Sequence | np.ndarray | torch.Tensor)
-        and len(indices) == length
-    ):
+    if inner is not None and isinstance(indices, Sequence | np.ndarray | torch.Tensor) and len(indices) == length:
         known = known_targets(inner)
         return None if known is None else known[np.asarray(indices, dtype=np.int64)]
     parts = getattr(dataset, "datasets", None)
@@ -104,11 +100,7 @@ def _target_attributes(dataset: Any) -> list[Any]:
 
 def _as_classes(values: Any, length: int) -> np.ndarray[Any, Any] | None:
     """``values`` as (M,) int64 if that is what they are: one integer an item."""
-    if (
-        not isinstance(values, list | tuple | np.ndarray | torch.Tensor)
-        or len(values) != length
-        or length == 0
-    ):
+    if not isinstance(values, list | tuple | np.ndarray | torch.Tensor) or len(values) != length or length == 0:
         return None
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu().numpy() if values.dtype != torch.bfloat16 else values.float().numpy()

@@ -11,9 +11,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import RunningStage
 
 
-def transfer_batch(
-    trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, dataloader_idx: int
-) -> Any:
+def transfer_batch(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, dataloader_idx: int) -> Any:
     """What lightning's evaluation loop does to a batch before the step, in its order.
 
     ``on_before_batch_transfer`` has no public caller, hence the private method, which picks the datamodule's

@@ -37,7 +37,7 @@ TITLE_SIZE, TEXT_SIZE, NOTE_SIZE = 11.5, 8.5, 8.0
 _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 _COLOUR_BAR_WIDTH = 2.7
 _OVERLAY_OPACITY = 0.62
-_DARKEST, _GREY_RANGE = 0.22, 0.58  # of the grey image below a map
+_DARKEST, _GREY_RANGE = 0.22, 0.7  # of the grey image below a map
 # Faces that hold scripts which matplotlib's own face lacks; only those present on the machine are asked for.
 _NOT_STYLE = ("backend", "interactive", "toolbar", "webagg", "figure.hooks", "animation", "_")
 _FURTHER_FACES = (
@@ -52,23 +52,28 @@ _FURTHER_FACES = (
 @contextmanager
 def house_style() -> Iterator[None]:
     """Matplotlib's own defaults within the block, whatever style the user's session has chosen."""
-    style = {
-        key: value
-        for key, value in mpl.rcParamsDefault.items()
-        if not key.startswith(
-            ("backend", "interactive", "toolbar", "webagg", "figure.hooks", "animation", "_")
-        )
-    }
-    style["font.family"] = ["DejaVu Sans", *_present_faces()]
-    with mpl.rc_context(style), warnings.catch_warnings():
-        # Letters that no installed face holds are drawn as boxes; a warning for each helps nobody.
+    with mpl.rc_context(_style()), _missing_glyphs_unmentioned():
+        yield
+
+
+@functools.cache
+def _style() -> dict[str, Any]:
+    kept = {key: value for key, value in mpl.rcParamsDefault.items() if not key.startswith(_NOT_STYLE)}
+    return {**kept, "font.family": list(_faces())}
+
+
+@contextmanager
+def _missing_glyphs_unmentioned() -> Iterator[None]:
+    """Letters that no installed face holds are drawn as boxes; a warning for each helps nobody."""
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         yield
 
 
 @functools.cache
-def _present_faces() -> tuple[str, ...]:
-    return tuple(face for face in _FURTHER_FACES if face in fontManager.get_font_names())
+def _faces() -> tuple[str, ...]:
+    present = set(fontManager.get_font_names())
+    return ("DejaVu Sans", *(face for face in _FURTHER_FACES if face in present))
 
 
 def figure_to_array(figure: Figure) -> npt.NDArray[np.uint8]:
@@ -107,8 +112,8 @@ def text_width(text: str, size: float, *, bold: bool = False) -> float:
 
 @functools.lru_cache(maxsize=4096)
 def _text_width(text: str, size: float, weight: str) -> float:
-    with house_style():
-        face = FontProperties(family=mpl.rcParams["font.family"], size=size, weight=weight)
+    with _missing_glyphs_unmentioned():
+        face = FontProperties(family=list(_faces()), size=size, weight=weight)
         width, _, _ = TextToPath().get_text_width_height_descent(text, face, ismath=False)
     return float(width) / 72.0
 
@@ -129,7 +134,7 @@ def fit_text(text: str, width: float, size: float, *, bold: bool = False) -> str
         >>> fit_text("tench", 2.0, 8.0)
         'tench'
         >>> fit_text("great white shark, man-eater, Carcharodon carcharias", 1.0, 8.0)
-        'great white s…'
+        'great white sha…'
     """
     text = " ".join(text.split())
     if text_width(text, size, bold=bold) <= width:
@@ -227,9 +232,7 @@ class Canvas:
             self._not_finite(x, y, width, height)
         self._frame(x, y, width, height)
 
-    def _show(
-        self, picture: npt.NDArray[Any], x: float, y: float, width: float, height: float, **options: Any
-    ) -> None:
+    def _show(self, picture: npt.NDArray[Any], x: float, y: float, width: float, height: float, **options: Any) -> None:
         left, right, top, bottom = (_on_pixel(value) for value in (x, x + width, y, y + height))
         self._axes.imshow(picture, extent=(left, right, bottom, top), aspect="auto", **options)
 
@@ -248,9 +251,7 @@ class Canvas:
 
     def _not_finite(self, x: float, y: float, width: float, height: float) -> None:
         self._axes.add_patch(
-            Rectangle(
-                (x, y), width, height, facecolor="#d9d9d9", edgecolor="#a8a8a8", hatch="////", linewidth=0
-            )
+            Rectangle((x, y), width, height, facecolor="#d9d9d9", edgecolor="#a8a8a8", hatch="////", linewidth=0)
         )
         size = min(TEXT_SIZE, TEXT_SIZE * 0.9 * width / text_width("not finite", TEXT_SIZE))
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1.2}
@@ -284,9 +285,7 @@ class Canvas:
         bar.set_ticks(ticks, labels=[f"{tick:g}".replace("-", "−") for tick in ticks])
         axes.tick_params(labelsize=NOTE_SIZE - 0.5, length=2, width=0.5, pad=1.5, colors=SOFT_INK)
         label = "signed, times the uniform share" if signed else "times the uniform share"
-        self.text(
-            left + _COLOUR_BAR_WIDTH / 2, 0.24, label, width=_COLOUR_BAR_WIDTH, size=NOTE_SIZE, align="center"
-        )
+        self.text(left + _COLOUR_BAR_WIDTH / 2, 0.24, label, width=_COLOUR_BAR_WIDTH, size=NOTE_SIZE, align="center")
 
 
 def _on_pixel(inches: float) -> float:

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-_NUMBERED = re.compile(
-    r"(?:\w*(?:layer|block|stage)s?_?)?(\d+)"
-)  # "3", "encoder_layer_3", "layer3"; not "vit_b_16"
+_NUMBERED = re.compile(r"(?:\w*(?:layer|block|stage)s?_?)?(\d+)")  # "3", "encoder_layer_3", "layer3"; not "vit_b_16"
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,7 @@ class Caption:
     @property
     def verdict(self) -> str:
         """One short line; the number stands first because a long name is cut at its end."""
-        return (
-            f"{self.mark} {probability_text(self.probability).removeprefix('p = ')} {self.predicted}".strip()
-        )
+        return f"{self.mark} {probability_text(self.probability).removeprefix('p = ')} {self.predicted}".strip()
 
 
 def short_layer_name(name: str) -> str:

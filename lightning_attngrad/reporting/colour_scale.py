@@ -8,6 +8,7 @@ from typing import Literal
 import matplotlib as mpl
 import numpy as np
 from matplotlib.colors import Colormap, Normalize
+from matplotlib.ticker import MaxNLocator
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,7 @@ class ColourScale:
     @property
     def ticks(self) -> tuple[float, ...]:
         """Round steps from 0 outwards, few enough to be read."""
-        most = 3 if self.kind == "signed" else 6
-        steps = (0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, self.limit)
-        step = next(step for step in steps if self.limit / step <= most)
-        upper = [step * count for count in range(int(self.limit / step * (1 + 1e-6)) + 1)]
+        locator = MaxNLocator(nbins=3 if self.kind == "signed" else 6, steps=[1, 2, 2.5, 5, 10])
+        upper = [float(tick) for tick in locator.tick_values(0.0, self.limit) if tick <= self.limit * (1 + 1e-9)]
         lower = [-tick for tick in reversed(upper[1:])] if self.kind == "signed" else []
         return (*lower, *upper)

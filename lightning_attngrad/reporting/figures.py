@@ -106,7 +106,8 @@ def map_grid(
     width, height = tile_size(aspect_ratio(images), widest, widest)
     text_room = {1: 3.0, 2: 1.8, 3: 1.35}[groups]
     group_width = 2 * width + _GAP + 0.12 + text_room + 0.1
-    row_height = max(height, 4 * _LINE) + _ROW_GAP
+    middle = max(height, 4 * _LINE) / 2  # of a row: four lines of text may be higher than a wide image
+    row_height = 2 * middle + _ROW_GAP
 
     page = max(_NARROWEST, groups * group_width + 2 * MARGIN)
     notes = [counted(shown, len(images), "image"), grid_note(maps)]
@@ -121,10 +122,10 @@ def map_grid(
         )
         for index in range(shown):
             x = MARGIN + (index // rows) * (page - 2 * MARGIN + 0.1) / groups
-            y = HEADER_HEIGHT + (index % rows) * row_height
-            canvas.image(images[index], x, y, width, height)
-            canvas.map(images[index], maps[index], x + width + _GAP, y, width, height)
-            _write_caption(canvas, captions[index], x + 2 * width + _GAP + 0.12, y + height / 2, text_room)
+            y = HEADER_HEIGHT + (index % rows) * row_height + middle
+            canvas.image(images[index], x, y - height / 2, width, height)
+            canvas.map(images[index], maps[index], x + width + _GAP, y - height / 2, width, height)
+            _write_caption(canvas, captions[index], x + 2 * width + _GAP + 0.12, y, text_room)
     return canvas.figure
 
 
@@ -287,7 +288,7 @@ def _strips(
     scale: ColourScale,
     below: Sequence[Sequence[str]] | None = None,
 ) -> Figure:
-    """Rows of an image and its T maps (N, T, h, w), broken into lines of ``columns`` tiles."""
+    """Rows of an image and its T maps (N, T, h, w), in lines of ``columns`` tiles, named above and below."""
     shown, tiles = min(len(images), _MOST_ROWS), maps.shape[1]
     lines = math.ceil(tiles / columns)
     largest = _LARGEST_TILE if shown * lines <= 5 else 1.05
@@ -299,17 +300,14 @@ def _strips(
     row_height = lines * line_height + (_ROW_GAP - _GAP if repeated or below else 0)
     head = 0.0 if repeated else _LINE
     page = max(_NARROWEST, (columns + 1) * width + columns * _GAP + 0.12 + 2 * MARGIN)
-    heading = [
-        *notes,
-        *([counted(shown, len(images), "image")] if len(images) > 1 else []),
-        grid_note(maps),
-    ]
+    count = notes[0] if notes else counted(shown, len(images), "image")
+    heading = " · ".join([count, grid_note(maps), *notes[1:]])
     with house_style():
         canvas = Canvas(
             page,
             HEADER_HEIGHT + head + shown * row_height + MARGIN / 2,
             title=title,
-            notes=" · ".join(heading),
+            notes=heading,
             scale=scale,
             blended=blended,
         )

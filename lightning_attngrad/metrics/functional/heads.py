@@ -75,9 +75,7 @@ def patch_distances(layout: TokenLayout, device: torch.device) -> Tensor:
     return torch.cdist(places, places)
 
 
-def _of_call(
-    call: AttentionCall, prefix: int, distances: Tensor, memory_budget: int
-) -> tuple[Tensor, Tensor]:
+def _of_call(call: AttentionCall, prefix: int, distances: Tensor, memory_budget: int) -> tuple[Tensor, Tensor]:
     """Entropy and distance of one call, (B, H) each."""
     batch, heads, queries, keys = call.shape
     entropy = torch.zeros(batch, heads, device=distances.device)

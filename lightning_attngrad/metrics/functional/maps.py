@@ -44,7 +44,8 @@ def times_uniform_share(heatmap: Tensor) -> Tensor:
         tensor([[ 1., -1.],
                 [ 2.,  0.]])
     """
-    return map_density(heatmap) * heatmap.sign() * (heatmap.shape[-2] * heatmap.shape[-1])
+    signed: Tensor = map_density(heatmap) * heatmap.sign()
+    return signed * (heatmap.shape[-2] * heatmap.shape[-1])
 
 
 def map_entropy(heatmap: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ def map_entropy(heatmap: Tensor) -> Tensor:
         tensor(0.5000)
     """
     patches = heatmap.shape[-2] * heatmap.shape[-1]
-    entropy = torch.special.entr(map_density(heatmap)).sum(dim=(-2, -1))
+    entropy: Tensor = torch.special.entr(map_density(heatmap)).sum(dim=(-2, -1))
     return entropy / math.log(patches) if patches > 1 else entropy
 
 
@@ -97,7 +98,8 @@ def top_decile_mass(heatmap: Tensor) -> Tensor:
         tensor(0.5000)
     """
     density = map_density(heatmap).flatten(-2)
-    return density.topk(math.ceil(density.shape[-1] / 10), dim=-1).values.sum(dim=-1)
+    top, _ = density.topk(math.ceil(density.shape[-1] / 10), dim=-1)
+    return top.sum(dim=-1)
 
 
 def _at_least_float32(heatmap: Tensor) -> Tensor:
