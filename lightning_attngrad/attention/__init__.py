@@ -8,7 +8,7 @@ from lightning_attngrad.attention.call import (
 )
 from lightning_attngrad.attention.layout import TokenLayout, UnsupportedModelError, infer_layout
 from lightning_attngrad.attention.rules import ATTN_LRP, CONSERVATIVE, PLAIN, BackwardRules
-from lightning_attngrad.attention.tap import AttentionTap
+from lightning_attngrad.attention.tap import AttentionTap, outside_inference
 
 __all__ = [
     "ATTN_LRP",
@@ -23,4 +23,5 @@ __all__ = [
     "TokenLayout",
     "UnsupportedModelError",
     "infer_layout",
+    "outside_inference",
 ]

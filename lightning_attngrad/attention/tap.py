@@ -106,8 +106,8 @@ class AttentionTap(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        args = tuple(_outside_inference(argument) for argument in args)
-        kwargs = {name: _outside_inference(value) for name, value in kwargs.items()} if kwargs else {}
+        args = tuple(outside_inference(argument) for argument in args)
+        kwargs = {name: outside_inference(value) for name, value in kwargs.items()} if kwargs else {}
         handler = self._handlers.get(func)
         if handler is not None:
             return handler(func, *args, **kwargs)
@@ -281,14 +281,14 @@ class AttentionTap(TorchFunctionMode):
         return f"attention.{len(self.calls)}"
 
 
-def _outside_inference(argument: Any) -> Any:
+def outside_inference(argument: Any) -> Any:
     """Tensors that a module cached under inference mode cannot enter a graph; a copy of them can."""
     if isinstance(argument, Tensor):
         return argument.clone() if argument.is_inference() else argument
     if isinstance(argument, list | tuple) and any(
         isinstance(item, Tensor) and item.is_inference() for item in argument
     ):
-        return type(argument)(_outside_inference(item) for item in argument)
+        return type(argument)(outside_inference(item) for item in argument)
     return argument
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.attention import DEFAULT_MEMORY_BUDGET
+from lightning_attngrad.attention import DEFAULT_MEMORY_BUDGET, outside_inference
 from lightning_attngrad.explain.corrections import check_corrections
 from lightning_attngrad.explain.explanation import Explanation
 from lightning_attngrad.explain.forward_pass import ForwardPass, find_logits, forward_pass
@@ -131,7 +131,7 @@ def _resolve_target(target: int | Sequence[int] | Tensor | None, ran: ForwardPas
     if target is None:
         return logits.detach().argmax(dim=1)
     try:
-        classes = torch.as_tensor(target, device=logits.device)
+        classes = outside_inference(torch.as_tensor(target, device=logits.device))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"target: got {target!r}; expected None, an int, a list of ints or a tensor") from error
     if isinstance(target, list | tuple) and classes.dim() == 1:

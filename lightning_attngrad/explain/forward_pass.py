@@ -10,7 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.attention import PLAIN, AttentionTap, BackwardRules, TokenLayout, infer_layout
+from lightning_attngrad.attention import (
+    PLAIN,
+    AttentionTap,
+    BackwardRules,
+    TokenLayout,
+    infer_layout,
+    outside_inference,
+)
 from lightning_attngrad.explain.evaluation import differentiable, held_still
 
 
@@ -100,7 +107,7 @@ def forward_pass(
         tap = AttentionTap(model, start=start, rules=rules, score_offsets=score_offsets)
         try:
             # A copy, made here: a batch that was loaded under inference mode can enter no graph.
-            images = images.detach().clone() if images.is_inference() else images.detach()
+            images = outside_inference(images).detach()
             with tap:
                 output = (forward or model)(images)
             layout = infer_layout(tap, type(model).__name__, images)

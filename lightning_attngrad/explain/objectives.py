@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_attngrad.attention import AttentionCall, ExplicitAttentionCall, FusedAttentionCall
+from lightning_attngrad.attention import AttentionCall, ExplicitAttentionCall, FusedAttentionCall, outside_inference
 from lightning_attngrad.explain.forward_pass import ForwardPass
 from lightning_attngrad.explain.propagation import pooling_weights
 
@@ -87,7 +87,7 @@ class Contrast(ValueObjective):
 
     def value(self, forward: ForwardPass, target: Tensor | None) -> Tensor:
         logits = forward.logits
-        against = torch.as_tensor(self.against, device=logits.device).expand(len(logits))
+        against = outside_inference(torch.as_tensor(self.against, device=logits.device)).expand(len(logits))
         if against.is_floating_point() or not bool(((against >= 0) & (against < logits.shape[1])).all()):
             raise ValueError(f"against: got {self.against!r}; expected classes from 0 to {logits.shape[1] - 1}")
         return _of_class(logits, target) - _of_class(logits, against)
@@ -106,7 +106,7 @@ class Mixture(ValueObjective):
 
     def value(self, forward: ForwardPass, target: Tensor | None) -> Tensor:  # noqa: ARG002
         logits = forward.logits
-        weights = torch.as_tensor(self.weights, device=logits.device, dtype=logits.dtype)
+        weights = outside_inference(torch.as_tensor(self.weights, device=logits.device, dtype=logits.dtype))
         if weights.shape not in (logits.shape, logits.shape[1:]):
             raise ValueError(
                 f"weights: got shape {tuple(weights.shape)}; expected one weight a class, ({logits.shape[1]},), "
@@ -172,7 +172,8 @@ class Region(Objective):
         return self._through_scores(call, known, at_attention)  # type: ignore[arg-type]
 
     def _on_tokens(self, forward: ForwardPass, keys: int) -> Tensor:
-        mask = torch.as_tensor(self.mask, dtype=torch.float32, device=forward.tap.calls[-1].tensor.device)
+        device = forward.tap.calls[-1].tensor.device
+        mask = outside_inference(torch.as_tensor(self.mask, dtype=torch.float32, device=device))
         if mask.dim() not in (2, 3) or (mask.dim() == 3 and len(mask) not in (1, forward.batch)):
             raise ValueError(f"mask: got shape {tuple(mask.shape)}; expected (H, W) or ({forward.batch}, H, W)")
         mask = mask.expand(forward.batch, *mask.shape[-2:])
