@@ -1,6 +1,8 @@
 """See where a Vision Transformer looks while Lightning fine-tunes it, without touching the run."""
 
-from lightning_attngrad.callbacks import AttentionMapMonitor
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from lightning_attngrad.explain import (
     AttentionStep,
     Contrast,
@@ -11,6 +13,9 @@ from lightning_attngrad.explain import (
     explain,
     register_method,
 )
+
+if TYPE_CHECKING:
+    from lightning_attngrad.callbacks import AttentionMapMonitor
 
 __all__ = [
     "AttentionMapMonitor",
@@ -24,3 +29,10 @@ __all__ = [
     "register_method",
 ]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """Callbacks are loaded when they are asked for: explaining needs no Lightning, and importing it takes seconds."""
+    if name in __all__:
+        return getattr(import_module(f"{__name__}.callbacks"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

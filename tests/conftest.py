@@ -6,11 +6,30 @@ import os
 import sys
 from collections.abc import Iterator
 
+import lightning.pytorch  # noqa: F401  (sets an environment variable when it is first imported)
 import pytest
 import torch
 from torch.backends import cuda as attention_kernels
 
 torch.set_num_threads(1)
+
+
+#: Environment variables that pytest, Lightning (seed, rendezvous) and numerical libraries set of their own accord.
+_SET_BY_OTHERS = (
+    "PYTEST_",
+    "PL_",
+    "MASTER_",
+    "OMP_",
+    "KMP_",
+    "CUDA_",
+    "CUBLAS_",
+    "TORCHINDUCTOR_",
+    "WANDB_",
+    "MLFLOW_",
+)
+
+
+_VARIABLE = "environment variable "
 
 
 def _global_state() -> dict[str, object]:
@@ -34,12 +53,6 @@ def _global_state() -> dict[str, object]:
         "fast path of nn.MultiheadAttention": torch.backends.mha.get_fastpath_enabled(),
         "torch function modes": torch._C._len_torch_function_stack(),
         "scaled_dot_product_attention": torch.nn.functional.scaled_dot_product_attention,
-        "environment": {
-            # pytest itself keeps the running test's name there
-            key: value
-            for key, value in os.environ.items()
-            if key != "PYTEST_CURRENT_TEST"
-        },
     }
     if "timm.layers" in sys.modules:
         from timm.layers import use_fused_attn
@@ -49,6 +62,10 @@ def _global_state() -> dict[str, object]:
         from torch._dynamo import eval_frame
 
         state["torch.compile stance"] = repr(eval_frame._stance)
+    # Hashed: a failure names the variable, and never prints what may be a secret.
+    state.update(
+        {_VARIABLE + key: hash(value) for key, value in os.environ.items() if not key.startswith(_SET_BY_OTHERS)}
+    )
     return state
 
 
@@ -58,5 +75,7 @@ def nothing_global_stays_changed() -> Iterator[None]:
     before = _global_state()
     yield
     after = _global_state()
-    changed = {name: (before[name], value) for name, value in after.items() if name in before and value != before[name]}
+    # A switch of a library that this very test imported has no value before it; a variable has: unset.
+    names = {name for name in before.keys() | after.keys() if name in before or name.startswith(_VARIABLE)}
+    changed = {name: (before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)}
     assert not changed, f"global state changed by this test (before, after): {changed}"

@@ -78,6 +78,8 @@ def multi_head_attention(
     if add_zero_attn:
         key, value = F.pad(key, (0, 0, 0, 1)), F.pad(value, (0, 0, 0, 1))
 
+    if is_causal and key_padding_mask is None and not need_weights:
+        attn_mask = None  # torch then reads the flag and not the mask, which differs where keys were appended
     mask = _joined_mask(attn_mask, key_padding_mask, (batch, num_heads, queries, key.shape[-2]), query)
     causal = is_causal and mask is None
     scale = 1 / math.sqrt(query.shape[-1])

@@ -1,0 +1,138 @@
+"""Who may import whom (docs/architecture.md): arrows point down only, and the lower rooms need torch alone."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lightning_attngrad
+
+PACKAGE = Path(lightning_attngrad.__file__).parent
+
+#: What each room may import of this package, beside itself.
+MAY_IMPORT = {
+    "attention": set(),
+    "explain": {"attention"},
+    "metrics": {"attention", "explain"},
+    "probe": {"attention", "explain"},
+    "reporting": set(),
+    "callbacks": {"attention", "explain", "metrics", "probe", "reporting"},
+    "demo": {"callbacks"},
+    "cli": {"demo", "callbacks"},
+    "__init__": {"callbacks", "explain"},
+}
+#: Rooms that may know Lightning.
+KNOW_LIGHTNING = {"probe", "reporting", "callbacks", "demo", "cli"}
+LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities"}
+#: What the lowest rooms may use beside the standard library and this package.
+ONLY_TORCH = {"attention", "explain", "metrics"}
+
+
+def _imports() -> list[tuple[str, str, int, str]]:
+    """(room, file, line, imported module) of every import in the package."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        room = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path}:{node.lineno} imports relatively"
+                module = node.module or ""
+                names = [f"{module}.{alias.name}" for alias in node.names] if module == PACKAGE.name else [module]
+            found += [(room, path.name, getattr(node, "lineno", 0), name) for name in names]
+    return found
+
+
+IMPORTS = _imports()
+
+
+def test_every_room_has_its_rule() -> None:
+    rooms = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert rooms == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_a_room_imports_only_rooms_below_it(room: str) -> None:
+    wrong = []
+    for importer, file, line, module in IMPORTS:
+        parts = module.split(".")
+        if importer == room and parts[0] == PACKAGE.name and len(parts) > 1:
+            below = parts[1]
+            if below in MAY_IMPORT and below != room and below not in MAY_IMPORT[room]:
+                wrong.append(f"{file}:{line} imports {module}")
+    assert not wrong
+
+
+def test_there_are_no_circles() -> None:
+    def reach(room: str, seen: tuple[str, ...]) -> None:
+        assert room not in seen, f"a circle: {' → '.join((*seen, room))}"
+        for below in MAY_IMPORT[room]:
+            reach(below, (*seen, room))
+
+    for room in MAY_IMPORT:
+        reach(room, ())
+
+
+def test_only_upper_rooms_know_lightning() -> None:
+    wrong = [
+        f"{file}:{line} imports {module}"
+        for room, file, line, module in IMPORTS
+        if module.split(".")[0] in LIGHTNING and room not in KNOW_LIGHTNING
+    ]
+    assert not wrong
+
+
+def test_the_lowest_rooms_need_torch_alone() -> None:
+    wrong = [
+        f"{file}:{line} imports {module}"
+        for room, file, line, module in IMPORTS
+        if room in ONLY_TORCH
+        and (top := module.split(".")[0])
+        not in {"torch", PACKAGE.name, *(["torchmetrics"] if room == "metrics" else [])}
+        and top not in sys.stdlib_module_names
+    ]
+    assert not wrong
+
+
+def test_no_file_is_called_utils() -> None:
+    assert not [path for path in PACKAGE.rglob("*.py") if "util" in path.stem or "helper" in path.stem]
+
+
+def test_explaining_runs_where_lightning_is_not_installed() -> None:
+    program = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"lightning", "pytorch_lightning", "matplotlib", "timm"}:
+            raise ImportError(f"{name} is not installed here")
+sys.meta_path.insert(0, Refuse())
+import torch
+import lightning_attngrad as attngrad
+from lightning_attngrad.metrics.functional import map_entropy
+class Tiny(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Conv2d(3, 16, 8, 8)
+        self.layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
+    def forward(self, images):
+        return self.layer(self.embed(images).flatten(2).mT).mean(1)
+explanation = attngrad.explain(Tiny(), torch.rand(2, 3, 32, 32))
+assert explanation.heatmap.shape == (2, 4, 4)
+assert torch.isfinite(map_entropy(explanation.heatmap)).all()
+print("explained")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.strip() == "explained", done.stderr
+
+
+def test_every_public_name_is_there() -> None:
+    for name in lightning_attngrad.__all__:
+        assert getattr(lightning_attngrad, name).__name__ == name
+    with pytest.raises(AttributeError, match="Nothing"):
+        lightning_attngrad.Nothing  # noqa: B018
