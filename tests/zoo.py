@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 CLASSES = 7
-Pooling = Literal["cls", "mean", "distilled", "attention", "cls_and_mean"]
+Pooling = Literal["cls", "mean", "mean_of_all", "distilled", "attention", "cls_and_mean"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,8 @@ class ZooModel:
             weights[0] = 1
         elif self.pooling == "mean":
             weights[self.prefix :] = 1 / patches
+        elif self.pooling == "mean_of_all":
+            weights[:] = 1 / self.tokens
         elif self.pooling == "distilled":
             weights[:2] = 0.5
         elif self.pooling == "cls_and_mean":
@@ -193,6 +195,12 @@ ZOO: dict[str, ZooModel] = {
             last_norm="blocks.2.norm1",
         ),
         ZooModel("vit_mean", _timm("vit_tiny_patch16_224", global_pool="avg", fc_norm=True), 1, pooling="mean"),
+        ZooModel(
+            "vit_mean_of_all",
+            _timm("vit_tiny_patch16_224", global_pool="avg", pool_include_prefix=True, fc_norm=True),
+            1,
+            pooling="mean_of_all",
+        ),
         ZooModel("dinov2_registers", _timm("vit_small_patch14_reg4_dinov2"), 5),
         ZooModel("vit_registers_mean", _timm("vit_medium_patch16_reg4_gap_256"), 4, pooling="mean"),
         ZooModel("dinov2_swiglu", _timm("vit_giant_patch14_dinov2"), 1),

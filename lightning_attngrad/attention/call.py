@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch import Tensor
 #: that the matrix products dominate.
 DEFAULT_MEMORY_BUDGET = 8 * 2**20
 
-_BUFFERS_PER_BLOCK = 2  # the probabilities and their gradient, both (B, H, rows, M)
+_BYTES_PER_PROBABILITY = 2 * 4  # float32 probabilities and their gradient, both (B, H, rows, M)
 
 
 @dataclass(eq=False)
@@ -49,14 +49,29 @@ class AttentionCall(ABC):
             gradient: what autograd delivered at :attr:`tensor`.
         """
 
-    def touched_queries(self, gradient: Tensor) -> Tensor:
-        """Query tokens, (B, N) bool, at which any of the gradient arrived, given that of :attr:`tensor`."""
-        return (gradient != 0).any(dim=-1).any(dim=1)
+    @abstractmethod
+    def of_images(self, images: slice) -> AttentionCall:
+        """The same call, of these images only."""
+
+    def query_gradient_norms(self, gradient: Tensor) -> Tensor:
+        """How much gradient arrived at each query token, (B, N), given that of :attr:`tensor`."""
+        return torch.linalg.vector_norm(_at_least_float32(gradient), dim=(1, 3))
 
     @property
     def is_self_attention(self) -> bool:
         """Whether queries and keys are the same tokens (a pooling call has fewer queries)."""
         return self.shape[2] == self.shape[3]
+
+    def image_groups(self, memory_budget: int = DEFAULT_MEMORY_BUDGET) -> Iterator[slice]:
+        """Cut the batch into as many images as fit the budget whole; one at a time where none does.
+
+        A few rows of every image would read all keys and values again for each block of rows; all rows of a few
+        images read them once.
+        """
+        batch, heads, queries, keys = self.shape
+        size = max(1, memory_budget // (heads * queries * keys * _BYTES_PER_PROBABILITY))
+        for first in range(0, batch, size):
+            yield slice(first, min(first + size, batch))
 
     def blocks(
         self, memory_budget: int = DEFAULT_MEMORY_BUDGET, start: int = 0, stop: int | None = None
@@ -64,8 +79,7 @@ class AttentionCall(ABC):
         """Cut the query tokens ``start … stop`` into blocks whose temporaries fit the budget in bytes."""
         batch, heads, queries, keys = self.shape
         stop = queries if stop is None else stop
-        bytes_per_row = batch * heads * keys * 4 * _BUFFERS_PER_BLOCK
-        most = max(1, memory_budget // bytes_per_row)
+        most = max(1, memory_budget // (batch * heads * keys * _BYTES_PER_PROBABILITY))
         count = -(-(stop - start) // most)
         size = -(-(stop - start) // max(1, count))  # even blocks: no small remainder at the end
         for first in range(start, stop, max(1, size)):
@@ -120,6 +134,16 @@ class FusedAttentionCall(AttentionCall):
     def attention_gradient(self, rows: slice, gradient: Tensor) -> Tensor:
         return _times_transposed(_at_least_float32(gradient[:, :, rows]), self.value)
 
+    def of_images(self, images: slice) -> FusedAttentionCall:
+        one_for_all = self.mask is None or self.mask.dim() < 4 or self.mask.shape[0] == 1
+        return replace(
+            self,
+            query=self.query[images],
+            key=self.key[images],
+            value=self.value[images],
+            mask=self.mask if one_for_all else self.mask[images],
+        )
+
 
 @dataclass(eq=False)
 class ExplicitAttentionCall(AttentionCall):
@@ -141,6 +165,9 @@ class ExplicitAttentionCall(AttentionCall):
 
     def attention_gradient(self, rows: slice, gradient: Tensor) -> Tensor:
         return _at_least_float32(gradient[:, :, rows]).clone()
+
+    def of_images(self, images: slice) -> ExplicitAttentionCall:
+        return replace(self, probabilities=self.probabilities[images])
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

@@ -54,8 +54,8 @@ def _pooled_rows(forward: ForwardPass, seeds: Seeds, options: Options) -> tuple[
     """Pooling weights (B, N) of the last attention call, and which images have no gradient there at all."""
     call = forward.tap.calls[-1]
     (gradient,) = torch.autograd.grad(seeds.outputs, call.tensor, seeds.gradients, retain_graph=options.retain_graph)
-    touched = call.touched_queries(gradient if gradient.dim() == 4 else gradient.unsqueeze(1))
-    return pooling_weights(call, touched, forward.layout.prefix), ~touched.any(dim=1)
+    norms = call.query_gradient_norms(gradient if gradient.dim() == 4 else gradient.unsqueeze(1))
+    return pooling_weights(call, norms, forward.layout.prefix), ~norms.any(dim=1)
 
 
 def _row_times_attention(call: AttentionCall, weights: Tensor, memory_budget: int) -> Tensor:

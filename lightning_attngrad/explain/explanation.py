@@ -26,7 +26,8 @@ class Explanation:
         panels: names of the P panels.
         completeness_error: ``|Σ R − Φ| / |Φ|``, (B,) or (B, P), for relevance methods: how much of the output the
             token scores fail to account for.
-        zero_gradient: (B,) or (B, P) bool: no gradient reached the attention, the map says nothing.
+        zero_gradient: (B,) or (B, P) bool: no gradient reached the last attention. A map made of gradients then says
+            nothing; one of attention alone is read from the class token, or from all tokens alike.
         method: the method's name.
     """
 

@@ -159,8 +159,8 @@ class Region(Objective):
         # Only the head behind the last attention is walked back for this: it tells which tokens are pooled.
         (pooled_gradient,) = torch.autograd.grad(logit.sum(), call.tensor, retain_graph=True)
         pooled_gradient = pooled_gradient if pooled_gradient.dim() == 4 else pooled_gradient.unsqueeze(1)
-        touched = call.touched_queries(pooled_gradient)
-        weights = pooling_weights(call, touched, forward.layout.prefix)  # (B, N)
+        norms = call.query_gradient_norms(pooled_gradient)
+        weights = pooling_weights(call, norms, forward.layout.prefix)  # (B, N)
 
         known = _RegionCall(call.name, call.tensor, call, inside.to(weights.dtype))
         at_attention = weights[:, None, :, None]
@@ -223,6 +223,9 @@ class _RegionCall(AttentionCall):
     def attention_gradient(self, rows: slice, gradient: Tensor) -> Tensor:
         heads = self.shape[1]
         return (gradient[:, :, rows] * self.inside[:, None, None, :] / heads).repeat(1, heads, 1, 1)
+
+    def of_images(self, images: slice) -> _RegionCall:
+        return _RegionCall(self.name, self.tensor, self.inner.of_images(images), self.inside[images])
 
 
 #: Objectives that need nothing but a class, by name.

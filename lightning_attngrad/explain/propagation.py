@@ -15,29 +15,46 @@ from lightning_attngrad.attention import AttentionCall
 from lightning_attngrad.explain.corrections import CORRECTIONS
 
 
-def pooling_weights(call: AttentionCall, touched: Tensor, prefix: int) -> Tensor:
+def pooling_weights(call: AttentionCall, norms: Tensor, prefix: int) -> Tensor:
     """Weights with which the query tokens of the last attention call feed the prediction, (B, N), each row sum 1.
 
     Read off the gradient: behind the last attention nothing mixes tokens any more, so it is zero at all tokens but
     the pooled ones. A class token gives a one-hot row; mean pooling equal weights; class and distillation token one
-    half each; attention pooling its query. Where prefix tokens *and* patches are pooled (the class token beside the
-    mean of the patches, as in Hugging Face's DINOv2 classifier) either group gets one half.
+    half each; attention pooling its query. Where prefix tokens *and* patches are pooled, it is either a mean over all
+    of them, with gradients of like size everywhere: equal weights; or the class token beside the mean of the patches
+    (Hugging Face's DINOv2 classifier), where it outweighs a single patch by their number: one half each. Without any
+    gradient the first prefix token is taken, else all tokens alike.
 
     Args:
         call: the last attention call.
-        touched: (B, N) bool, where gradient arrived.
+        norms: (B, N), how much gradient arrived at each query token.
         prefix: number of prefix tokens.
     """
-    weights = touched.to(torch.promote_types(call.tensor.dtype, torch.float32))
-    if call.is_self_attention:
-        in_front, patches = weights[:, :prefix], weights[:, prefix:]
-        groups = torch.cat([_normalised(in_front), _normalised(patches)], dim=1)
-        return _normalised(groups)
-    return _normalised(weights)
+    touched = (norms > 0).to(norms.dtype)
+    if not call.is_self_attention:
+        return _normalised(torch.where(touched.any(dim=1, keepdim=True), touched, 1.0))
+    if prefix:
+        untouched = torch.zeros_like(touched)
+        untouched[:, 0] = 1.0
+    else:
+        untouched = torch.ones_like(touched)
+    touched = torch.where(touched.any(dim=1, keepdim=True), touched, untouched)
+    in_front, patches = _normalised(touched[:, :prefix]), _normalised(touched[:, prefix:])
+    by_group = _normalised(torch.cat([in_front, patches], dim=1))
+    # Halfway, on a logarithmic scale, between equal size and as many times as large as there are patches.
+    apart = (norms[:, :prefix] * in_front).sum(dim=1) > (norms[:, prefix:] * patches).sum(dim=1) * (
+        patches.shape[1] ** 0.5
+    )
+    return torch.where(apart.unsqueeze(1), by_group, _normalised(touched))
 
 
 def _normalised(weights: Tensor) -> Tensor:
     return weights / weights.sum(dim=1, keepdim=True).clamp_min(1.0) if weights.shape[1] else weights
+
+
+def _normalised(weights: Tensor) -> Tensor:
+    """Each row divided by its sum, where that is not zero."""
+    return weights / weights.sum(dim=1, keepdim=True).clamp_min(1.0)
 
 
 class RowPropagation:
@@ -68,9 +85,9 @@ class RowPropagation:
         """Carry the row through ``call``, given the gradient at its ``tensor``."""
         batch, _, _, keys = call.shape
         if self._base is None:
-            touched = call.touched_queries(gradient)
-            self.zero_gradient = ~touched.any(dim=1)
-            self._base = pooling_weights(call, touched, self._prefix).unsqueeze(1)
+            norms = call.query_gradient_norms(gradient)
+            self.zero_gradient = ~norms.any(dim=1)
+            self._base = pooling_weights(call, norms, self._prefix).unsqueeze(1)
         rows = self._base if self.scores is None else self._base + self.scores  # (B, K or 1, N)
         with torch.autocast(gradient.device.type, enabled=False):
             increment = self._row_times_corrections(call, gradient, rows)  # (B, K, M)
@@ -96,15 +113,18 @@ class RowPropagation:
             torch.tensor(column, device=weights.device, dtype=weights.dtype).view(1, -1, 1)
             for column in zip(*factors, strict=True)
         )
-        for block in call.blocks(self._memory_budget, int(counting[0]), int(counting[-1]) + 1):
-            attention = call.attention(block)  # (B, H, rows, M)
-            product = call.attention_gradient(block, gradient).mul_(attention)
-            block_weights = weights[:, :, block]  # (B, K, rows)
-            if any(factor.row_sum for factor in factors):
-                shared = attention.mul_(product.sum(dim=-1, keepdim=True)).sum(dim=1)  # (B, rows, M)
-                increment += (of_row_sum * block_weights) @ shared
-            if any(factor.product for factor in factors):
-                increment += (of_product * block_weights) @ product.sum(dim=1)
-            if any(factor.positive_part for factor in factors):
-                increment += (of_positive * block_weights) @ product.relu_().sum(dim=1)
+        first, last = int(counting[0]), int(counting[-1])
+        for images in call.image_groups(self._memory_budget):
+            group, at_group = call.of_images(images), gradient[images]
+            for block in group.blocks(self._memory_budget, first, last + 1):
+                attention = group.attention(block)  # (images, H, rows, M)
+                product = group.attention_gradient(block, at_group).mul_(attention)
+                block_weights = weights[images, :, block]  # (images, K, rows)
+                if any(factor.row_sum for factor in factors):
+                    shared = attention.mul_(product.sum(dim=-1, keepdim=True)).sum(dim=1)  # (images, rows, M)
+                    increment[images] += (of_row_sum * block_weights) @ shared
+                if any(factor.product for factor in factors):
+                    increment[images] += (of_product * block_weights) @ product.sum(dim=1)
+                if any(factor.positive_part for factor in factors):
+                    increment[images] += (of_positive * block_weights) @ product.relu_().sum(dim=1)
         return increment

@@ -57,8 +57,9 @@ def house_style() -> Iterator[None]:
 
 
 @functools.cache
-def _style() -> dict[str, Any]:
-    kept = {key: value for key, value in mpl.rcParamsDefault.items() if not key.startswith(_NOT_STYLE)}
+def _style() -> dict[Any, Any]:  # the names of all settings are a type of their own in matplotlib
+    style: dict[Any, Any] = dict(mpl.rcParamsDefault)
+    kept = {key: value for key, value in style.items() if not key.startswith(_NOT_STYLE)}
     return {**kept, "font.family": list(_faces())}
 
 

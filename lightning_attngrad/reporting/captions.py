@@ -18,13 +18,13 @@ class Caption:
 
     Attributes:
         predicted: Name of the predicted class.
-        probability: Of the predicted class, in [0, 1].
+        probability: Of the predicted class, in [0, 1]; None where the model's output is no probability.
         true: Name of the true class, where it is known.
         true_probability: The model's probability of the true class, where it is known.
     """
 
     predicted: str
-    probability: float
+    probability: float | None
     true: str | None = None
     true_probability: float | None = None
 
@@ -41,7 +41,8 @@ class Caption:
     @property
     def verdict(self) -> str:
         """One short line; the number stands first because a long name is cut at its end."""
-        return f"{self.mark} {probability_text(self.probability).removeprefix('p = ')} {self.predicted}".strip()
+        number = "" if self.probability is None else probability_text(self.probability).removeprefix("p = ")
+        return " ".join(part for part in (self.mark, number, self.predicted) if part)
 
 
 def short_layer_name(name: str) -> str:
