@@ -176,10 +176,14 @@ def _as_explanation(
     layers = [result.layers for result in results if result.layers is not None]
     relevance = [result.relevance for result in results if result.relevance is not None]
     errors = [(tokens.sum(dim=1) - value).abs() / value.abs() for tokens, value in zip(relevance, values, strict=False)]
-    logits = find_logits(ran.output)
+    found = find_logits(ran.output)
+    if classes is not None:
+        logits = ran.logits
+    else:  # an objective without classes may explain a model without logits
+        logits = found if found is not None and found.dim() == 2 else scores.new_zeros(ran.batch, 0)
     return Explanation(
         heatmap=ran.layout.to_grid(scores),
-        logits=ran.logits.detach() if classes is not None or logits is None else logits.detach().float(),
+        logits=logits.detach().float(),
         target=classes,
         token_scores=scores,
         layers=ran.layout.to_grid(join(layers, over_corrections=True).float()) if layers else None,

@@ -17,7 +17,7 @@ class Explanation:
     Attributes:
         heatmap: (B, h, w), or (B, P, h, w) with panels; float32. Not rescaled: see
             :func:`lightning_attngrad.metrics.functional.map_density` for maps that can be compared.
-        logits: the model's output (B, C), float32.
+        logits: the model's output (B, C), float32; (B, 0) where it has no such row of numbers an image.
         target: the class explained, (B,) or (B, P) int64; None where the objective has no class.
         token_scores: the heatmap with prefix tokens (class, distillation, register) in front, (B, N) or (B, P, N).
         layers: what each attention call added to the heatmap, (B, L, h, w) or (B, P, L, h, w), first call
