@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_attngrad.callbacks.probe_monitor import Findings, Probe, ProbeMonitor
+from lightning_attngrad.callbacks.look import Findings, Probe
+from lightning_attngrad.callbacks.probe_monitor import ProbeMonitor
 from lightning_attngrad.explain import CORRECTIONS, DEFAULT_METHOD, METHODS, OBJECTIVES, Explanation, explain
 from lightning_attngrad.explain.corrections import CorrectionName
 from lightning_attngrad.metrics.functional import (
@@ -44,7 +45,8 @@ class AttentionMapMonitor(ProbeMonitor):
     - ``attngrad/maps/layers``: what each layer adds to the map (for methods that have such parts);
     - ``attngrad/maps/classes``: the most probable classes side by side on one scale;
     - ``attngrad/maps/film``: one image through training, the starting weights first;
-    - scalars ``attngrad/maps/entropy``, ``border_mass``, ``top_decile_mass`` (means over the images),
+    - scalars ``attngrad/maps/entropy``, ``border_mass``, ``top_decile_mass`` (means over the images; one
+      whose map is zero everywhere counts in none),
       ``head_entropy/<layer>`` and ``head_distance/<layer>`` (means over heads and images), and ``seconds``.
 
     The map of an image is that of its true class, or, where the data has none, of the class predicted at the first
@@ -92,13 +94,13 @@ class AttentionMapMonitor(ProbeMonitor):
         correction: CorrectionName = "positive",
         top_k: int = 3,
         classes: Sequence[int] = (),
-        class_names: Sequence[str] | None = None,
-        image_key: str | None = None,
-        target_key: str | None = None,
+        class_names: Sequence[str] | Mapping[int, str] | None = None,
+        image_key: str | int | None = None,
+        target_key: str | int | None = None,
         batch_adapter: Callable[[Any], tuple[Tensor, Tensor | None]] | str | None = None,
         model: str | None = None,
-        mean: Sequence[float] | None = None,
-        std: Sequence[float] | None = None,
+        mean: Sequence[float] | float | None = None,
+        std: Sequence[float] | float | None = None,
         dataloader_idx: int = 0,
         name: str = "maps",
         seed: int = 0,
@@ -125,14 +127,16 @@ class AttentionMapMonitor(ProbeMonitor):
             ("objective", objective, OBJECTIVES),
             ("correction", correction, CORRECTIONS),
         ):
-            if value not in known:
+            if not isinstance(value, str) or value not in known:
                 raise ValueError(f"{argument}: got {value!r}; expected one of {', '.join(known)}")
         if correction != "positive" and not METHODS[method].takes_corrections:
             raise ValueError(f"correction: got {correction!r}, and method={method!r} has none to choose")
         if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
             raise ValueError(f"top_k: got {top_k!r}; expected a positive int")
-        if any(isinstance(index, bool) or not isinstance(index, int) or index < 0 for index in classes):
-            raise ValueError(f"classes: got {classes!r}; expected class numbers from 0")
+        if not isinstance(classes, Sequence) or any(
+            isinstance(index, bool) or not isinstance(index, int) or index < 0 for index in classes
+        ):
+            raise ValueError(f"classes: got {classes!r}; expected a list of class numbers from 0")
         self.method = method
         self.top_k = top_k
         self.classes = tuple(classes)
@@ -142,7 +146,7 @@ class AttentionMapMonitor(ProbeMonitor):
         signed = correction in ("signed", "transfer") or method in ("conservative", "attn_lrp")
         self._scale = ColourScale("signed" if signed else "share")
         self._frozen_target: Tensor | None = None  # (N,)
-        self._film: list[tuple[str, Tensor, tuple[str, float, str | None, float | None]]] = []
+        self._film: list[tuple[str, Tensor, tuple[str, float | None, str | None, float | None]]] = []
 
     def forget(self) -> None:
         """Drop the history of another run."""
@@ -150,18 +154,11 @@ class AttentionMapMonitor(ProbeMonitor):
         self._film = []
         self._frozen_target = None
 
-    @property
-    def scalar_names(self) -> tuple[str, ...]:
-        """Scalars that every look gives, whatever the model."""
-        return (*_MAP_STATISTICS, "seconds")
-
     def look(self, probe: Probe, *, remember: bool) -> Findings:
         """Explain the images, and the most probable classes of the first few."""
         explanation = self._explain(probe)
         probabilities = explanation.logits.softmax(dim=1).cpu()
-        captions = [
-            self._caption(probe, probabilities[index], index) for index in range(len(probabilities))
-        ]
+        captions = [self._caption(probe, logits, index) for index, logits in enumerate(explanation.logits.cpu())]
         heatmap = explanation.heatmap.cpu()
         scalars = {
             name: float(statistic(heatmap).nanmean()) for name, statistic in _MAP_STATISTICS.items()
@@ -169,8 +166,6 @@ class AttentionMapMonitor(ProbeMonitor):
 
         shares = times_uniform_share(heatmap)
         film = [*self._film, (probe.label, shares[0], _plain(captions[0]))]
-        if remember:
-            self._film = film
         layers = None if explanation.layers is None else explanation.layers[:_STRIPS].cpu()
         panel_classes, panels = self._explain_classes(probe, probabilities[:_STRIPS])
 
@@ -178,14 +173,10 @@ class AttentionMapMonitor(ProbeMonitor):
             method = self.method.replace("_", " ")
             figures = {
                 "overlay": map_grid(
-                    probe.pixels, shares, captions, title=f"Where the model looks · {method} · {probe.label}", scale=self._scale
-                ),
-                "classes": class_panels(
-                    probe.pixels[:_STRIPS],
-                    times_uniform_share(panels),
-                    [[probe.class_name(int(index)) for index in row] for row in panel_classes],
-                    probabilities[:_STRIPS].gather(1, panel_classes),
-                    title=f"What it reads as each class · {probe.label}",
+                    probe.pixels,
+                    shares,
+                    captions,
+                    title=f"Where it looks · {probe.label} · {method}",
                     scale=self._scale,
                 ),
                 "film": film_strip(
@@ -197,6 +188,15 @@ class AttentionMapMonitor(ProbeMonitor):
                     scale=self._scale,
                 ),
             }
+            if probabilities.shape[1] > 1:  # a model of one output has nothing to put beside it
+                figures["classes"] = class_panels(
+                    probe.pixels[:_STRIPS],
+                    times_uniform_share(panels),
+                    [[probe.class_name(int(index)) for index in row] for row in panel_classes],
+                    probabilities[:_STRIPS].gather(1, panel_classes),
+                    title=f"What it reads as each class · {probe.label}",
+                    scale=self._scale,
+                )
             if layers is not None:
                 figures["layers"] = layer_strip(
                     probe.pixels[:_STRIPS],
@@ -207,6 +207,8 @@ class AttentionMapMonitor(ProbeMonitor):
                 )
             return figures
 
+        if remember:
+            self._film = film
         return Findings(scalars, draw)
 
     def _explain(self, probe: Probe) -> Explanation:
@@ -215,16 +217,17 @@ class AttentionMapMonitor(ProbeMonitor):
             self._frozen_target = self._choose_target(probe)
         parts = [
             explain(probe.model, images, target.to(images.device), forward=probe.forward, **self._options)
-            for images, target in zip(
-                probe.images.split(_BATCH), self._frozen_target.split(_BATCH), strict=True
-            )
+            for images, target in zip(probe.images.split(_BATCH), self._frozen_target.split(_BATCH), strict=True)
         ]
         return _joined(parts)
 
     def _choose_target(self, probe: Probe) -> Tensor:
         """True classes, else those predicted now: frozen, since maps of different classes do not compare."""
         first = _joined(
-            [explain(probe.model, images, forward=probe.forward, **self._options) for images in probe.images.split(_BATCH)]
+            [
+                explain(probe.model, images, forward=probe.forward, **self._options)
+                for images in probe.images.split(_BATCH)
+            ]
         )
         predicted = torch.as_tensor(first.target).cpu()
         if probe.targets is None:
@@ -235,8 +238,10 @@ class AttentionMapMonitor(ProbeMonitor):
     def _explain_classes(self, probe: Probe, probabilities: Tensor) -> tuple[Tensor, Tensor]:
         """The most probable classes and those asked for, (n, K), and their maps, (n, K, h, w)."""
         number = probabilities.shape[1]
+        if any(index >= number for index in self.classes):
+            raise ValueError(f"classes: got {self.classes}; the model's classes are 0 to {number - 1}")
         top = probabilities.topk(min(self.top_k, number), dim=1).indices
-        named = torch.tensor([index for index in self.classes if index < number], dtype=torch.long)
+        named = torch.tensor(self.classes, dtype=torch.long)
         classes = torch.cat([top, named.expand(len(top), -1)], dim=1)
         images = probe.images[: len(classes)]
         maps = explain(probe.model, images, classes.to(images.device), forward=probe.forward, **self._options)
@@ -251,15 +256,17 @@ class AttentionMapMonitor(ProbeMonitor):
             for layer, value in zip(statistics.layer_names, values, strict=True)
         }
 
-    def _caption(self, probe: Probe, probabilities: Tensor, index: int) -> Caption:
+    def _caption(self, probe: Probe, logits: Tensor, index: int) -> Caption:
+        if len(logits) == 1:  # regression, or the one logit of a binary classifier: no class is predicted
+            return Caption(predicted=f"output {float(logits):.3g}", probability=None)
+        probabilities = logits.softmax(dim=0)
         predicted = int(probabilities.argmax())
-        true = None if probe.targets is None else int(probe.targets[index])
-        known = true is not None and 0 <= true < len(probabilities)
+        true = None if probe.targets is None or probe.targets[index] < 0 else int(probe.targets[index])
         return Caption(
             predicted=probe.class_name(predicted),
             probability=float(probabilities[predicted]),
             true=None if true is None else probe.class_name(true),
-            true_probability=float(probabilities[true]) if known and true is not None else None,
+            true_probability=float(probabilities[true]) if true is not None and true < len(probabilities) else None,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -293,6 +300,6 @@ def _joined(parts: list[Explanation]) -> Explanation:
     )
 
 
-def _plain(caption: Caption) -> tuple[str, float, str | None, float | None]:
+def _plain(caption: Caption) -> tuple[str, float | None, str | None, float | None]:
     """A caption as plain values, which a checkpoint can hold."""
     return caption.predicted, caption.probability, caption.true, caption.true_probability

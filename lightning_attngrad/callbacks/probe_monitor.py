@@ -1,88 +1,46 @@
-"""ProbeMonitor: when a monitor looks, at which images, and what becomes of its numbers, figures and errors."""
+"""ProbeMonitor: which images a monitor looks at, and when."""
 
 from __future__ import annotations
 
-import logging
 import math
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import torch
-from lightning.pytorch.utilities import rank_zero_warn
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from lightning_attngrad.callbacks.look import Findings, Probe, shown_pixels
+from lightning_attngrad.callbacks.monitor import Monitor
+from lightning_attngrad.callbacks.timetable import Timetable, is_fitting, label_of_validation, why_no_validation
 from lightning_attngrad.probe import (
     Cadence,
     ProbeSet,
+    check_class_names,
+    check_normalisation,
     find_class_names,
     find_normalisation,
     isolated,
     probe_forward,
     resolve_model,
 )
-from lightning_attngrad.reporting.loggers import log_figures, scalar_step
 
-_log = logging.getLogger("lightning_attngrad")
-
-
-@dataclass(frozen=True, eq=False)
-class Probe:
-    """What a monitor is given to look at.
-
-    Attributes:
-        model: the module to explain.
-        forward: runs it in the precision of the run.
-        images: (N, C, H, W), on the device, as the model takes them.
-        targets: (N,) true classes, where the data has them.
-        pixels: the same images to be shown, (N, C, H, W) in [0, 1], on the CPU.
-        class_names: of all classes, where they are known.
-        label: when this is: ``start``, ``epoch 3`` or ``step 200``.
-    """
-
-    model: nn.Module
-    forward: Callable[[Tensor], Any]
-    images: Tensor
-    targets: Tensor | None
-    pixels: Tensor
-    class_names: tuple[str, ...] | None
-    label: str
-
-    def class_name(self, index: int) -> str:
-        """The name of a class, or its number."""
-        if self.class_names is not None and index < len(self.class_names):
-            return self.class_names[index]
-        return str(index)
+__all__ = ["Findings", "Probe", "ProbeMonitor"]
 
 
-@dataclass(frozen=True, eq=False)
-class Findings:
-    """What a monitor saw.
-
-    Attributes:
-        scalars: by name, without the ``attngrad/<monitor>/`` in front.
-        figures: likewise; drawn only on the process that logs.
-    """
-
-    scalars: dict[str, float]
-    figures: Callable[[], dict[str, Figure]]
-
-
-class ProbeMonitor(pl.Callback, ABC):
+class ProbeMonitor(Monitor, ABC):
     """A callback that looks at a frozen set of validation images every so often, and never disturbs the run.
 
     The images are frozen before the first training step, and the first look is at the starting weights. Later looks
     happen at the start of a validation, when averaged weights, if the run validates with them, are in place; their
     scalars are logged at its end, where ``ModelCheckpoint`` and ``EarlyStopping`` find them. On epochs without a look
-    the last values are logged again, so that the key is always there. Every process looks at the same images, so the
-    numbers agree without a collective operation that could wait in vain.
+    the last values are logged again, so that the key is always there. A run that ends between two looks gets one more.
+    Every process looks at the same images, and all of them log the numbers of the first one, whose weights and buffers
+    a checkpoint holds. Where one process has to rest, all rest: a sharded model would wait for it.
 
-    An error inside a look is reported once, with its cause; the monitor then rests, and training goes on.
+    Images, numbers and figures belong to one run: another Trainer's fit starts anew, while a fit that goes on from a
+    checkpoint, or with the same Trainer, and a validation or test after it, keep them.
     """
 
     def __init__(
@@ -92,24 +50,34 @@ class ProbeMonitor(pl.Callback, ABC):
         num_images: int,
         every_n_epochs: int | None,
         every_n_steps: int | None,
-        class_names: Sequence[str] | None,
-        image_key: str | None,
-        target_key: str | None,
+        class_names: Sequence[str] | Mapping[int, str] | None,
+        image_key: str | int | None,
+        target_key: str | int | None,
         batch_adapter: Callable[[Any], tuple[Tensor, Tensor | None]] | str | None,
         model: str | None,
-        mean: Sequence[float] | None,
-        std: Sequence[float] | None,
+        mean: Sequence[float] | float | None,
+        std: Sequence[float] | float | None,
         dataloader_idx: int,
         seed: int,
         on_error: Literal["log", "raise"],
     ) -> None:
-        if on_error not in ("log", "raise"):
-            raise ValueError(f"on_error: got {on_error!r}; expected 'log' or 'raise'")
-        if not name or not all(part.isidentifier() for part in name.split("/")):
-            raise ValueError(f"name: got {name!r}; expected a word such as 'maps': it stands in attngrad/<name>/…")
-        self.name = name
-        self.cadence = Cadence(every_n_epochs, every_n_steps)
-        self.probe_set = ProbeSet(
+        super().__init__(name, on_error)
+        if model is not None and (not isinstance(model, str) or not model):
+            raise ValueError(
+                f"model: got {type(model).__name__} {model!r:.60}; expected the path of a part of the LightningModule, "
+                "such as 'net' for self.net, or None for the LightningModule itself"
+            )
+        for argument, key in (("image_key", image_key), ("target_key", target_key)):
+            if key is not None and (
+                isinstance(key, bool) or not isinstance(key, str | int | Sequence) or key in ("", ())
+            ):
+                raise ValueError(
+                    f"{argument}: got {key!r}; expected a name such as 'pixel_values', an index, or a path such as "
+                    "'inputs.image'"
+                )
+        # Made again for every run: a set is frozen for good.
+        self._new_probe_set = partial(
+            ProbeSet,
             num_images,
             seed=seed,
             image_key=image_key,
@@ -117,43 +85,37 @@ class ProbeMonitor(pl.Callback, ABC):
             batch_adapter=batch_adapter,
             dataloader_idx=dataloader_idx,
         )
-        self.on_error = on_error
-        self.scalars: dict[str, float] = {}
-        self._class_names = None if class_names is None else tuple(class_names)
+        self.probe_set = self._new_probe_set()
+        self._timetable = Timetable(Cadence(every_n_epochs, every_n_steps))
+        self._class_names = None if class_names is None else check_class_names(class_names)
+        self._normalisation = check_normalisation(mean, std)
         self._model_path = model
-        self._mean, self._std = mean, std
         self._seed = seed
         self._model: nn.Module | None = None
-        self._resting = False
         self._streaming = False  # the images are gathered as validation goes by
-        self._pending: Findings | None = None  # looked at, and not yet logged
-        self._last_step = -1
-        self._last_epoch = -1
-        self._said_of_figures = False
+        self._hash: str | None = None  # of the images that the history is of
 
     @abstractmethod
     def look(self, probe: Probe, *, remember: bool) -> Findings:
-        """Look once. ``remember`` is whether this look belongs to the history of a fit."""
+        """What this monitor does with the images.
+
+        Args:
+            probe: images, model and names.
+            remember: whether this look belongs to the history of the run (it does in ``fit`` only).
+        """
 
     def forget(self) -> None:
-        """Drop the history of another run."""
+        """Drop the history: it is of another run, or of other images."""
         self.scalars = {}
-
-    @property
-    @abstractmethod
-    def scalar_names(self) -> tuple[str, ...]:
-        """Scalars that every look gives, whatever the model."""
 
     # Before anything runs -----------------------------------------------------------------------------------
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:  # noqa: ARG002
-        """Refuse, before training starts, what can never work."""
-        twins = [other for other in trainer.callbacks if isinstance(other, ProbeMonitor) and other.name == self.name]  # type: ignore[attr-defined]
-        if len(twins) > 1:
-            raise ValueError(
-                f"name: {len(twins)} monitors are called {self.name!r} and would write over each other; give each its "
-                "own, as in AttentionMapMonitor(name='late_layers')"
-            )
+        """Refuse, before training starts, what can never work; start a run of its own with nothing of another."""
+        self._refuse_twins(trainer)
+        if stage == "fit" and trainer.global_step == 0:  # a checkpoint, if any, is read after this
+            self.forget()
+            self.probe_set = self._new_probe_set()
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """Find the model; a wrong path is an error now rather than in the first look."""
@@ -161,9 +123,10 @@ class ProbeMonitor(pl.Callback, ABC):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Freeze the images as early as there are loaders: in the sanity check, or in a validation of its own."""
-        if not self._fitting(trainer):
+        if not is_fitting(trainer):
             self._begin(pl_module)
             self._freeze(trainer, pl_module)
+            self._agree(trainer)
         elif trainer.sanity_checking:
             self._freeze(trainer, pl_module)
 
@@ -173,27 +136,31 @@ class ProbeMonitor(pl.Callback, ABC):
 
     def _begin(self, pl_module: pl.LightningModule) -> None:
         self._model = resolve_model(pl_module, self._model_path)
-        self._resting = self._streaming = False
-        self._pending = None
+        self._streaming = False
+        self._wake()
 
     # Looks --------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Freeze the images and look at the starting weights, before the first step."""
-        self._last_step, self._last_epoch = trainer.global_step, trainer.current_epoch - 1
-        if trainer.global_step == 0:
-            self.forget()  # a callback that saw another run before
-        if trainer.limit_val_batches == 0 and self.cadence.every_n_steps is None:
-            self._rest("validation is switched off (limit_val_batches=0), and this monitor looks during validation; "
-                       "give every_n_steps=… to look during training")
+        self._timetable.begin(trainer)
+        if self._timetable.cadence.every_n_steps is None and (why := why_no_validation(trainer)):
+            self._rest(
+                trainer, f"it looks during validation, and {why}; or give every_n_steps=… to look during training"
+            )
             return
         self._freeze(trainer, pl_module)
-        # The decision of all processes: a stream may have given its images to some of them only.
-        if self._streaming and trainer.strategy.reduce_boolean_decision(self.probe_set.is_full):
-            self._end_of_stream(trainer)
+        if self._streaming:
+            # The decision of all processes: a stream may have given its images to some of them only.
+            if trainer.strategy.reduce_boolean_decision(self.probe_set.is_full):
+                self._end_of_stream(trainer)
+            else:
+                self.probe_set.start_over()  # the sanity check's images come again in the first validation
+        self._agree(trainer)
         if self.probe_set.is_frozen and not self.scalars:
-            self._look(trainer, pl_module, "start")
-            self._write_directly(trainer)
+            self._look(trainer, pl_module, f"step {trainer.global_step}" if trainer.global_step else "start")
+            self._write_now(trainer)
+        self._agree(trainer)
 
     def on_validation_batch_start(
         self,
@@ -206,11 +173,11 @@ class ProbeMonitor(pl.Callback, ABC):
         """Look at the start of a validation: every other callback has put its weights in place by now."""
         first = batch_idx == 0 and dataloader_idx == 0
         if first and self._due_in_validation(trainer):
-            self._look(trainer, pl_module, self._label(trainer))
+            self._look(trainer, pl_module, label_of_validation(trainer))
 
     def on_validation_batch_end(
         self,
-        trainer: pl.Trainer,  # noqa: ARG002
+        trainer: pl.Trainer,
         pl_module: pl.LightningModule,  # noqa: ARG002
         outputs: Any,  # noqa: ARG002
         batch: Any,
@@ -219,7 +186,7 @@ class ProbeMonitor(pl.Callback, ABC):
     ) -> None:
         """Gather images from a stream, which cannot be read beforehand."""
         if self._streaming and not self._resting:
-            with self._guarded("its images"):
+            with self._guarded(trainer, "its images"):
                 self.probe_set.collect(batch, dataloader_idx)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -228,11 +195,14 @@ class ProbeMonitor(pl.Callback, ABC):
             return
         if self._streaming:
             self._end_of_stream(trainer)
-            if self._due_in_validation(trainer):
-                self._look(trainer, pl_module, self._label(trainer))
-        self._last_epoch = trainer.current_epoch
-        self._log_scalars(trainer, pl_module, on_epoch=True)
+        if self._pending is None and self._due_in_validation(trainer):
+            # The images have only just gone by; or no batch has, on this process.
+            self._look(trainer, pl_module, label_of_validation(trainer))
+        self._timetable.end_validation(trainer)
         self._log_figures(trainer)
+        values = self._values(trainer)
+        # The numbers agree already: synchronising keeps Lightning from warning of each of them.
+        pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)  # type: ignore[arg-type]
 
     def on_test_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -265,152 +235,71 @@ class ProbeMonitor(pl.Callback, ABC):
         batch_idx: int,  # noqa: ARG002
     ) -> None:
         """Look after an optimizer step, where the cadence counts steps."""
-        step = trainer.global_step
-        if step == self._last_step or not self.cadence.due_at_step(step) or not self.probe_set.is_frozen:
-            return
-        self._last_step = step  # gradient accumulation comes here several times with the same count
-        self._look(trainer, pl_module, f"step {step}")
-        if self._pending is not None:
-            self._log_scalars(trainer, pl_module, on_epoch=False)
-            self._log_figures(trainer)
+        if self._timetable.due_after_batch(trainer) and self.probe_set.is_frozen:
+            self._look(trainer, pl_module, f"step {trainer.global_step}")
+            self._write_now(trainer)
+            # For ModelCheckpoint(every_n_train_steps=…). Without the loggers: to them Lightning hands on only what
+            # falls on its own log_every_n_steps.
+            pl_module.log_dict(self._values(trainer), on_step=True, on_epoch=False, logger=False, batch_size=1)  # type: ignore[arg-type]
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at the weights that the run ends with, unless the last validation did."""
+        if self.probe_set.is_frozen and self._timetable.due_at_end(trainer):
+            self._look(trainer, pl_module, f"step {trainer.global_step}")
+            self._write_now(trainer)
 
     def _due_in_validation(self, trainer: pl.Trainer) -> bool:
         if trainer.sanity_checking or self._resting or not self.probe_set.is_frozen:
             return False
-        if not self._fitting(trainer) or not self.scalars:
-            return True
-        if self.cadence.every_n_steps is not None:
-            return False
-        epoch = trainer.current_epoch
-        is_last = trainer.max_epochs is not None and epoch + 1 == trainer.max_epochs
-        # Epochs without a validation (check_val_every_n_epoch) may have been due: they are made up for.
-        due = (self.cadence.due_at_epoch(passed) for passed in range(self._last_epoch + 1, epoch))
-        return self.cadence.due_at_epoch(epoch, is_last=is_last) or any(due)
+        # Without a number yet, perhaps because a head of zeros gives no map at the start: the next chance is due.
+        knows_all = self.scalars and all(math.isfinite(value) for value in self.scalars.values())
+        return not is_fitting(trainer) or not knows_all or self._timetable.due_in_validation(trainer)
 
     def _freeze(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._resting:
-            with self._guarded("its images"):
+            with self._guarded(trainer, "its images"), self._timed():
                 self._streaming = not self.probe_set.read(trainer, pl_module)
 
     def _end_of_stream(self, trainer: pl.Trainer) -> None:
         """A collective operation: also a process whose monitor rests takes part, or the others would wait."""
         self._streaming = False
-        with self._guarded("its images"):
+        with self._guarded(trainer, "its images"):
             self.probe_set.freeze(trainer)
 
     def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule, label: str) -> None:
         if self._resting or self._model is None:
             return
-        began = time.perf_counter()
-        with self._guarded(f"its look at {label}"), isolated(trainer, pl_module, seed=self._seed):
+        self._timetable.looked(trainer)
+        if self._hash not in (None, self.probe_set.hash):
+            self.forget()  # a checkpoint came from a run on other images
+        self._hash = self.probe_set.hash
+        with (
+            self._guarded(trainer, f"its look at {label}"),
+            self._timed(),
+            isolated(trainer, pl_module, seed=self._seed),
+        ):
             images, targets = self.probe_set.to_device(trainer, pl_module)
-            normalisation = find_normalisation(
-                trainer, pl_module, mean=self._mean, std=self._std, images=images
-            )
+            normalisation = self._normalisation or find_normalisation(trainer, pl_module, images=images)
             probe = Probe(
                 model=self._model,
                 forward=probe_forward(trainer, self._model),
                 images=images,
                 targets=None if targets is None else targets.cpu(),
-                pixels=_stretched(images) if normalisation is None else normalisation.to_pixels(images).float().cpu(),
+                pixels=shown_pixels(images, normalisation),
                 class_names=find_class_names(trainer, self._class_names),
                 label=label,
             )
-            findings = self.look(probe, remember=self._fitting(trainer))
-            findings.scalars["seconds"] = time.perf_counter() - began
-            self._pending = findings
-            self.scalars = dict(findings.scalars)
-
-    # What becomes of it -------------------------------------------------------------------------------------
-
-    def _log_scalars(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, on_epoch: bool) -> None:
-        scalars = self.scalars or self._missing_but_monitored(trainer)
-        # Every process logs the same keys, so EarlyStopping decides alike on all of them.
-        values = {self._key(name): torch.tensor(value, dtype=torch.float32) for name, value in scalars.items()}
-        pl_module.log_dict(values, on_step=not on_epoch, on_epoch=on_epoch, batch_size=1)  # type: ignore[arg-type]
-
-    def _write_directly(self, trainer: pl.Trainer) -> None:
-        """The starting weights belong to no epoch that ``log`` could write to."""
-        if self._pending is None:
-            return
-        step = scalar_step(trainer)
-        if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                logger.log_metrics(self._keyed(self._pending.scalars), step=step)
-        self._log_figures(trainer)
-
-    def _log_figures(self, trainer: pl.Trainer) -> None:
-        pending, self._pending = self._pending, None
-        if pending is None or not trainer.is_global_zero:
-            return
-        try:
-            log_figures(trainer, self._keyed(pending.figures()), scalar_step(trainer))
-        except Exception as error:  # only this process draws: if it rested now, the others would wait for it
-            if self.on_error == "raise":
-                raise
-            if not self._said_of_figures:
-                self._said_of_figures = True
-                rank_zero_warn(f"{type(self).__name__} could not draw: {type(error).__name__}: {error}. Its numbers go on.")
-
-    def _missing_but_monitored(self, trainer: pl.Trainer) -> dict[str, float]:
-        """NaN where another callback waits for a number that this monitor failed to give: it would end the run."""
-        monitored = {getattr(callback, "monitor", None) for callback in trainer.callbacks}  # type: ignore[attr-defined]
-        return {name: math.nan for name in self.scalar_names if self._key(name) in monitored}
-
-    @contextmanager
-    def _guarded(self, what: str) -> Iterator[None]:
-        """An error inside is reported once and ends this monitor's work, not the run's."""
-        try:
-            yield
-        except Exception as error:
-            if self.on_error == "raise":
-                raise
-            _log.debug("traceback of the error in %s", type(self).__name__, exc_info=True)
-            self._rest(f"in {what}: {type(error).__name__}: {error} (on_error='raise' would stop here)")
-
-    def _rest(self, why: str) -> None:
-        self._resting = True
-        self._pending = None
-        rank_zero_warn(f"{type(self).__name__} rests for the remainder of this run, training goes on: {why}.")
-
-    def _key(self, name: str) -> str:
-        return f"attngrad/{self.name}/{name}"
-
-    def _keyed(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        return {self._key(name): value for name, value in values.items()}
-
-    @staticmethod
-    def _fitting(trainer: pl.Trainer) -> bool:
-        return trainer.state.fn == "fit"
-
-    def _label(self, trainer: pl.Trainer) -> str:
-        if not self._fitting(trainer):
-            return str(getattr(trainer.state.fn, "value", "now"))  # validate, test
-        if trainer.val_check_interval not in (None, 1.0) and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            return f"step {trainer.global_step}"
-        return f"epoch {trainer.current_epoch + 1}"
+            self._pending = self.look(probe, remember=is_fitting(trainer))
+            self.scalars = dict(self._pending.scalars)
 
     # Resuming -----------------------------------------------------------------------------------------------
 
-    @property
-    def state_key(self) -> str:
-        """Two monitors in one run keep two states."""
-        return self._generate_state_key(name=self.name)
-
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors only: checkpoints are read with ``weights_only=True``."""
-        return {"probe_set": self.probe_set.state_dict(), "scalars": dict(self.scalars)}
+        return {"probe_set": self.probe_set.state_dict(), "scalars": dict(self.scalars), "hash": self._hash}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Same images, and the last values until the next look."""
         self.probe_set.load_state_dict(state_dict["probe_set"])
         self.scalars = dict(state_dict["scalars"])
-
-
-def _stretched(images: Tensor) -> Tensor:
-    """Images whose normalisation is not known, each stretched to [0, 1] so that it can be seen."""
-    images = images.detach().float().cpu()
-    low, high = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
-    return (images - low) / (high - low).clamp_min(1e-12)
-
-
+        self._hash = state_dict["hash"]

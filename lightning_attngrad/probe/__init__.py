@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from lightning_attngrad.probe.cadence import Cadence
-from lightning_attngrad.probe.class_names import find_class_names
+from lightning_attngrad.probe.class_names import check_class_names, find_class_names
 from lightning_attngrad.probe.isolation import isolated, probe_forward
-from lightning_attngrad.probe.normalisation import Normalisation, find_normalisation
+from lightning_attngrad.probe.normalisation import Normalisation, check_normalisation, find_normalisation
 from lightning_attngrad.probe.probe_set import ProbeSet
 from lightning_attngrad.probe.resolve import (
     ModelPathError,
@@ -21,6 +21,8 @@ __all__ = [
     "Normalisation",
     "ProbeInputError",
     "ProbeSet",
+    "check_class_names",
+    "check_normalisation",
     "find_class_names",
     "find_normalisation",
     "isolated",

@@ -34,7 +34,7 @@ def find_class_names(trainer: pl.Trainer, explicit: ClassNames | None = None) ->
             classes from 0.
     """
     if explicit is not None:
-        return _checked(explicit)
+        return check_class_names(explicit)
     datamodule = getattr(trainer, "datamodule", None)
     if datamodule is not None and (names := _names_of(datamodule)) is not None:
         return names
@@ -46,7 +46,12 @@ def find_class_names(trainer: pl.Trainer, explicit: ClassNames | None = None) ->
     return None if model is None else _names_of_model(model)
 
 
-def _checked(explicit: ClassNames) -> tuple[str, ...]:
+def check_class_names(explicit: ClassNames) -> tuple[str, ...]:
+    """Names given by the user, in the order of their numbers.
+
+    Raises:
+        ValueError: as `find_class_names` does.
+    """
     if isinstance(explicit, str) or not isinstance(explicit, Sequence | Mapping) or not explicit:
         raise ValueError(
             f"class_names: got {explicit!r}; expected a sequence of names, or a mapping from class number to name"

@@ -45,7 +45,7 @@ def isolated(trainer: pl.Trainer, pl_module: pl.LightningModule, *, seed: int = 
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.enable_grad())  # said aloud: leaving inference mode happens to imply it
         stack.enter_context(preserved_flags())
         stack.enter_context(seeded_rng(seed))
         stack.enter_context(_discarded_log(trainer, pl_module))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+
+
+_SHARDING_HOOKS = ("_state_dict_pre_hooks", "_load_state_dict_pre_hooks")
 
 
 class AttributeSnapshot:
@@ -21,9 +25,10 @@ class AttributeSnapshot:
 
     Args:
         objects: the objects to remember; those without a ``__dict__`` are passed over.
+        leave_out: names of attributes whose containers are not put back.
     """
 
-    def __init__(self, objects: Iterable[object]) -> None:
+    def __init__(self, objects: Iterable[object], leave_out: Collection[str] = ()) -> None:
         self._attributes: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._containers: list[tuple[Any, Any]] = []
         for item in objects:
@@ -33,8 +38,8 @@ class AttributeSnapshot:
             self._attributes.append((attributes, dict(attributes)))
             self._containers += [
                 (value, list(value.items()) if isinstance(value, dict) else list(value))
-                for value in attributes.values()
-                if isinstance(value, dict | list | set | deque)
+                for name, value in attributes.items()
+                if isinstance(value, dict | list | set | deque) and name not in leave_out
             ]
 
     def restore(self) -> None:
@@ -158,6 +163,12 @@ def _refuse_unusable_parameters(root: nn.Module) -> None:
             )
 
 
+def _sharded_parts(root: nn.Module) -> list[Any]:
+    """Modules that FSDP2 shards; there are none where nobody has loaded it."""
+    fsdp = getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+    return [] if fsdp is None else [module for module in root.modules() if isinstance(module, fsdp)]
+
+
 @contextmanager
 def preserved_module(root: nn.Module) -> Iterator[None]:
     """Let the body run ``root`` in evaluation mode, and leave the module bit for bit as it was found.
@@ -175,13 +186,19 @@ def preserved_module(root: nn.Module) -> Iterator[None]:
         RuntimeError: if a parameter is lazy or was made in inference mode; or, after everything has been put
             back, if the body left gradients in ``.grad`` (``backward()`` instead of ``torch.autograd.grad``).
     """
+    sharded = _sharded_parts(root)
+    for part in sharded:
+        # After a forward the parameters may stand there gathered, in memory that is freed when they are sharded again.
+        part.reshard()
     _refuse_unusable_parameters(root)
     modules = list(root.modules())
     training = [module.training for module in modules]
     parameters = list(root.parameters())
     requires_grad = [parameter.requires_grad for parameter in parameters]
     gradients = [parameter.grad for parameter in parameters]
-    attributes = AttributeSnapshot(modules)
+    # FSDP registers these hooks once, in its first forward, which may be the body's: without them, state_dict() would
+    # save gathered parameters.
+    attributes = AttributeSnapshot(modules, leave_out=_SHARDING_HOOKS if sharded else ())
     tensors = TensorSnapshot(_written_tensors(root))
     touched = False
     try:
@@ -193,6 +210,8 @@ def preserved_module(root: nn.Module) -> Iterator[None]:
         yield
     finally:
         touched = any(parameter.grad is not None for parameter in parameters)
+        for part in sharded:
+            part.reshard()
         attributes.restore()
         tensors.restore()
         for parameter, flag, gradient in zip(parameters, requires_grad, gradients, strict=True):

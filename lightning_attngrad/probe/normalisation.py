@@ -99,10 +99,8 @@ def find_normalisation(
     Raises:
         ValueError: if only one of ``mean`` and ``std`` is given, or they do not fit together.
     """
-    if mean is not None or std is not None:
-        if mean is None or std is None:
-            raise ValueError(f"mean, std: got mean={mean!r} and std={std!r}; expected both, or neither")
-        return Normalisation(_numbers(mean), _numbers(std), "arguments mean and std")
+    if (explicit := check_normalisation(mean, std)) is not None:
+        return explicit
     for place, transform in _candidate_transforms(trainer):
         for step in _walk_transforms(transform):
             if (found := _from_transform(step)) is not None:
@@ -112,7 +110,28 @@ def find_normalisation(
     lowest, highest = images.detach().float().aminmax()
     if lowest >= -_PIXEL_TOLERANCE and highest <= 1 + _PIXEL_TOLERANCE:
         return Normalisation((0.0,), (1.0,), "images that lie in [0, 1] already")
-    return _from_timm(pl_module)
+    return _from_timm(pl_module, channels=images.shape[1])
+
+
+def check_normalisation(
+    mean: Sequence[float] | float | None, std: Sequence[float] | float | None
+) -> Normalisation | None:
+    """The normalisation that the user gave; None if both arguments are.
+
+    Raises:
+        ValueError: if only one of them is given, they do not fit together, or are no numbers.
+    """
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise ValueError(f"mean, std: got mean={mean!r} and std={std!r}; expected both, or neither")
+    try:
+        numbers = _numbers(mean), _numbers(std)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"mean, std: got mean={mean!r} and std={std!r}; expected numbers, one a channel, in units of [0, 1] pixels"
+        ) from None
+    return Normalisation(*numbers, "arguments mean and std")
 
 
 def _numbers(values: Any) -> tuple[float, ...]:
@@ -174,13 +193,18 @@ def _from_transform(step: Any) -> tuple[tuple[float, ...], tuple[float, ...]] | 
         return None
 
 
-def _from_timm(pl_module: nn.Module) -> Normalisation | None:
+def _from_timm(pl_module: nn.Module, channels: int) -> Normalisation | None:
+    """The constants of a timm model's configuration, unless they are for images of other channels.
+
+    A model made with ``in_chans=1`` keeps the three numbers of its RGB configuration.
+    """
     for name, module in pl_module.named_modules():
         for attribute in ("pretrained_cfg", "default_cfg"):
             configuration = getattr(module, attribute, None)
             if not isinstance(configuration, Mapping):
                 continue
             if configuration.get("mean") is not None and configuration.get("std") is not None:
-                place = f"{attribute} of {name or type(module).__name__}"
-                return Normalisation(_numbers(configuration["mean"]), _numbers(configuration["std"]), place)
+                mean, std = _numbers(configuration["mean"]), _numbers(configuration["std"])
+                if len(mean) in (1, channels):
+                    return Normalisation(mean, std, f"{attribute} of {name or type(module).__name__}")
     return None

@@ -138,9 +138,10 @@ class ProbeSet:
             indices = self._indices_of_state(length) or self._choose(loader, length)
         with isolated(trainer, pl_module, seed=self.seed):  # anew: the choice may have drawn random numbers
             batches = read_batches(loader, indices)
-        parts = [self._split(batch, require_float=False) for batch in batches]
+            # Inside, as outside of it a validation hook would make inference tensors of them.
+            images, targets = _joined([self._split(batch, require_float=False) for batch in batches], self.num_images)
         self._batches, self._dataset_length, self.indices = batches, length, indices
-        self._set(*_joined(parts, self.num_images))
+        self._set(images, targets)
         self._compare_with_state(trainer)
         return True
 
@@ -153,29 +154,31 @@ class ProbeSet:
         if self.is_full or dataloader_idx != self.dataloader_idx:
             return
         missing = self.num_images - sum(len(images) for images, _ in self._gathered)
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.no_grad():
             images, targets = self._split(batch, require_float=True)
-            # Cloned: the batch may be an inference tensor, and its memory may be reused.
+            # Cloned, since the memory of a batch may be reused; freeze() makes normal tensors of inference ones.
             kept = images[:missing].detach().clone().cpu()
             self._gathered.append((kept, None if targets is None else targets[:missing].clone().cpu()))
+
+    def start_over(self) -> None:
+        """Drop what has been gathered: the stream begins again, and its first images would be taken twice."""
+        self._gathered = []
 
     def freeze(self, trainer: pl.Trainer) -> None:
         """End the gathering: rank 0's images become those of all ranks. A collective: every rank calls it.
 
         Raises:
-            ProbeInputError: on every rank, if rank 0 has gathered nothing.
+            ProbeInputError: on every rank, if rank 0 has gathered nothing, or images of several sizes.
         """
         if self.is_frozen:
             return
         with torch.inference_mode(False):
-            gathered = _joined(self._gathered, self.num_images) if self._gathered else None
-            received = trainer.strategy.broadcast(gathered, src=0)
+            # An error on rank 0 alone would leave the others waiting, so it travels in the place of the images.
+            mine = self._all_gathered() if trainer.is_global_zero else None
+            received: Any = trainer.strategy.broadcast(mine, src=0)
         self._gathered = []
-        if received is None:
-            raise ProbeInputError(
-                "validation data: no batch went by from which probe images could be gathered; "
-                f"check limit_val_batches and dataloader_idx={self.dataloader_idx}"
-            )
+        if isinstance(received, str):
+            raise ProbeInputError(received)
         if len(received[0]) < self.num_images:
             self._say(
                 trainer,
@@ -183,6 +186,18 @@ class ProbeSet:
             )
         self._set(*received)
         self._compare_with_state(trainer)
+
+    def _all_gathered(self) -> tuple[Tensor, Tensor | None] | str:
+        """What went by, or why there is nothing to use."""
+        if not self._gathered:
+            return (
+                "validation data: no batch went by from which probe images could be gathered; check "
+                f"limit_val_batches and dataloader_idx={self.dataloader_idx}"
+            )
+        try:
+            return _joined(self._gathered, self.num_images)
+        except ProbeInputError as error:
+            return str(error)
 
     def to_device(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Tensor, Tensor | None]:
         """The images as a validation step would get them: through the transfer hooks, on the model's device.
@@ -200,13 +215,14 @@ class ProbeSet:
             raise ProbeInputError("probe set: there are no images yet; call read(), or collect() and freeze()")
         device = trainer.strategy.root_device
         if self._batches is None:  # a stream's images have been through the hooks already
-            return self.images.to(device), None if self.targets is None else self.targets.to(device)
+            with torch.inference_mode(False):
+                return self.images.to(device), None if self.targets is None else self.targets.to(device)
         with isolated(trainer, pl_module, seed=self.seed), torch.no_grad():
             transferred = [transfer_batch(trainer, pl_module, batch, self.dataloader_idx) for batch in self._batches]
             parts = [self._split(batch, require_float=True) for batch in transferred]
-        images, targets = _joined(parts, self.num_images)
-        if targets is None and self.targets is not None:
-            targets = self.targets.to(images.device)
+            images, targets = _joined(parts, self.num_images)
+            if targets is None and self.targets is not None:
+                targets = self.targets.to(images.device)
         return images, targets
 
     def state_dict(self) -> dict[str, Any]:

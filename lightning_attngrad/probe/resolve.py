@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any, TypeAlias
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
@@ -36,7 +37,8 @@ def resolve_model(pl_module: nn.Module, path: str | None) -> nn.Module:
         path: None for the module itself, or a dotted attribute path such as ``"net.backbone"``.
 
     Raises:
-        ModelPathError: if the path leads nowhere, or to something that is not a module.
+        ModelPathError: if the path leads nowhere, or to something that is not a module; or if there is none, and the
+            LightningModule has no ``forward`` of its own.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
@@ -44,6 +46,11 @@ def resolve_model(pl_module: nn.Module, path: str | None) -> nn.Module:
         ReLU()
     """
     if path is None:
+        if isinstance(pl_module, pl.LightningModule) and type(pl_module).forward is pl.LightningModule.forward:
+            raise ModelPathError(
+                f"model: got None, but {type(pl_module).__name__} defines no forward(); expected the path of the part "
+                f"that maps images to logits, one of {list(dict(pl_module.named_children()))} or a part of theirs"
+            )
         return pl_module
     here: Any = pl_module
     walked = "the LightningModule"

@@ -1,0 +1,230 @@
+"""One run of the demo: data, model, Trainer with the monitor, and the table at the end."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from timm.data.config import resolve_model_data_config
+from torch import nn
+
+from lightning_attngrad.callbacks import AttentionMapMonitor
+from lightning_attngrad.demo.data import DigitsDataModule, FolderDataModule, count_folder_classes
+from lightning_attngrad.demo.models import build_model, load_backbone, load_weights
+from lightning_attngrad.demo.module import FineTuner
+from lightning_attngrad.demo.options import DEMO_MODEL, DemoError, DemoOptions
+from lightning_attngrad.demo.summary import summary_table
+
+# What Lightning says to people who write a Trainer, and not to those who run a demo.
+_EXPECTED_WARNINGS = (
+    ".*does not have many workers.*",
+    ".*GPU available but not used.*",
+    ".*number of training batches.*smaller than the logging interval.*",
+    ".*logs directory.*exists and is not empty.*",
+    ".*LeafSpec.*deprecated.*",
+    ".*isinstance.treespec, LeafSpec.*",
+)
+
+
+@dataclass
+class DemoResult:
+    """What a run came to.
+
+    Attributes:
+        history: Scalars of the starting weights and then of each validation, by name.
+        training_seconds: Wall time of the fit, the monitor's share included.
+        log_directory: Where the event files and figures are.
+        table: The printed summary.
+    """
+
+    history: list[dict[str, float]]
+    training_seconds: float
+    log_directory: Path
+    table: str
+
+
+@dataclass
+class ScalarHistory(Callback):
+    """Keeps the scalars of each validation, and says the accuracy of each epoch above the progress bar.
+
+    Args:
+        monitor: Its scalars of the starting weights are the first entry.
+        start: Scalars that were measured before training.
+    """
+
+    monitor: AttentionMapMonitor
+    start: dict[str, float]
+    history: list[dict[str, float]] = field(default_factory=list)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """The monitor, which stands before this callback, has just looked at the starting weights."""
+        maps = {f"attngrad/{self.monitor.name}/{name}": value for name, value in self.monitor.scalars.items()}
+        self.history = [{**self.start, **maps}]
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        """One line an epoch."""
+        if trainer.sanity_checking:
+            return
+        scalars = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.history.append(scalars)
+        if trainer.is_global_zero and trainer.progress_bar_callback is not None:
+            trainer.progress_bar_callback.print(
+                f"epoch {trainer.current_epoch + 1:>2}/{trainer.max_epochs}   validation accuracy "
+                f"{scalars['val_accuracy']:.1%}   loss {scalars['val_loss']:.3f}"
+            )
+
+
+class _ProgressBar(TQDMProgressBar):
+    """Lightning's progress bar without the version number of the log directory."""
+
+    def get_metrics(
+        self, trainer: L.Trainer, pl_module: L.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        metrics = super().get_metrics(trainer, pl_module)
+        return {name: value for name, value in metrics.items() if name != "v_num"}
+
+
+def run_demo(options: DemoOptions) -> DemoResult:
+    """Fine-tune with the monitor attached, and print what came of it.
+
+    Args:
+        options: What was asked for.
+
+    Returns:
+        The scalars, times and places.
+
+    Raises:
+        DemoError: Bad input; the message is one line for the person who asked.
+    """
+    with _quiet():
+        L.seed_everything(options.seed, verbose=False)
+        model, origin, data = _model_and_data(options)
+        module = FineTuner(model, len(data.class_names), options.peak_learning_rate)
+        trainer, history, loggers = _trainer(options, len(data.train_dataloader()))
+        directory = Path(loggers[0].log_dir)
+        print(f"{data.description}\n{_describe(options, model)}, {origin}\n")
+        before = _trainer_without_traces(options).validate(module, datamodule=data, verbose=False)
+        history.start.update(before[0])
+        began = time.perf_counter()
+        trainer.fit(module, datamodule=data)
+        seconds = time.perf_counter() - began
+    table = summary_table(history.history, seconds, directory) if trainer.is_global_zero else ""
+    print(table)
+    return DemoResult(history.history, seconds, directory, table)
+
+
+def _model_and_data(
+    options: DemoOptions,
+) -> tuple[nn.Module, str, DigitsDataModule | FolderDataModule]:
+    """The model, where its weights come from, and images in the size that it takes."""
+    digits = options.data is None
+    class_count = 10 if options.data is None else count_folder_classes(options.data)
+    if options.model_name == DEMO_MODEL and not digits:
+        raise DemoError("--model: the demo model is made for digits; name one of timm's for a folder of images")
+    model = build_model(options.model_name, class_count, options.image_size, pretrained=options.pretrained)
+    origin = "random weights"
+    if options.weights is not None:
+        origin = load_weights(model, options.weights)
+    elif options.pretrained:
+        origin = "weights from timm"
+    elif options.model_name == DEMO_MODEL and not options.from_scratch:
+        load_backbone(model)
+        origin = "weights from the backbone that ships with this package"
+    configuration: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+    channels, height, width = configuration["input_size"]
+    if options.image_size is not None:
+        height = width = options.image_size
+    if height != width:
+        raise DemoError(f"--model: {options.model_name} takes {height}×{width} pixels; expected a square input")
+    if options.data is None:
+        return model, origin, DigitsDataModule(options.batch_size, channels, height)
+    data = FolderDataModule(
+        options.data, options.batch_size, height, configuration["mean"], configuration["std"], options.seed
+    )
+    return model, origin, data
+
+
+def _describe(options: DemoOptions, model: nn.Module) -> str:
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    name = "a small Vision Transformer" if options.model_name == DEMO_MODEL else options.model_name
+    return f"{name}, {millions:.2f} M parameters"
+
+
+def _trainer(
+    options: DemoOptions, batches: int
+) -> tuple[L.Trainer, ScalarHistory, list[TensorBoardLogger | CSVLogger]]:
+    epochs = options.epochs
+    if options.max_steps is not None:
+        # Whole epochs, shortened alike: Lightning validates only at their ends.
+        epochs = min(epochs, math.ceil(options.max_steps / batches))
+        batches = min(batches, options.max_steps // epochs)
+    board = TensorBoardLogger(options.output, name="", default_hp_metric=False)
+    # Beside the event files: a logger without pictures of its own gets the figures as PNG files.
+    table = CSVLogger(options.output, name="", version=board.version)
+    monitor = AttentionMapMonitor()
+    history = ScalarHistory(monitor, {})
+    loggers: list[TensorBoardLogger | CSVLogger] = [board, table]
+    with _trainer_errors():
+        trainer = L.Trainer(
+            accelerator=options.accelerator,
+            devices=options.devices,
+            max_epochs=epochs,
+            limit_train_batches=batches,
+            logger=loggers,
+            callbacks=[monitor, history, _ProgressBar(refresh_rate=5)],
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=10,
+        )
+    return trainer, history, loggers
+
+
+def _trainer_without_traces(options: DemoOptions) -> L.Trainer:
+    """For the accuracy of the starting weights."""
+    with _trainer_errors():
+        return L.Trainer(
+            accelerator=options.accelerator,
+            devices=options.devices,
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            enable_progress_bar=False,
+        )
+
+
+@contextmanager
+def _trainer_errors() -> Iterator[None]:
+    try:
+        yield
+    except (MisconfigurationException, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DemoError(f"--accelerator, --devices: {reason}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Only the progress bar and what concerns this run is to be read."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        with warnings.catch_warnings():
+            for message in _EXPECTED_WARNINGS:
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

