@@ -80,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="start from random weights, to see what the backbone is worth",
     )
     training = demo.add_argument_group("training")
-    training.add_argument("--epochs", type=int, default=10, metavar="N", help="passes over the images (default: 10)")
+    training.add_argument("--epochs", type=int, default=8, metavar="N", help="passes over the images (default: 8)")
     training.add_argument("--batch-size", type=int, default=32, metavar="N", help="images a step (default: 32)")
     training.add_argument(
         "--learning-rate",

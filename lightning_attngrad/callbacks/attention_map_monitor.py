@@ -63,7 +63,7 @@ class AttentionMapMonitor(ProbeMonitor):
         top_k: how many of the most probable classes stand side by side.
         classes: further classes that stand beside them.
         class_names: names of the classes; else they are looked for on the datamodule, the data set and the model.
-        image_key: where the images are in a batch, as in ``pixel_values`` or ``inputs.image``; else they are looked for.
+        image_key: where the images are in a batch, as in ``pixel_values`` or ``inputs.image``; else it is found out.
         target_key: where the classes are in a batch.
         batch_adapter: function, or its import path, from a batch to ``(images, targets or None)``.
         model: path of the part of the LightningModule that maps images to logits; None is the module itself.

@@ -202,7 +202,7 @@ class ProbeMonitor(Monitor, ABC):
         self._log_figures(trainer)
         values = self._values(trainer)
         # The numbers agree already: synchronising keeps Lightning from warning of each of them.
-        pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)  # type: ignore[arg-type]
+        pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     def on_test_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -240,7 +240,7 @@ class ProbeMonitor(Monitor, ABC):
             self._write_now(trainer)
             # For ModelCheckpoint(every_n_train_steps=…). Without the loggers: to them Lightning hands on only what
             # falls on its own log_every_n_steps.
-            pl_module.log_dict(self._values(trainer), on_step=True, on_epoch=False, logger=False, batch_size=1)  # type: ignore[arg-type]
+            pl_module.log_dict(self._values(trainer), on_step=True, on_epoch=False, logger=False, batch_size=1)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Look at the weights that the run ends with, unless the last validation did."""

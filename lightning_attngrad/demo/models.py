@@ -109,7 +109,7 @@ def build_model(name: str, class_count: int, image_size: int | None, pretrained:
 
 
 def load_backbone(model: nn.Module, contents: bytes | None = None) -> None:
-    """Give the demo model the weights that ship with the package; its head stays as it is.
+    """Give the demo model the weights that ship with the package, and a new head.
 
     They were trained by `examples/pretrain_demo_backbone.py`, which says on what.
 
@@ -135,6 +135,10 @@ def load_backbone(model: nn.Module, contents: bytes | None = None) -> None:
             f"{BACKBONE_SHA256[:16]}…; reinstall the package, or use --from-scratch"
         )
     fill(model, load(contents), BACKBONE_FILE)
+    # A new head, and not the one that the model was built with: of the right seed, that is the very head with
+    # which pretraining began, and the backbone would know its way to it.
+    nn.init.trunc_normal_(model.get_parameter("head.weight"), std=0.02)
+    nn.init.zeros_(model.get_parameter("head.bias"))
 
 
 def load_weights(model: nn.Module, file: Path) -> str:

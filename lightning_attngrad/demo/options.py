@@ -44,7 +44,7 @@ class DemoOptions:
     weights: Path | None = None
     pretrained: bool = False
     from_scratch: bool = False
-    epochs: int = 10
+    epochs: int = 8
     image_size: int | None = None
     batch_size: int = 32
     learning_rate: float | None = None

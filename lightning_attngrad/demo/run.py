@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -107,7 +108,7 @@ def run_demo(options: DemoOptions) -> DemoResult:
     Raises:
         DemoError: Bad input; the message is one line for the person who asked.
     """
-    with _quiet():
+    with _quiet(), _threads(1 if options.model_name == DEMO_MODEL else torch.get_num_threads()):
         L.seed_everything(options.seed, verbose=False)
         model, origin, data = _model_and_data(options)
         module = FineTuner(model, len(data.class_names), options.peak_learning_rate)
@@ -211,6 +212,21 @@ def _trainer_errors() -> Iterator[None]:
     except (MisconfigurationException, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise DemoError(f"--accelerator, --devices: {reason}") from error
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Compute with so many threads.
+
+    The demo model's matrices are so small that threads mostly wait for each other: with other programs on the
+    same two cores, two threads took ten times as long as one.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-
 _SHARDING_HOOKS = ("_state_dict_pre_hooks", "_load_state_dict_pre_hooks")
 
 

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 
 import lightning_attngrad as attngrad
+from lightning_attngrad.callbacks.look import Probe
 from tests.callbacks.small_runs import (
     CLASSES,
     Classifier,
@@ -210,13 +211,15 @@ def test_a_checkpoint_by_steps_waits_for_no_look(tmp_path: Any) -> None:
     assert scores == pytest.approx(sorted(look[1].scalars["entropy"] for look in mine.looks[1:]))
 
 
-def test_scalars_of_steps_reach_the_loggers_off_their_own_interval(tmp_path: Any) -> None:
+@pytest.mark.parametrize("interval", [1, 50])
+def test_scalars_of_steps_reach_the_loggers_once_whatever_lightnings_own_interval(tmp_path: Any, interval: int) -> None:
     mine = watched(every_n_steps=2)
-    fit(mine, logger=tensorboard(tmp_path), log_every_n_steps=50, max_epochs=1, limit_train_batches=2)
+    fit(mine, logger=tensorboard(tmp_path), log_every_n_steps=interval, max_epochs=1, limit_train_batches=2)
     points = scalar_points(events(tmp_path), KEY)
-    # the count of the loggers, in which the batch of the second optimizer step is number 1
-    assert [step for step, _ in points[:2]] == [0, 1]
-    assert [value for _, value in points[:2]] == pytest.approx([look[1].scalars["entropy"] for look in mine.looks])
+    # in the count of the loggers the batch of the second optimizer step is number 1, and so is its validation
+    assert [step for step, _ in points] == [0, 1, 1]
+    start, end = (look[1].scalars["entropy"] for look in mine.looks)
+    assert [value for _, value in points] == pytest.approx([start, end, end])
 
 
 def test_a_start_without_a_map_is_not_carried_on() -> None:
@@ -567,7 +570,7 @@ def test_a_wrong_argument_is_named_with_what_was_given_and_what_would_do(
     with pytest.raises(ValueError) as caught:
         attngrad.AttentionMapMonitor(**{argument: value})
     message = str(caught.value)
-    assert message.split(": got ")[0].split(", ")[0] in (argument, "mean")
+    assert message.startswith((f"{argument}: got", "mean, std: got" if argument in ("mean", "std") else argument))
     assert "got" in message
     assert expected in message
 
@@ -585,12 +588,9 @@ def test_arguments_that_do_not_go_together() -> None:
 
 @pytest.mark.parametrize("stage", ["fit", "validate", "test"])
 def test_a_wrong_model_path_is_an_error_before_training_that_lists_what_is_there(stage: str) -> None:
-    module = Classifier()
+    module, trainer = Classifier(), make_trainer(WatchedMonitor(model="backbone"))
     with pytest.raises(ValueError, match=r"model: got 'backbone', but the LightningModule has no.*\['net'\]"):
-        if stage == "fit":
-            fit(WatchedMonitor(model="backbone"), module=module)
-        else:
-            getattr(make_trainer(WatchedMonitor(model="backbone")), stage)(module, loader(Squares(4)), verbose=False)
+        getattr(trainer, stage)(module, loader(Squares(4)))
     assert module.losses == []
 
 
@@ -615,6 +615,12 @@ def test_a_number_of_classes_that_the_model_does_not_have() -> None:
 
 
 # Names ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_class_without_a_name_is_called_by_its_number() -> None:
+    nothing = torch.zeros(1)
+    probe = Probe(nn.Identity(), nn.Identity(), nothing, None, nothing, ("left", "right"), "start")
+    assert [probe.class_name(index) for index in (0, 1, 2, -1)] == ["left", "right", "2", "-1"]
 
 
 class Named(Squares):

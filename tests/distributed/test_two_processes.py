@@ -1,4 +1,4 @@
-"""Two real processes on gloo: the same run as without the monitor, the same numbers on both, and nobody waits in vain."""
+"""Two real processes on gloo: the run is that without the monitor, both have the same numbers, nobody waits in vain."""
 
 from __future__ import annotations
 

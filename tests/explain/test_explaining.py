@@ -46,7 +46,6 @@ VIT = ZOO["vit"]
         ({"combine": "mean"}, "combine: got 'mean'; expected 'sum' or 'product'"),
         ({"memory_budget": 0}, "memory_budget: got 0"),
     ],
-    ids=str,
 )
 def test_bad_arguments_are_named_with_what_would_do(arguments: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=re.escape(says)):

@@ -60,10 +60,10 @@ class Pictures(Dataset[dict[str, Any]]):
         return {"image": image, "label": self.targets[index], "index": index}
 
 
-def tiny_vit(**options: Any) -> VisionTransformer:
-    """Two blocks of width 32 on a 4 × 4 grid, with a head that is not zero."""
+def tiny_vit(*, depth: int = 2, **options: Any) -> VisionTransformer:
+    """Blocks of width 32 on a 4 × 4 grid, with a head that is not zero."""
     return VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=32, depth=2, num_heads=2, num_classes=CLASSES, **options
+        img_size=32, patch_size=8, embed_dim=32, depth=depth, num_heads=2, num_classes=CLASSES, **options
     )
 
 
