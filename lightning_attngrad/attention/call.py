@@ -11,7 +11,7 @@ from torch import Tensor
 
 #: Room for temporaries of one block of rows. Small enough to stay in a processor's cache, large enough
 #: that the matrix products dominate.
-DEFAULT_MEMORY_BUDGET = 8 * 2**20
+DEFAULT_MEMORY_BUDGET = 2 * 2**20
 
 _BYTES_PER_PROBABILITY = 2 * 4  # float32 probabilities and their gradient, both (B, H, rows, M)
 
@@ -50,40 +50,40 @@ class AttentionCall(ABC):
         """
 
     @abstractmethod
-    def of_images(self, images: slice) -> AttentionCall:
-        """The same call, of these images only."""
+    def part(self, images: slice, heads: slice) -> AttentionCall:
+        """The same call, of these images and heads only."""
 
     def query_gradient_norms(self, gradient: Tensor) -> Tensor:
         """How much gradient arrived at each query token, (B, N), given that of :attr:`tensor`."""
-        return torch.linalg.vector_norm(_at_least_float32(gradient), dim=(1, 3))
+        norms: Tensor = torch.linalg.vector_norm(_at_least_float32(gradient), dim=(1, 3))
+        return norms
 
     @property
     def is_self_attention(self) -> bool:
         """Whether queries and keys are the same tokens (a pooling call has fewer queries)."""
         return self.shape[2] == self.shape[3]
 
-    def image_groups(self, memory_budget: int = DEFAULT_MEMORY_BUDGET) -> Iterator[slice]:
-        """Cut the batch into as many images as fit the budget whole; one at a time where none does.
+    def parts(
+        self, memory_budget: int = DEFAULT_MEMORY_BUDGET, rows: int | None = None
+    ) -> Iterator[tuple[slice, slice]]:
+        """Cut the call into images and heads whose temporaries fit the budget with all (or so many) rows at once.
 
-        A few rows of every image would read all keys and values again for each block of rows; all rows of a few
-        images read them once.
+        Where not even one head of one image fits, it is to be cut further, into :meth:`blocks` of rows. Few rows of
+        many heads would read all their keys and values again for every block.
         """
         batch, heads, queries, keys = self.shape
-        size = max(1, memory_budget // (heads * queries * keys * _BYTES_PER_PROBABILITY))
-        for first in range(0, batch, size):
-            yield slice(first, min(first + size, batch))
+        fitting = memory_budget // ((queries if rows is None else rows) * keys * _BYTES_PER_PROBABILITY)
+        for images in _even_slices(0, batch, fitting // heads):
+            for of_heads in _even_slices(0, heads, fitting):
+                yield images, of_heads
 
     def blocks(
         self, memory_budget: int = DEFAULT_MEMORY_BUDGET, start: int = 0, stop: int | None = None
     ) -> Iterator[slice]:
         """Cut the query tokens ``start … stop`` into blocks whose temporaries fit the budget in bytes."""
         batch, heads, queries, keys = self.shape
-        stop = queries if stop is None else stop
-        most = max(1, memory_budget // (batch * heads * keys * _BYTES_PER_PROBABILITY))
-        count = -(-(stop - start) // most)
-        size = -(-(stop - start) // max(1, count))  # even blocks: no small remainder at the end
-        for first in range(start, stop, max(1, size)):
-            yield slice(first, min(first + size, stop))
+        fitting = memory_budget // (batch * heads * keys * _BYTES_PER_PROBABILITY)
+        yield from _even_slices(start, queries if stop is None else stop, fitting)
 
 
 @dataclass(eq=False)
@@ -125,23 +125,21 @@ class FusedAttentionCall(AttentionCall):
             queries = torch.arange(scores.shape[-2], device=scores.device) + rows.start
             keys = torch.arange(scores.shape[-1], device=scores.device)
             scores.masked_fill_(keys > queries[:, None], -torch.inf)
-        probabilities = torch.softmax(scores, dim=-1)
-        if self.mask is not None:
-            # A row that sees no key at all gives zeros in the fused kernels, NaN in a plain softmax.
-            probabilities = torch.where(scores.isneginf().all(-1, keepdim=True), 0.0, probabilities)
-        return probabilities
+        blind = scores.isneginf().all(-1, keepdim=True) if self.mask is not None else None
+        torch.softmax(scores, dim=-1, out=scores)
+        # A row that sees no key at all gives zeros in the fused kernels, NaN in a plain softmax.
+        return scores if blind is None else scores.masked_fill_(blind, 0.0)
 
     def attention_gradient(self, rows: slice, gradient: Tensor) -> Tensor:
         return _times_transposed(_at_least_float32(gradient[:, :, rows]), self.value)
 
-    def of_images(self, images: slice) -> FusedAttentionCall:
-        one_for_all = self.mask is None or self.mask.dim() < 4 or self.mask.shape[0] == 1
+    def part(self, images: slice, heads: slice) -> FusedAttentionCall:
         return replace(
             self,
-            query=self.query[images],
-            key=self.key[images],
-            value=self.value[images],
-            mask=self.mask if one_for_all else self.mask[images],
+            query=self.query[images, heads],
+            key=_for_heads(self.key[images], heads, self.shape[1]),
+            value=_for_heads(self.value[images], heads, self.shape[1]),
+            mask=None if self.mask is None else self.mask.expand(self.shape)[images, heads],
         )
 
 
@@ -166,8 +164,21 @@ class ExplicitAttentionCall(AttentionCall):
     def attention_gradient(self, rows: slice, gradient: Tensor) -> Tensor:
         return _at_least_float32(gradient[:, :, rows]).clone()
 
-    def of_images(self, images: slice) -> ExplicitAttentionCall:
-        return replace(self, probabilities=self.probabilities[images])
+    def part(self, images: slice, heads: slice) -> ExplicitAttentionCall:
+        return replace(self, probabilities=self.probabilities[images, heads])
+
+
+def _even_slices(start: int, stop: int, most: int) -> Iterator[slice]:
+    """Cut ``start … stop`` into slices of at most ``most`` (at least 1) and of like length: no small remainder."""
+    count = -(-(stop - start) // max(1, most))
+    for index in range(count):
+        yield slice(start + (stop - start) * index // count, start + (stop - start) * (index + 1) // count)
+
+
+def _for_heads(keys: Tensor, heads: slice, query_heads: int) -> Tensor:
+    """The keys (or values) that these query heads read; under grouped-query attention once for each of them."""
+    shared = query_heads // keys.shape[1]
+    return keys[:, heads] if shared == 1 else keys[:, [head // shared for head in range(heads.start, heads.stop)]]
 
 
 def _at_least_float32(tensor: Tensor) -> Tensor:

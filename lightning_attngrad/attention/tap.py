@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from torch.overrides import TorchFunctionMode
 from lightning_attngrad.attention.call import AttentionCall, ExplicitAttentionCall, FusedAttentionCall
 from lightning_attngrad.attention.multihead import multi_head_attention
 from lightning_attngrad.attention.rules import LINEARISED, PLAIN, BackwardRules, scale_gradient
+
+T = TypeVar("T")
 
 _SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
 _MATRIX_PRODUCT = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm)
@@ -281,14 +283,14 @@ class AttentionTap(TorchFunctionMode):
         return f"attention.{len(self.calls)}"
 
 
-def outside_inference(argument: Any) -> Any:
+def outside_inference(argument: T) -> T:
     """Tensors that a module cached under inference mode cannot enter a graph; a copy of them can."""
     if isinstance(argument, Tensor):
-        return argument.clone() if argument.is_inference() else argument
+        return cast(T, argument.clone()) if argument.is_inference() else argument
     if isinstance(argument, list | tuple) and any(
         isinstance(item, Tensor) and item.is_inference() for item in argument
     ):
-        return type(argument)(outside_inference(item) for item in argument)
+        return cast(T, type(argument)(outside_inference(item) for item in argument))
     return argument
 
 

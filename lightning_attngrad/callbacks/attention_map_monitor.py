@@ -58,7 +58,8 @@ class AttentionMapMonitor(ProbeMonitor):
         every_n_epochs: look in every n-th epoch's validation; 1 where neither this nor ``every_n_steps`` is given.
         every_n_steps: look after every n-th optimizer step instead.
         method: any that :func:`lightning_attngrad.explain` knows.
-        objective: ``logit`` or ``margin``.
+        objective: ``logit``, ``margin``, or a function from the model's output to one number an image: for regression,
+            and for backbones without a classifier, such as ``lambda embedding: embedding.norm(dim=1)``.
         correction: for ``method="gradient_guided"``.
         top_k: how many of the most probable classes stand side by side.
         classes: further classes that stand beside them.
@@ -90,7 +91,7 @@ class AttentionMapMonitor(ProbeMonitor):
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
         method: str = DEFAULT_METHOD,
-        objective: Literal["logit", "margin"] = "logit",
+        objective: Literal["logit", "margin"] | Callable[[Any], Tensor] = "logit",
         correction: CorrectionName = "positive",
         top_k: int = 3,
         classes: Sequence[int] = (),
@@ -124,7 +125,7 @@ class AttentionMapMonitor(ProbeMonitor):
         )
         for argument, value, known in (
             ("method", method, METHODS),
-            ("objective", objective, OBJECTIVES),
+            ("objective", "logit" if callable(objective) else objective, OBJECTIVES),
             ("correction", correction, CORRECTIONS),
         ):
             if not isinstance(value, str) or value not in known:
@@ -157,8 +158,7 @@ class AttentionMapMonitor(ProbeMonitor):
     def look(self, probe: Probe, *, remember: bool) -> Findings:
         """Explain the images, and the most probable classes of the first few."""
         explanation = self._explain(probe)
-        probabilities = explanation.logits.softmax(dim=1).cpu()
-        captions = [self._caption(probe, logits, index) for index, logits in enumerate(explanation.logits.cpu())]
+        captions = [self._caption(probe, explanation, index) for index in range(len(explanation.heatmap))]
         heatmap = explanation.heatmap.cpu()
         scalars = {
             name: float(statistic(heatmap).nanmean()) for name, statistic in _MAP_STATISTICS.items()
@@ -167,7 +167,9 @@ class AttentionMapMonitor(ProbeMonitor):
         shares = times_uniform_share(heatmap)
         film = [*self._film, (probe.label, shares[0], _plain(captions[0]))]
         layers = None if explanation.layers is None else explanation.layers[:_STRIPS].cpu()
-        panel_classes, panels = self._explain_classes(probe, probabilities[:_STRIPS])
+        # A model of one output, and an objective that knows no class, have nothing to put beside each other.
+        has_classes = explanation.target is not None and explanation.logits.shape[1] > 1
+        beside = self._explain_classes(probe, explanation.logits[:_STRIPS]) if has_classes else None
 
         def draw() -> dict[str, Figure]:
             method = self.method.replace("_", " ")
@@ -188,12 +190,13 @@ class AttentionMapMonitor(ProbeMonitor):
                     scale=self._scale,
                 ),
             }
-            if probabilities.shape[1] > 1:  # a model of one output has nothing to put beside it
+            if beside is not None:
+                classes, probabilities, maps = beside
                 figures["classes"] = class_panels(
                     probe.pixels[:_STRIPS],
-                    times_uniform_share(panels),
-                    [[probe.class_name(int(index)) for index in row] for row in panel_classes],
-                    probabilities[:_STRIPS].gather(1, panel_classes),
+                    times_uniform_share(maps),
+                    [[probe.class_name(int(index)) for index in row] for row in classes],
+                    probabilities,
                     title=f"What it reads as each class · {probe.label}",
                     scale=self._scale,
                 )
@@ -212,40 +215,43 @@ class AttentionMapMonitor(ProbeMonitor):
         return Findings(scalars, draw)
 
     def _explain(self, probe: Probe) -> Explanation:
-        """The maps of the frozen classes, in batches."""
+        """The maps of the frozen classes."""
+        if callable(self._options["objective"]):
+            return self._explained(probe, None)
         if self._frozen_target is None:
             self._frozen_target = self._choose_target(probe)
-        parts = [
-            explain(probe.model, images, target.to(images.device), forward=probe.forward, **self._options)
-            for images, target in zip(probe.images.split(_BATCH), self._frozen_target.split(_BATCH), strict=True)
-        ]
-        return _joined(parts)
+        return self._explained(probe, self._frozen_target)
+
+    def _explained(self, probe: Probe, target: Tensor | None) -> Explanation:
+        """All images, in batches."""
+        images = probe.images.split(_BATCH)
+        targets = [None] * len(images) if target is None else target.to(probe.images.device).split(_BATCH)
+        return _joined(
+            [
+                explain(probe.model, some, classes, forward=probe.forward, **self._options)
+                for some, classes in zip(images, targets, strict=True)
+            ]
+        )
 
     def _choose_target(self, probe: Probe) -> Tensor:
         """True classes, else those predicted now: frozen, since maps of different classes do not compare."""
-        first = _joined(
-            [
-                explain(probe.model, images, forward=probe.forward, **self._options)
-                for images in probe.images.split(_BATCH)
-            ]
-        )
+        first = self._explained(probe, None)
         predicted = torch.as_tensor(first.target).cpu()
         if probe.targets is None:
             return predicted
         known = (probe.targets >= 0) & (probe.targets < first.logits.shape[1])
         return torch.where(known, probe.targets, predicted)
 
-    def _explain_classes(self, probe: Probe, probabilities: Tensor) -> tuple[Tensor, Tensor]:
-        """The most probable classes and those asked for, (n, K), and their maps, (n, K, h, w)."""
-        number = probabilities.shape[1]
+    def _explain_classes(self, probe: Probe, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The most probable classes and those asked for, (n, K), their probabilities, and their maps (n, K, h, w)."""
+        number = logits.shape[1]
         if any(index >= number for index in self.classes):
             raise ValueError(f"classes: got {self.classes}; the model's classes are 0 to {number - 1}")
-        top = probabilities.topk(min(self.top_k, number), dim=1).indices
-        named = torch.tensor(self.classes, dtype=torch.long)
+        top = logits.topk(min(self.top_k, number), dim=1).indices
+        named = torch.tensor(self.classes, dtype=torch.long, device=logits.device)
         classes = torch.cat([top, named.expand(len(top), -1)], dim=1)
-        images = probe.images[: len(classes)]
-        maps = explain(probe.model, images, classes.to(images.device), forward=probe.forward, **self._options)
-        return classes, maps.heatmap.cpu()
+        maps = explain(probe.model, probe.images[: len(classes)], classes, forward=probe.forward, **self._options)
+        return classes.cpu(), logits.softmax(dim=1).gather(1, classes).cpu(), maps.heatmap.cpu()
 
     def _head_scalars(self, probe: Probe) -> dict[str, float]:
         statistics = head_statistics(probe.model, probe.images[:_BATCH], forward=probe.forward)
@@ -256,9 +262,10 @@ class AttentionMapMonitor(ProbeMonitor):
             for layer, value in zip(statistics.layer_names, values, strict=True)
         }
 
-    def _caption(self, probe: Probe, logits: Tensor, index: int) -> Caption:
-        if len(logits) == 1:  # regression, or the one logit of a binary classifier: no class is predicted
-            return Caption(predicted=f"output {float(logits):.3g}", probability=None)
+    def _caption(self, probe: Probe, explanation: Explanation, index: int) -> Caption:
+        logits = explanation.logits[index].cpu()
+        if explanation.target is None or len(logits) == 1:  # no class is predicted
+            return Caption(predicted=f"output {float(explanation.value[index]):.3g}", probability=None)
         probabilities = logits.softmax(dim=0)
         predicted = int(probabilities.argmax())
         true = None if probe.targets is None or probe.targets[index] < 0 else int(probe.targets[index])
@@ -290,6 +297,7 @@ def _joined(parts: list[Explanation]) -> Explanation:
         heatmap=torch.cat([part.heatmap for part in parts]),
         logits=torch.cat([part.logits for part in parts]),
         target=torch.cat([torch.as_tensor(part.target) for part in parts]),
+        value=torch.cat([part.value for part in parts]),
         token_scores=torch.cat([part.token_scores for part in parts]),
         layers=None if first.layers is None else torch.cat([torch.as_tensor(part.layers) for part in parts]),
         layer_names=first.layer_names,

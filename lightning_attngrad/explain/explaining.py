@@ -185,6 +185,7 @@ def _as_explanation(
         heatmap=ran.layout.to_grid(scores),
         logits=logits.detach().float(),
         target=classes,
+        value=join(values, over_corrections=False).detach().float(),
         token_scores=scores,
         layers=ran.layout.to_grid(join(layers, over_corrections=True).float()) if layers else None,
         layer_names=tuple(call.name for call in ran.tap.calls),

@@ -19,6 +19,7 @@ class Explanation:
             :func:`lightning_attngrad.metrics.functional.map_density` for maps that can be compared.
         logits: the model's output (B, C), float32; (B, 0) where it has no such row of numbers an image.
         target: the class explained, (B,) or (B, P) int64; None where the objective has no class.
+        value: what was explained, Φ of each image: for the objective ``logit`` the target's logit. (B,) or (B, P).
         token_scores: the heatmap with prefix tokens (class, distillation, register) in front, (B, N) or (B, P, N).
         layers: what each attention call added to the heatmap, (B, L, h, w) or (B, P, L, h, w), first call
             first; None for methods that have no such parts.
@@ -34,6 +35,7 @@ class Explanation:
     heatmap: Tensor
     logits: Tensor
     target: Tensor | None
+    value: Tensor
     token_scores: Tensor
     layers: Tensor | None
     layer_names: tuple[str, ...]

@@ -153,7 +153,7 @@ class Region(Objective):
 
     def seeds(self, forward: ForwardPass, target: Tensor | None) -> Seeds:
         call = forward.tap.calls[-1]
-        _, _, queries, keys = call.shape
+        _, heads, queries, keys = call.shape
         inside = self._on_tokens(forward, keys)  # (B, M)
         logit = Logit().value(forward, target)
         # Only the head behind the last attention is walked back for this: it tells which tokens are pooled.
@@ -162,8 +162,8 @@ class Region(Objective):
         norms = call.query_gradient_norms(pooled_gradient)
         weights = pooling_weights(call, norms, forward.layout.prefix)  # (B, N)
 
-        known = _RegionCall(call.name, call.tensor, call, inside.to(weights.dtype))
-        at_attention = weights[:, None, :, None]
+        known = _RegionCall(call.name, call.tensor, call, inside.to(weights.dtype) / heads)
+        at_attention = weights[:, None, :, None].expand(-1, heads, -1, -1)  # (B, H, N, 1)
         whole = known.attention_gradient(slice(0, queries), at_attention)  # (B, H, N, M)
         if isinstance(call, ExplicitAttentionCall):
             probabilities = call.tensor
@@ -211,7 +211,7 @@ class _RegionCall(AttentionCall):
     """The last attention call, whose gradient at the probabilities is the mask itself: ``w_i·mask_j / H``."""
 
     inner: AttentionCall
-    inside: Tensor  # (B, M)
+    inside: Tensor  # mask / H, (B, M)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -221,11 +221,10 @@ class _RegionCall(AttentionCall):
         return self.inner.attention(rows)
 
     def attention_gradient(self, rows: slice, gradient: Tensor) -> Tensor:
-        heads = self.shape[1]
-        return (gradient[:, :, rows] * self.inside[:, None, None, :] / heads).repeat(1, heads, 1, 1)
+        return gradient[:, :, rows] * self.inside[:, None, None, :]
 
-    def of_images(self, images: slice) -> _RegionCall:
-        return _RegionCall(self.name, self.tensor, self.inner.of_images(images), self.inside[images])
+    def part(self, images: slice, heads: slice) -> _RegionCall:
+        return _RegionCall(self.name, self.tensor, self.inner.part(images, heads), self.inside[images])
 
 
 #: Objectives that need nothing but a class, by name.

@@ -49,10 +49,6 @@ def pooling_weights(call: AttentionCall, norms: Tensor, prefix: int) -> Tensor:
 
 
 def _normalised(weights: Tensor) -> Tensor:
-    return weights / weights.sum(dim=1, keepdim=True).clamp_min(1.0) if weights.shape[1] else weights
-
-
-def _normalised(weights: Tensor) -> Tensor:
     """Each row divided by its sum, where that is not zero."""
     return weights / weights.sum(dim=1, keepdim=True).clamp_min(1.0)
 
@@ -110,21 +106,27 @@ class RowPropagation:
         if not counting.numel():
             return increment
         of_positive, of_product, of_row_sum = (
-            torch.tensor(column, device=weights.device, dtype=weights.dtype).view(1, -1, 1)
+            torch.tensor(column, device=weights.device, dtype=weights.dtype).view(1, -1, 1, 1)
             for column in zip(*factors, strict=True)
         )
-        first, last = int(counting[0]), int(counting[-1])
-        for images in call.image_groups(self._memory_budget):
-            group, at_group = call.of_images(images), gradient[images]
-            for block in group.blocks(self._memory_budget, first, last + 1):
-                attention = group.attention(block)  # (images, H, rows, M)
-                product = group.attention_gradient(block, at_group).mul_(attention)
-                block_weights = weights[images, :, block]  # (images, K, rows)
+        first, last = int(counting[0]), int(counting[-1]) + 1
+        for images, of_heads in call.parts(self._memory_budget, last - first):
+            part, at_part = call.part(images, of_heads), gradient[images, of_heads]
+            for block in part.blocks(self._memory_budget, first, last):
+                attention = part.attention(block)  # (images, heads, rows, M)
+                product = part.attention_gradient(block, at_part).mul_(attention)
+                block_weights = weights[images, :, None, block]  # (images, K, 1, rows)
                 if any(factor.row_sum for factor in factors):
-                    shared = attention.mul_(product.sum(dim=-1, keepdim=True)).sum(dim=1)  # (images, rows, M)
-                    increment[images] += (of_row_sum * block_weights) @ shared
+                    row_sums = product.sum(dim=-1).unsqueeze(1)  # (images, 1, heads, rows)
+                    increment[images] += _weighted_rows(of_row_sum * block_weights * row_sums, attention)
                 if any(factor.product for factor in factors):
-                    increment[images] += (of_product * block_weights) @ product.sum(dim=1)
+                    increment[images] += _weighted_rows(of_product * block_weights, product)
                 if any(factor.positive_part for factor in factors):
-                    increment[images] += (of_positive * block_weights) @ product.relu_().sum(dim=1)
+                    increment[images] += _weighted_rows(of_positive * block_weights, product.relu_())
         return increment
+
+
+def _weighted_rows(weights: Tensor, matrices: Tensor) -> Tensor:
+    """Sum over heads and rows: (images, K, heads or 1, rows) · (images, heads, rows, M) → (images, K, M)."""
+    weights = weights.expand(-1, -1, matrices.shape[1], -1)
+    return weights.flatten(2, 3) @ matrices.flatten(1, 2)

@@ -38,10 +38,15 @@ def evaluation_loaders(trainer: pl.Trainer) -> list[Any]:
 
 
 def _as_list(loaders: Any) -> list[Any]:
-    if isinstance(loaders, CombinedLoader):
+    if _is_combined(loaders):
         return list(loaders.flattened) if loaders._mode == "sequential" else [loaders]
     # Lightning flattens collections in the same way.
     return list(CombinedLoader(loaders, "sequential").flattened)
+
+
+def _is_combined(loader: Any) -> bool:
+    """By name: ``pytorch_lightning`` has a class of its own."""
+    return any(base.__name__ == CombinedLoader.__name__ for base in type(loader).__mro__)
 
 
 def is_map_style(loader: Any) -> bool:
@@ -76,6 +81,6 @@ def dataset_chain(dataset: Any) -> Iterator[Any]:
 def evaluation_datasets(trainer: pl.Trainer) -> Iterator[Any]:
     """Every data set behind the evaluation loaders, outermost first."""
     for loader in evaluation_loaders(trainer):
-        parts = loader.flattened if isinstance(loader, CombinedLoader) else [loader]
+        parts = loader.flattened if _is_combined(loader) else [loader]
         for part in parts:
             yield from dataset_chain(getattr(part, "dataset", None))

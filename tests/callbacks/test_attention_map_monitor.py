@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
@@ -33,6 +34,7 @@ from tests.callbacks.small_runs import (
     names_of,
     scalar_points,
     tensorboard,
+    tiny_vit,
     words,
 )
 
@@ -287,3 +289,41 @@ def test_objective_and_correction_reach_the_map() -> None:
     torch.manual_seed(7)
     heatmap = attngrad.explain(Classifier(), probe.images, probe.targets, **options).heatmap
     assert monitor.looks[0][1].scalars["entropy"] == pytest.approx(_statistics(heatmap)["entropy"], abs=1e-5)
+
+
+class SelfSupervised(pl.LightningModule):
+    """A backbone without a classifier, pulled towards the same embedding for two views of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(7)
+        self.net = tiny_vit(num_classes=0)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"embedding": self.net(images)}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        first, second = (self(images)["embedding"] for images in (batch[0], batch[0].flip(-1)))
+        return (first - second).square().mean()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None: ...
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def length_of_embedding(output: dict[str, Tensor]) -> Tensor:
+    return output["embedding"].norm(dim=1)
+
+
+def test_a_backbone_without_a_classifier_is_watched_through_a_function(monkeypatch: Any) -> None:
+    drawn = captured_figures(monkeypatch)
+    monitor = WatchedMonitor(draws=True, on_error="raise", objective=length_of_embedding, num_images=3)
+    fit(monitor, module=SelfSupervised(), max_epochs=1)
+    assert monitor.labels == ["start", "epoch 1"]
+    probe, findings = monitor.looks[0]
+    expected = attngrad.explain(SelfSupervised(), probe.images, objective=length_of_embedding)
+    assert findings.scalars["entropy"] == pytest.approx(_statistics(expected.heatmap)["entropy"], abs=1e-5)
+    assert names_of(drawn[0][1]) == FIGURES - {"classes"}
+    shown = words(drawn[0][1]["attngrad/maps/overlay"])
+    assert {f"output {value:.3g}" for value in expected.value.tolist()} <= set(shown)

@@ -126,6 +126,7 @@ def test_weights_and_biases_offline(tmp_path: Path, monkeypatch: Any) -> None:
 
     monkeypatch.setattr(logger.experiment, "log", log)
     fit(monitor(), logger=logger, max_epochs=1)
+    logger.experiment.finish()  # or the next WandbLogger of this process would write into the same run
     wandb.teardown()  # ends its helper process
     for name in FIGURES | SCALARS:
         assert [step for keys, step in logged if f"attngrad/maps/{name}" in keys] == STEPS, name

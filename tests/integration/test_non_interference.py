@@ -199,7 +199,6 @@ def test_a_run_on_the_pytorch_lightning_package_is_bit_identical(precision: str)
     assert monitor.labels[-2:] == ["epoch 1", "epoch 2"]
 
 
-@pytest.mark.xfail(strict=True, reason="probe/loaders.py does not know the CombinedLoader of pytorch_lightning")
 def test_the_starting_weights_are_seen_on_the_pytorch_lightning_package() -> None:
     monitor = WatchedMonitor()
     fit_on_the_other_package(monitor)

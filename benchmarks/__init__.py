@@ -1,0 +1,1 @@
+"""What the maps cost, and what other libraries' maps cost: ``python -m benchmarks.maps``."""
