@@ -6,7 +6,7 @@ from lightning_attngrad.attention.call import (
     ExplicitAttentionCall,
     FusedAttentionCall,
 )
-from lightning_attngrad.attention.layout import TokenLayout, UnsupportedModelError, infer_layout
+from lightning_attngrad.attention.layout import TokenLayout, UnsupportedModelError, check_structure, infer_layout
 from lightning_attngrad.attention.rules import ATTN_LRP, CONSERVATIVE, PLAIN, BackwardRules
 from lightning_attngrad.attention.tap import AttentionTap, outside_inference
 
@@ -22,6 +22,7 @@ __all__ = [
     "FusedAttentionCall",
     "TokenLayout",
     "UnsupportedModelError",
+    "check_structure",
     "infer_layout",
     "outside_inference",
 ]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from lightning_attngrad.attention.call import AttentionCall
-from lightning_attngrad.attention.tap import AttentionTap
+from lightning_attngrad.attention.call import AttentionCall, FusedAttentionCall
+from lightning_attngrad.attention.tap import AttentionTap, walk_graph
 
 #: Class, distillation and register tokens in front of the patches: more than that is no plain ViT.
 _MOST_PREFIX_TOKENS = 32
@@ -57,6 +58,11 @@ def infer_layout(tap: AttentionTap, model_name: str, images: Tensor) -> TokenLay
         UnsupportedModelError: for models without attention, and for hierarchical or windowed ones.
     """
     calls = tap.calls
+    if tap.unread_softmaxes:
+        raise UnsupportedModelError(
+            f"{model_name}: the softmax in {tap.unread_softmaxes[0]!r} is changed before it meets the values, so its "
+            f"attention cannot be read. {_SUPPORTED}."
+        )
     if not calls:
         raise UnsupportedModelError(
             f"{model_name} made no attention call: it is a CNN or another network without attention. {_SUPPORTED}."
@@ -74,7 +80,80 @@ def infer_layout(tap: AttentionTap, model_name: str, images: Tensor) -> TokenLay
             f"{model_name}: {tokens} tokens match no grid of patches on images of {images.shape[-2]}×"
             f"{images.shape[-1]} pixels (convolutions before the attention gave {tap.conv_grids}). {_SUPPORTED}."
         )
-    return TokenLayout(prefix=tokens - grid[0] * grid[1], grid=grid)
+    layout = TokenLayout(prefix=tokens - grid[0] * grid[1], grid=grid)
+    if calls[-1].shape[3] not in (tokens, tokens - layout.prefix):
+        raise UnsupportedModelError(_not_plain(model_name, calls[-1], images.shape[0], tokens))
+    return layout
+
+
+def check_structure(tap: AttentionTap, layout: TokenLayout, model_name: str) -> None:
+    """Refuse, rather than draw a wrong map of, a model in which more happens than the maps know of.
+
+    Args:
+        tap: after a forward pass with a graph.
+        layout: of its tokens.
+        model_name: for messages.
+
+    Raises:
+        UnsupportedModelError: if patches do not lie in order behind the prefix tokens, or if the attention calls do
+            not follow one upon the other.
+    """
+    for earlier, later in zip(tap.calls, tap.calls[1:], strict=False):
+        if not _follows(later.tensor, earlier.tensor):
+            raise UnsupportedModelError(
+                f"{model_name}: what {later.name!r} reads does not come from {earlier.name!r}. The model attends "
+                "side by side (parallel branches, several views of an image, a teacher), and a map follows one "
+                f"chain of layers. Give the part of the model that is one. {_SUPPORTED}."
+            )
+    places = _tokens_of_patches(tap, layout.tokens)
+    if places is not None and not bool(
+        (places == torch.arange(layout.prefix, layout.tokens, device=places.device)).all()
+    ):
+        raise UnsupportedModelError(
+            f"{model_name}: its {layout.grid[0]}×{layout.grid[1]} patches do not lie in order behind "
+            f"{layout.prefix} prefix tokens: a class token or prompts stand behind them, or patches are dropped, "
+            f"shuffled or mixed before the first attention. {_SUPPORTED}."
+        )
+
+
+def _follows(later: Tensor, earlier: Tensor) -> bool:
+    """Whether one tensor of the graph comes from the other."""
+    if earlier.grad_fn is None:  # the leaf at which the graph begins
+        return any(getattr(node, "variable", None) is earlier for node in walk_graph(later))
+    return any(node is earlier.grad_fn for node in walk_graph(later))
+
+
+def _tokens_of_patches(tap: AttentionTap, tokens: int) -> Tensor | None:
+    """Which token each patch becomes, (B, h·w), −1 where it becomes none; None where it cannot be told.
+
+    Each token is given a number, and the gradient brings the number back to the patch that the token comes from: one
+    digit at a time, since half precision keeps few. All that lies between is the position embedding and the like.
+    """
+    reader = tap.embedding
+    if reader is None and isinstance(tap.calls[0], FusedAttentionCall):
+        reader = tap.calls[0].query.transpose(1, 2).flatten(2)  # (B, N, D)
+    anchor = tap.patch_anchor
+    if anchor is None or reader is None or reader.shape[1] != tokens or not reader.requires_grad:
+        return None
+    # No plain sum over channels: behind a LayerNorm that would be zero.
+    channels = torch.arange(reader.shape[2], device=reader.device, dtype=torch.float32).mul(1.7).cos()
+    read = reader.float() @ channels  # (B, N)
+
+    def brought_back(numbers: Tensor) -> Tensor:
+        (gradient,) = torch.autograd.grad((read * numbers).sum(), anchor, retain_graph=True, allow_unused=True)
+        return torch.zeros_like(anchor) if gradient is None else gradient.float()  # (B, D, h, w)
+
+    numbers = torch.arange(tokens, device=reader.device)
+    once = brought_back(torch.ones_like(read[0]))
+    size = once.square().sum(dim=1)
+    place, base = torch.zeros_like(size), 1
+    mixed = torch.zeros_like(size, dtype=torch.bool)
+    while base < tokens:
+        digit = (brought_back((numbers // base % 16).float()) * once).sum(dim=1) / size.clamp_min(1e-30)
+        mixed |= (digit - digit.round()).abs() > 0.2
+        place += digit.round() * base
+        base *= 16
+    return torch.where(mixed | (size == 0), -1, place).flatten(1).long()
 
 
 def _check_plain(call: AttentionCall, model_name: str, batch: int, tokens: int) -> None:
@@ -95,9 +174,9 @@ def _grid_of_tokens(
 ) -> tuple[int, int] | None:
     # The patch embedding is a convolution in nearly every model; its output is the grid, whatever resizing
     # or padding went before it.
-    for height, width in reversed(conv_grids):
-        if 0 <= tokens - height * width <= _MOST_PREFIX_TOKENS:
-            return height, width
+    if conv_grids:
+        height, width = conv_grids[-1]
+        return (height, width) if height * width <= tokens else None
     # Patches cut by reshaping: the grid that has the image's proportions and leaves the fewest prefix tokens.
     for prefix in range(min(_MOST_PREFIX_TOKENS, tokens - 1) + 1):
         patches = tokens - prefix

@@ -89,6 +89,28 @@ class _LayerNorm(torch.autograd.Function):
         return centred.mul_(reciprocal_std), None, None, None, None
 
 
+class _RMSNorm(torch.autograd.Function):
+    """``x·stop(1/rms)·w``. The values are torch's own; 1/rms is taken in float32, where squares do not overflow."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, tensor: Tensor, normalized_shape: tuple[int, ...], weight: Tensor | None, eps: float | None
+    ) -> Tensor:
+        dimensions = tuple(range(-len(normalized_shape), 0))
+        wide = tensor if tensor.dtype == torch.float64 else tensor.float()
+        reciprocal = wide.square().mean(dim=dimensions, keepdim=True)
+        reciprocal = reciprocal.add_(torch.finfo(tensor.dtype).eps if eps is None else eps).rsqrt_()
+        ctx.save_for_backward(*([reciprocal] if weight is None else [reciprocal, weight]))
+        return F.rms_norm(tensor, normalized_shape, weight, eps)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        reciprocal, *weight = ctx.saved_tensors
+        if weight:
+            gradient = gradient * weight[0]
+        return (gradient * reciprocal).to(gradient.dtype), None, None, None
+
+
 class _Activation(torch.autograd.Function):
     """``x·stop(f(x)/x)``, with the ratio's limit f'(0) where x is zero."""
 
@@ -119,10 +141,7 @@ def _rms_norm(
     weight: Tensor | None = None,
     eps: float | None = None,
 ) -> Tensor:
-    dimensions = tuple(range(-len(normalized_shape), 0))
-    eps = torch.finfo(input.dtype).eps if eps is None else eps
-    reciprocal = input.detach().square().mean(dim=dimensions, keepdim=True).add(eps).rsqrt()
-    return input * reciprocal if weight is None else input * reciprocal * weight
+    return cast(Tensor, _RMSNorm.apply(input, normalized_shape, weight, eps))
 
 
 def _activation(function: Callable[..., Tensor], at_zero: float) -> Callable[..., Tensor]:
@@ -137,22 +156,21 @@ def _activation(function: Callable[..., Tensor], at_zero: float) -> Callable[...
     return with_constant_ratio
 
 
-def _gate(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A sigmoid only ever multiplies something: as a constant it leaves that something all its relevance."""
-
-    def constant(*args: Any, **kwargs: Any) -> Tensor:
-        return function(*args, **kwargs).detach()
-
-    return constant
-
-
 def _product(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def shared(first: Any, second: Any, *args: Any, **kwargs: Any) -> Tensor:
         if _differentiable(first) and _differentiable(second):
-            first, second = scale_gradient(first, 0.5), scale_gradient(second, 0.5)
+            if _is_sigmoid(first) or _is_sigmoid(second):
+                # A gate: as a constant it leaves what it multiplies all its relevance.
+                first, second = (factor.detach() if _is_sigmoid(factor) else factor for factor in (first, second))
+            else:
+                first, second = scale_gradient(first, 0.5), scale_gradient(second, 0.5)
         return function(first, second, *args, **kwargs)
 
     return shared
+
+
+def _is_sigmoid(tensor: Tensor) -> bool:
+    return tensor.grad_fn is not None and tensor.grad_fn.name().startswith("SigmoidBackward")
 
 
 def _differentiable(value: Any) -> bool:
@@ -168,9 +186,6 @@ LINEARISED: dict[Callable[..., Any], Callable[..., Any]] = {
     F.mish: _activation(F.mish, at_zero=0.6),
     F.relu: _activation(F.relu, at_zero=0.0),
     torch.relu: _activation(torch.relu, at_zero=0.0),
-    torch.sigmoid: _gate(torch.sigmoid),
-    Tensor.sigmoid: _gate(torch.sigmoid),
-    F.sigmoid: _gate(torch.sigmoid),
     torch.mul: _product(torch.mul),
     Tensor.mul: _product(torch.mul),
     Tensor.__mul__: _product(torch.mul),

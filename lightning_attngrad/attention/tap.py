@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal, TypeVar, cast
 
@@ -46,8 +48,10 @@ class AttentionTap(TorchFunctionMode):
     Attributes:
         calls: the attention calls.
         conv_grids: height and width that each convolution before the first attention call gave.
-        embedding: tokens with their positions as they enter the first block (B, N, D): the input of the last
-            normalisation before the first attention call. None until then.
+        embedding: tokens with their positions as they enter the first block (B, N, D): the input of the normalisation
+            that the first attention call's values come from. None until then.
+        patch_anchor: what the last convolution before the first attention call gave (B, D, h, w), where a graph is
+            asked for: the graph begins here, so that one can ask which token comes from which patch.
         last_normalised: output of the last normalisation before the last self-attention call (B, N, D).
         on_gradient: called with a call and the gradient at its ``tensor``, last call first, while autograd
             runs backwards.
@@ -76,6 +80,7 @@ class AttentionTap(TorchFunctionMode):
         self.calls: list[AttentionCall] = []
         self.conv_grids: list[tuple[int, int]] = []
         self.embedding: Tensor | None = None
+        self.patch_anchor: Tensor | None = None
         self.last_normalised: Tensor | None = None
         self.on_gradient: Callable[[AttentionCall, Tensor], None] | None = None
         self._names: dict[int, str] = {
@@ -87,7 +92,8 @@ class AttentionTap(TorchFunctionMode):
         self._rules = rules
         self._score_offsets = score_offsets
         self._normalised: Tensor | None = None
-        self._softmax_output: Tensor | None = None  # probabilities, if a matrix product with values follows
+        self._norms_before: list[tuple[Tensor, Tensor]] = []  # inputs and outputs, before the first attention call
+        self._softmaxes: list[_PendingSoftmax] = []  # probabilities, if a matrix product with values follows
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._handlers: dict[Callable[..., Any], Callable[..., Any]] = {
             F.scaled_dot_product_attention: self._on_fused_attention,
@@ -122,7 +128,14 @@ class AttentionTap(TorchFunctionMode):
         self._hooks.clear()
         self.calls.clear()
         self.on_gradient = None
-        self.embedding = self.last_normalised = self._normalised = self._softmax_output = None
+        self._norms_before.clear()
+        self._softmaxes.clear()
+        self.embedding = self.patch_anchor = self.last_normalised = self._normalised = None
+
+    @property
+    def unread_softmaxes(self) -> tuple[str, ...]:
+        """Where a softmax over N×N scores met no values: its attention is changed on the way, and not seen."""
+        return tuple(pending.name for pending in self._softmaxes if pending.square)
 
     # What is seen ------------------------------------------------------------------------------------------
 
@@ -165,7 +178,8 @@ class AttentionTap(TorchFunctionMode):
                 mask=mask,
                 is_causal=is_causal,
                 scale=scale,
-            )
+            ),
+            value,
         )
         return output
 
@@ -186,31 +200,42 @@ class AttentionTap(TorchFunctionMode):
         scores = input if offset is None or offset.shape != input.shape else input + offset.to(input.dtype)
         output: Tensor = func(scores, *args, **kwargs)
         if over_keys:
-            self._softmax_output = output
+            square = output.dim() == 4 and output.shape[-1] == output.shape[-2] > 1
+            self._softmaxes = [pending for pending in self._softmaxes if pending.square]  # others were no attention
+            self._softmaxes.append(_PendingSoftmax(self._calling_module(), square, [output]))
         return output
 
     def _on_in_between(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         output: Tensor = func(*args, **kwargs)
-        tensor = args[0] if args else kwargs.get("input")
-        if self._are_probabilities(tensor):
-            self._softmax_output = output
+        pending = self._pending_softmax(args[0] if args else kwargs.get("input"))
+        if pending is not None:
+            pending.tensors.append(output)
         return output
 
     def _on_matrix_product(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        if len(args) > 1 and self._are_probabilities(args[0]):
+        if len(args) > 1 and self._pending_softmax(args[0]) is not None:
             args = (*self._on_explicit_attention(args[0], args[1]), *args[2:])
         return func(*args, **kwargs)  # type: ignore[no-any-return]
 
     def _on_einsum(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        if len(args) == 3 and self._are_probabilities(args[1]):
+        if len(args) == 3 and self._pending_softmax(args[1]) is not None:
             args = (args[0], *self._on_explicit_attention(args[1], args[2]))
+        elif len(args) == 3 and self._pending_softmax(args[2]) is not None:
+            args = (args[0], *reversed(self._on_explicit_attention(args[2], args[1])))
         return func(*args, **kwargs)  # type: ignore[no-any-return]
 
-    def _are_probabilities(self, operand: Any) -> bool:
-        return self._softmax_output is not None and operand is self._softmax_output
+    def _pending_softmax(self, operand: Any) -> _PendingSoftmax | None:
+        """The softmax that these probabilities come from, whatever copies of them were made."""
+        if not isinstance(operand, Tensor):
+            return None
+        return next(
+            (pending for pending in self._softmaxes if any(operand is tensor for tensor in pending.tensors)), None
+        )
 
     def _on_explicit_attention(self, probabilities: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        self._softmax_output = None
+        self._softmaxes = [
+            pending for pending in self._softmaxes if pending is not self._pending_softmax(probabilities)
+        ]
         rules = self._rules.attention
         if rules == "constant":
             probabilities = probabilities.detach()
@@ -221,26 +246,31 @@ class AttentionTap(TorchFunctionMode):
                 name=self._calling_module(),
                 tensor=probabilities,
                 probabilities=_four_dimensional(probabilities.detach()),
-            )
+            ),
+            value,
         )
         return probabilities, value
 
     def _on_normalisation(self, func: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
         of_tokens = input.dim() == 3 and input.is_floating_point()  # (B, N, D), not the heads of a query
-        if of_tokens and not self.calls:
-            if self._start == "embedding" and not input.requires_grad:
-                input.requires_grad_()
-            self.embedding = input
+        if of_tokens and not self.calls and self._start == "embedding" and not input.requires_grad:
+            input.requires_grad_()
         output: Tensor = self._under_rules(func)(input, *args, **kwargs)
         if of_tokens:
             self._normalised = output
+            if not self.calls:
+                self._norms_before.append((input, output))
         return output
 
     def _on_convolution(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         output: Tensor = func(*args, **kwargs)
-        if not self.calls:
-            self.conv_grids.append((output.shape[-2], output.shape[-1]))
-        return output
+        if self.calls:
+            return output
+        self.conv_grids.append((output.shape[-2], output.shape[-1]))
+        if self._start is None:
+            return output
+        self.patch_anchor = output.detach().requires_grad_()
+        return self.patch_anchor.clone()  # an activation that works in place would fail on the anchor itself
 
     def _on_set_grad_enabled(self, func: Callable[..., Any], enabled: bool) -> None:
         # A backbone that its owner runs under no_grad is a frozen one: it is read like any other.
@@ -249,7 +279,12 @@ class AttentionTap(TorchFunctionMode):
 
     # What is kept ------------------------------------------------------------------------------------------
 
-    def _record(self, call: AttentionCall) -> None:
+    def _record(self, call: AttentionCall, value: Tensor) -> None:
+        name, number = call.name, sum(known.name.split("#")[0] == call.name for known in self.calls)
+        call.name = f"{name}#{number + 1}" if number else name  # a module that attends several times
+        if not self.calls:
+            self.embedding = _input_of_norm(self._norms_before, value)
+            self._norms_before.clear()
         if self._start == "attention" and not self.calls and not call.tensor.requires_grad:
             call.tensor.requires_grad_()
         if call.tensor.requires_grad:
@@ -281,6 +316,36 @@ class AttentionTap(TorchFunctionMode):
                 return name
             frame = frame.f_back
         return f"attention.{len(self.calls)}"
+
+
+@dataclass(eq=False)
+class _PendingSoftmax:
+    """A softmax over keys whose matrix product with values is yet to come."""
+
+    name: str
+    square: bool  # (B, H, N, N), which is hardly anything but attention
+    tensors: list[Tensor]  # the probabilities, and their copies in other types
+
+
+def _input_of_norm(norms: list[tuple[Tensor, Tensor]], value: Tensor) -> Tensor | None:
+    """Input of the normalisation nearest before ``value``: queries and keys may have normalisations of their own."""
+    by_node = {output.grad_fn: tokens for tokens, output in norms if output.grad_fn is not None}
+    found = next((node for node in walk_graph(value) if node in by_node), None)
+    if found is not None:
+        return by_node[found]
+    return norms[-1][0] if norms else None
+
+
+def walk_graph(tensor: Tensor) -> Iterator[Any]:
+    """Nodes of the autograd graph behind ``tensor``, nearest first."""
+    waiting, seen = deque([tensor.grad_fn]), set()
+    while waiting:
+        node = waiting.popleft()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        yield node
+        waiting.extend(earlier for earlier, _ in node.next_functions)
 
 
 def outside_inference(argument: T) -> T:

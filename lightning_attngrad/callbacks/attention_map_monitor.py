@@ -165,7 +165,7 @@ class AttentionMapMonitor(ProbeMonitor):
         } | self._head_scalars(probe)
 
         shares = times_uniform_share(heatmap)
-        film = [*self._film, (probe.label, shares[0], _plain(captions[0]))]
+        film = [*self._film, (probe.label, shares[0].clone(), _plain(captions[0]))]
         layers = None if explanation.layers is None else explanation.layers[:_STRIPS].cpu()
         # A model of one output, and an objective that knows no class, have nothing to put beside each other.
         has_classes = explanation.target is not None and explanation.logits.shape[1] > 1
@@ -296,7 +296,7 @@ def _joined(parts: list[Explanation]) -> Explanation:
     return Explanation(
         heatmap=torch.cat([part.heatmap for part in parts]),
         logits=torch.cat([part.logits for part in parts]),
-        target=torch.cat([torch.as_tensor(part.target) for part in parts]),
+        target=None if first.target is None else torch.cat([torch.as_tensor(part.target) for part in parts]),
         value=torch.cat([part.value for part in parts]),
         token_scores=torch.cat([part.token_scores for part in parts]),
         layers=None if first.layers is None else torch.cat([torch.as_tensor(part.layers) for part in parts]),

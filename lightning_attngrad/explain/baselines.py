@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_attngrad.attention import AttentionCall
@@ -17,6 +18,7 @@ def raw_attention(forward: ForwardPass, seeds: Seeds, options: Options) -> Token
     """The row of the last attention call that feeds the prediction, mean over heads."""
     weights, zero_gradient = _pooled_rows(forward, seeds, options)
     row = _row_times_attention(forward.tap.calls[-1], weights, options.memory_budget)
+    row = F.pad(row, (forward.layout.tokens - row.shape[1], 0))  # a pooling call may leave prefix tokens out
     return TokenScores(row.unsqueeze(1), zero_gradient)
 
 
@@ -26,7 +28,7 @@ def rollout(forward: ForwardPass, seeds: Seeds, options: Options) -> TokenScores
     row, zero_gradient = _pooled_rows(forward, seeds, options)
     for call in reversed(forward.tap.calls):
         read = _row_times_attention(call, row, options.memory_budget)
-        row = (row + read) / 2 if call.is_self_attention else read
+        row = (row + read) / 2 if call.is_self_attention else F.pad(read, (forward.layout.tokens - read.shape[1], 0))
     return TokenScores(row.unsqueeze(1), zero_gradient)
 
 

@@ -9,14 +9,15 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointError
 
 from lightning_attngrad.attention import (
     PLAIN,
     AttentionTap,
     BackwardRules,
     TokenLayout,
+    check_structure,
     infer_layout,
-    outside_inference,
 )
 from lightning_attngrad.explain.evaluation import differentiable, held_still
 
@@ -106,11 +107,14 @@ def forward_pass(
     with differentiable(), held_still(model):
         tap = AttentionTap(model, start=start, rules=rules, score_offsets=score_offsets)
         try:
-            # A copy, made here: a batch that was loaded under inference mode can enter no graph.
-            images = outside_inference(images).detach()
+            # A copy, made here: a batch that was loaded under inference mode can enter no graph, and a model that
+            # normalises in place must not write into the caller's images.
+            images = images.detach().clone()
             with tap:
                 output = (forward or model)(images)
             layout = infer_layout(tap, type(model).__name__, images)
+            if start is not None and rules.attention != "constant":  # there the chain is cut on purpose
+                check_structure(tap, layout, type(model).__name__)
             scores = find_logits(output)
             if scores is not None and not torch.isfinite(scores).all():
                 bad = (~torch.isfinite(scores)).flatten(1).any(1) if scores.dim() > 1 else ~torch.isfinite(scores)
@@ -119,5 +123,11 @@ def forward_pass(
                     f"{len(images)} images; there is nothing to explain until it gives finite ones"
                 )
             yield ForwardPass(tap=tap, output=output, layout=layout, batch=len(images))
+        except CheckpointError as error:
+            raise ValueError(
+                f"model: {type(model).__name__} calls torch.utils.checkpoint itself, without a flag on a module that "
+                "could be switched off meanwhile, so its blocks cannot be explained. Call it only while "
+                "self.training is True."
+            ) from error
         finally:
             tap.release()

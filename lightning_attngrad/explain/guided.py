@@ -31,7 +31,7 @@ def stream(
     Returns:
         The propagated scores, and the gradient at ``source``.
     """
-    propagation = RowPropagation(forward.layout.prefix, corrections, options.memory_budget)
+    propagation = RowPropagation(forward.layout, corrections, options.memory_budget)
     if seeds.given is not None:
         propagation(*seeds.given)
     forward.tap.on_gradient = propagation
@@ -43,15 +43,12 @@ def stream(
         )
     finally:
         forward.tap.on_gradient = None
-    if propagation.scores is None or propagation.zero_gradient is None:
-        raise ValueError(
-            "model: no gradient passed any attention call on its way back from the output; is its output computed "
-            "from detached features?"
-        )
-    pooling_call = forward.tap.calls[-1]
     increments = propagation.increments[::-1]
-    if not pooling_call.is_self_attention and increments[-1].shape[-1] > forward.layout.tokens:
-        raise ValueError(f"model: {pooling_call.name!r} pools more tokens than the image has")
+    if propagation.scores is None or propagation.zero_gradient is None or len(increments) < len(forward.tap.calls):
+        raise ValueError(
+            f"model: gradient came to {len(increments)} of the {len(forward.tap.calls)} attention calls that were "
+            "seen; its output is not computed from all of them, one after the other"
+        )
     return (
         TokenScores(propagation.scores, propagation.zero_gradient, layers=torch.stack(increments, dim=2)),
         gradient,

@@ -52,6 +52,11 @@ class ValueObjective(Objective):
 
     def seeds(self, forward: ForwardPass, target: Tensor | None) -> Seeds:
         value = self.value(forward, target)
+        if not value.requires_grad:
+            raise ValueError(
+                "model: its output does not depend on the attention that was seen: the forward detaches its features, "
+                "or computes them under torch.inference_mode. Explain the part before that."
+            )
         return Seeds(value.detach(), (value,), (torch.ones_like(value),))
 
 
@@ -133,8 +138,6 @@ class OfOutput(ValueObjective):
             raise ValueError(
                 f"objective: the function returned {got}; expected one number an image, ({forward.batch},)"
             )
-        if not value.requires_grad:
-            raise ValueError("objective: the function's result does not depend on the model's attention")
         return value if value.dtype == torch.float64 else value.float()
 
 

@@ -9,9 +9,10 @@ itself, 1e-9 beside 1/N is lost in float32.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_attngrad.attention import AttentionCall
+from lightning_attngrad.attention import AttentionCall, TokenLayout
 from lightning_attngrad.explain.corrections import CORRECTIONS
 
 
@@ -57,7 +58,7 @@ class RowPropagation:
     """Takes the attention calls of one backward pass, last first, and carries ``D`` (B, K, N) through them.
 
     Args:
-        prefix: number of prefix tokens.
+        layout: of the tokens.
         corrections: names of K corrections, carried side by side from the same ``A`` and ``G``.
         memory_budget: bytes for the temporaries of a block of rows.
 
@@ -67,11 +68,11 @@ class RowPropagation:
         zero_gradient: (B,) bool: no gradient arrived at the last attention call.
     """
 
-    def __init__(self, prefix: int, corrections: tuple[str, ...], memory_budget: int) -> None:
+    def __init__(self, layout: TokenLayout, corrections: tuple[str, ...], memory_budget: int) -> None:
         self.scores: Tensor | None = None
         self.increments: list[Tensor] = []
         self.zero_gradient: Tensor | None = None
-        self._prefix = prefix
+        self._prefix, self._tokens = layout.prefix, layout.tokens
         self._memory_budget = memory_budget
         self._corrections = corrections
         self._base: Tensor | None = None  # r_L, (B, 1, N)
@@ -79,7 +80,7 @@ class RowPropagation:
     @torch.no_grad()
     def __call__(self, call: AttentionCall, gradient: Tensor) -> None:
         """Carry the row through ``call``, given the gradient at its ``tensor``."""
-        batch, _, _, keys = call.shape
+        keys = call.shape[3]
         if self._base is None:
             norms = call.query_gradient_norms(gradient)
             self.zero_gradient = ~norms.any(dim=1)
@@ -88,8 +89,10 @@ class RowPropagation:
         with torch.autocast(gradient.device.type, enabled=False):
             increment = self._row_times_corrections(call, gradient, rows)  # (B, K, M)
         if not call.is_self_attention:
-            # A pooling call: its query is no token of the image, nothing is carried over but what it read.
-            self._base = increment.new_zeros(batch, 1, keys)
+            # A pooling call: its query is no token of the image, nothing is carried over but what it read. It may
+            # leave prefix tokens out.
+            increment = F.pad(increment, (self._tokens - keys, 0))
+            self._base = torch.zeros_like(increment[:, :1])
             self.scores = increment
         else:
             self.scores = increment if self.scores is None else self.scores + increment

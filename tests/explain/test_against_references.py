@@ -178,14 +178,12 @@ class OptionalAttention(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         x = self.patches(images).flatten(2).transpose(1, 2)
         x = torch.cat([self.first_token.expand(len(x), -1, -1), x], dim=1)
-        if self.option == "causal":
-            x = x.flip(1)  # the class token last, where it sees the others
         for norm, *projections in zip(self.norms, self.queries, self.keys, self.values, strict=True):
             y = norm(x)
             query, key, value = (p(y).unflatten(-1, (-1, 8)).transpose(1, 2) for p in projections)
             read = nn.functional.scaled_dot_product_attention(query, key, value, **self.options(len(x), x.dtype))
             x = x + read.transpose(1, 2).flatten(2)
-        return self.head(x[:, -1 if self.option == "causal" else 0])
+        return self.head(x[:, -1 if self.option == "causal" else 0])  # only the last token sees all the others
 
 
 @pytest.mark.parametrize("correction", guided.CORRECTIONS)
@@ -200,7 +198,7 @@ def test_options_of_the_fused_kernel(option: str, correction: str) -> None:
     images = zoo.images(dtype=torch.float64)
     reading = guided.read(zoo.build(torch.float64), images, guided.logit(TARGET))
     corrected = guided.corrected_calls(reading, correction)
-    if option == "causal":  # read the matrix recursion with the class token last
+    if option == "causal":  # read the matrix recursion at the last token
         whole = torch.eye(17, dtype=torch.float64)
         for matrix in corrected:
             whole = whole + matrix @ whole

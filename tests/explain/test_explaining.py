@@ -35,7 +35,10 @@ VIT = ZOO["vit"]
         ({"objective": Region(torch.ones(4)), "method": "gradient_guided"}, "mask: got shape (4,)"),
         ({"objective": Region(torch.ones(4, 6))}, "Region has no meaning for method='guided_relevance'"),
         ({"objective": lambda output: output}, f"the function returned shape (2, {CLASSES})"),
-        ({"objective": lambda output: output.detach().sum(1)}, "does not depend on the model's attention"),
+        (
+            {"objective": lambda output: output.detach().sum(1)},
+            "its output does not depend on the attention that was seen",
+        ),
         ({"correction": "best", "method": "gradient_guided"}, "correction: got 'best'; expected one or several of"),
         ({"correction": (), "method": "gradient_guided"}, "correction: got ()"),
         ({"correction": "signed"}, "method='guided_relevance' has none to choose"),

@@ -1,0 +1,309 @@
+"""Models in which more happens than a map knows of: refused in words, never drawn wrong; and near misses that work."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lightning_attngrad import explain
+from lightning_attngrad.explain import METHODS, UnsupportedModelError
+
+IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+
+class Plain(nn.Module):
+    """A ViT of two blocks on a 4×4 grid, whose parts the models below replace."""
+
+    width, heads = 32, 4
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Conv2d(3, self.width, 8, 8)
+        self.cls = nn.Parameter(torch.randn(1, 1, self.width))
+        self.norms = nn.ModuleList(nn.LayerNorm(self.width) for _ in range(2))
+        self.qkv = nn.ModuleList(nn.Linear(self.width, 3 * self.width) for _ in range(2))
+        self.head = nn.Linear(self.width, 5)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=0.3)
+
+    def tokens(self, images: Tensor) -> Tensor:
+        patches = self.embed(images).flatten(2).mT
+        return torch.cat([self.cls.expand(len(patches), -1, -1), patches], dim=1)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, value)
+
+    def split(self, layer: int, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.qkv[layer](tokens).chunk(3, dim=-1)
+
+    def block(self, layer: int, tokens: Tensor) -> Tensor:
+        parts = self.split(layer, self.norms[layer](tokens))
+        read = self.attend(*(part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts))
+        return tokens + read.transpose(1, 2).flatten(2)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        return tokens[:, 0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.tokens(images)
+        for layer in range(2):
+            tokens = self.block(layer, tokens)
+        return self.head(self.pool(tokens))
+
+
+# Refused ------------------------------------------------------------------------------------------------------
+
+
+class ClassTokenBehind(Plain):
+    def tokens(self, images: Tensor) -> Tensor:
+        return super().tokens(images).roll(-1, dims=1)
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        return tokens[:, -1]
+
+
+class PromptsBehind(Plain):
+    def tokens(self, images: Tensor) -> Tensor:
+        tokens = super().tokens(images)
+        return torch.cat([tokens, torch.ones_like(tokens[:, :3])], dim=1)
+
+
+class PatchesDropped(Plain):
+    def tokens(self, images: Tensor) -> Tensor:
+        tokens = super().tokens(images)
+        return torch.cat([tokens[:, :9], torch.ones_like(tokens[:, :9])], dim=1)
+
+
+class PatchesTooFew(Plain):
+    def tokens(self, images: Tensor) -> Tensor:
+        return super().tokens(images)[:, :10]
+
+
+class PatchesShuffled(Plain):
+    def tokens(self, images: Tensor) -> Tensor:
+        tokens = super().tokens(images)
+        order = torch.randperm(16, generator=torch.Generator().manual_seed(1)) + 1
+        return torch.cat([tokens[:, :1], tokens[:, order]], dim=1)
+
+
+class PatchesMixed(Plain):
+    def tokens(self, images: Tensor) -> Tensor:
+        tokens = super().tokens(images)
+        return tokens + tokens.roll(1, dims=1)
+
+
+class SideBySide(Plain):
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.tokens(images)
+        return self.head(self.pool(self.block(0, tokens) + self.block(1, tokens)))
+
+
+class TwoViews(Plain):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) + super().forward(images.flip(-1))
+
+
+class SoftmaxChanged(Plain):
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return (query @ key.mT).softmax(-1).clamp(0.01) @ value
+
+
+class Detached(Plain):
+    def pool(self, tokens: Tensor) -> Tensor:
+        return tokens[:, 0].detach()
+
+
+class OwnCheckpoint(Plain):
+    def block(self, layer: int, tokens: Tensor) -> Tensor:
+        return checkpoint(super().block, layer, tokens, use_reentrant=False)
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (ClassTokenBehind, "do not lie in order behind 1 prefix tokens"),
+        (PromptsBehind, "do not lie in order behind 4 prefix tokens"),
+        (PatchesDropped, "do not lie in order"),
+        (PatchesTooFew, "10 tokens match no grid"),
+        (PatchesShuffled, "do not lie in order"),
+        (PatchesMixed, "do not lie in order"),
+        (SideBySide, "side by side"),
+        (TwoViews, "side by side"),
+        (SoftmaxChanged, "is changed before it meets the values"),
+        (Detached, "does not depend on the attention"),
+    ],
+)
+@pytest.mark.parametrize("method", ["gradient_guided", "guided_relevance"])
+def test_refused_in_words(model: Callable[[], nn.Module], says: str, method: str) -> None:
+    with pytest.raises(ValueError, match=says) as error:
+        explain(model(), IMAGES, 1, method=method)
+    assert isinstance(error.value, UnsupportedModelError) or "model: " in str(error.value)
+
+
+def test_a_forward_that_checkpoints_by_itself_is_read_or_refused() -> None:
+    expected = explain(Plain(), IMAGES, 1, method="gradient_guided")
+    torch.testing.assert_close(explain(OwnCheckpoint(), IMAGES, 1, method="gradient_guided").heatmap, expected.heatmap)
+    with pytest.raises(ValueError, match=r"calls torch\.utils\.checkpoint itself"):
+        explain(OwnCheckpoint(), IMAGES, 1, method="guided_relevance")
+
+
+def test_timm_s_parallel_attention_is_refused() -> None:
+    model = timm.create_model("vit_small_patch16_18x2_224", img_size=32, patch_size=8, depth=2, num_classes=3)
+    with pytest.raises(UnsupportedModelError, match="side by side"):
+        explain(model, IMAGES)
+
+
+# Near misses that work ----------------------------------------------------------------------------------------
+
+
+class SoftmaxKeptAside(Plain):
+    """Keeps another copy of its probabilities, as people do to look at them later."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        probabilities = (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1)
+        self.seen = probabilities.float()
+        return probabilities @ value
+
+
+class ValuesFirst(Plain):
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        probabilities = (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1)
+        return torch.einsum("bhjd,bhij->bhid", value, probabilities)
+
+
+@pytest.mark.parametrize("model", [SoftmaxKeptAside, ValuesFirst])
+@pytest.mark.parametrize("method", METHODS)
+def test_other_spellings_give_the_same_map(model: Callable[[], nn.Module], method: str) -> None:
+    expected = explain(Plain(), IMAGES, 1, method=method).token_scores
+    torch.testing.assert_close(explain(model(), IMAGES, 1, method=method).token_scores, expected, rtol=1e-4, atol=1e-6)
+
+
+class WideQueryKeyNorm(Plain):
+    """Queries and keys are normalised over the full width: these norms lie nearer to the attention than the block's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query_norm, self.key_norm = nn.LayerNorm(self.width), nn.LayerNorm(self.width)
+
+    def split(self, layer: int, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value = super().split(layer, tokens)
+        return self.query_norm(query), self.key_norm(key), value
+
+
+@pytest.mark.parametrize("method", ["conservative", "attn_lrp", "guided_relevance"])
+def test_relevance_is_measured_at_the_block_s_input_not_at_the_keys(method: str) -> None:
+    model = WideQueryKeyNorm()
+    embedding = model.tokens(IMAGES).detach()
+    explanation = explain(model, IMAGES, 1, method=method)
+    seen: list[Tensor] = []
+    model.norms[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    explain(model, IMAGES, 1, method=method)
+    torch.testing.assert_close(seen[0].detach(), embedding)
+    if method == "conservative":  # the biases of a tiny model hardly matter beside what a wrong embedding would give
+        assert explanation.completeness_error is not None
+        assert bool(torch.isfinite(explanation.completeness_error).all())
+    assert explanation.token_scores.shape == (2, 17)
+
+
+class SigmoidHead(Plain):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images).sigmoid()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_model_that_ends_in_a_sigmoid(method: str) -> None:
+    explanation = explain(SigmoidHead(), IMAGES, 1, method=method)
+    assert bool(torch.isfinite(explanation.heatmap).all())
+    assert not bool(explanation.zero_gradient.any())
+
+
+class InPlace(Plain):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.sub_(0.5).div_(0.25))
+
+
+def test_a_model_that_normalises_in_place_does_not_reach_the_caller_s_images() -> None:
+    images = IMAGES.clone()
+    first = explain(InPlace(), images, 1)
+    assert torch.equal(images, IMAGES)
+    assert torch.equal(explain(InPlace(), images, 1).heatmap, first.heatmap)
+
+
+class PoolsPatchesOnly(Plain):
+    """Attentive probing that leaves the class token out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asker = nn.Parameter(torch.randn(1, self.heads, 1, self.width // self.heads))
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        patches = tokens[:, 1:].unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        read = F.scaled_dot_product_attention(self.asker.expand(len(patches), -1, -1, -1), patches, patches)
+        return read.transpose(1, 2).flatten(1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_attention_pooling_over_the_patches_only(method: str) -> None:
+    explanation = explain(PoolsPatchesOnly(), IMAGES, 1, method=method)
+    assert explanation.token_scores.shape == (2, 17)
+    assert bool(torch.isfinite(explanation.heatmap).all())
+    assert float(explanation.heatmap.abs().sum()) > 0
+
+
+class RunningCentre(Plain):
+    """Writes a buffer under no_grad in every forward, as DINO's centre does; and keeps its last tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(5))
+        self.last = torch.zeros(1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = super().forward(images)
+        with torch.no_grad():
+            self.centre.mul_(0.9).add_(0.1 * logits.mean(dim=0))
+            self.last.add_(logits.mean())
+        return logits - self.centre
+
+
+def test_what_a_forward_writes_under_no_grad_is_not_written_and_gets_no_graph() -> None:
+    model = RunningCentre()
+    centre, last = model.centre, model.last
+    explain(model, IMAGES, 1)
+    assert model.centre is centre
+    assert model.last is last
+    assert torch.equal(centre, torch.zeros(5))
+    assert torch.equal(last, torch.zeros(1))
+    assert not centre.requires_grad
+    copy.deepcopy(model)  # refuses tensors that hang on a graph
+
+
+class SameBlockTwice(Plain):
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.tokens(images)
+        for layer in (0, 1, 0):
+            tokens = self.block(layer, tokens)
+        return self.head(self.pool(tokens))
+
+
+def test_a_module_that_attends_several_times_has_a_name_for_each() -> None:
+    model = nn.Sequential(SameBlockTwice())
+    assert explain(model, IMAGES).layer_names == ("0", "0#2", "0#3")
+
+
+def test_rms_norm_keeps_the_model_s_own_values_in_half_precision() -> None:
+    from lightning_attngrad.attention import ATTN_LRP, AttentionTap
+
+    tokens = torch.full((1, 3, 8), 400.0, dtype=torch.float16) * torch.arange(1, 9).half() / 8
+    norm = nn.RMSNorm(8).half()
+    expected = norm(tokens)
+    with AttentionTap(norm, rules=ATTN_LRP):
+        assert torch.equal(norm(tokens), expected)
