@@ -60,8 +60,9 @@ def multi_head_attention(
     if not use_separate_proj_weight and in_proj_weight is not None:
         weights = in_proj_weight.chunk(3)
     biases: Sequence[Tensor | None] = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
+    # Contiguous: for transposed tokens torch takes a slower, batched product where the weights are constant.
     query, key, value = (
-        tokens if weight is None else F.linear(tokens, weight, bias)
+        tokens if weight is None else F.linear(tokens.contiguous(), weight, bias)
         for tokens, weight, bias in zip((query, key, value), weights, biases, strict=True)
     )
     if bias_k is not None and bias_v is not None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_attngrad.callbacks import probe_monitor
 from lightning_attngrad.callbacks.probe_monitor import Findings, Probe
-from lightning_attngrad.explain import forward_pass
+from lightning_attngrad.explain import evaluation, forward_pass
 from lightning_attngrad.probe import isolation, probe_set
 from tests.integration import harness
 from tests.integration.harness import (
@@ -110,7 +110,8 @@ def life(variant: Variant, monitor: Callable[[], list[pl.Callback]], precision: 
     around = [*variant.before(), *monitor(), *variant.after()]
     stages = {"fit": fit(module, around, precision=precision, **variant.options)}
     for stage in ("validate", "test"):
-        stages[stage] = evaluate(stage, module, monitor(), precision=precision)
+        around = [*variant.before(), *monitor(), *variant.after()]
+        stages[stage] = evaluate(stage, module, around, precision=precision)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     return {f"{stage}: {part}": value for stage, parts in stages.items() for part, value in parts.items()} | {
         "compiled graphs": graphs
@@ -322,10 +323,6 @@ MUTATIONS: dict[str, tuple[list[tuple[Any, str, Any]], set[str]]] = {
         [(isolation, "seeded_rng", nothing)],
         {"weights", "optimizer", "random streams", "steps", "metrics"},
     ),
-    "the module's state": (
-        [(isolation, "preserved_module", nothing)],
-        {"buffers", "saved state", "metrics", "logged metrics"},
-    ),
     "flags never put back": (
         [(isolation, "preserved_module", nothing), (forward_pass, "held_still", evaluated_for_good)],
         {"weights", "buffers", "optimizer", "flags", "steps"},
@@ -353,3 +350,16 @@ def test_without_the_isolation_the_run_is_disturbed(removed: str, monkeypatch: p
         monkeypatch.setattr(place, name, substitute)
     broken = differences(without, fit(frozen_and_checkpointed(), [WatchedMonitor()]))
     assert expected <= broken, f"missing: {expected - broken}; broken: {sorted(broken)}"
+
+
+def test_without_either_keeper_of_buffers_they_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each of the two alone is enough: explain() lends copies of tensors, the probe puts tensors back.
+    def once(monitors: list[pl.Callback]) -> dict[str, Any]:
+        seed_everything(0)
+        return fit(checkpointed(), monitors)
+
+    without = once([])
+    monkeypatch.setattr(isolation, "preserved_module", nothing)
+    assert differences(without, once([WatchedMonitor()])) == set()
+    monkeypatch.setattr(evaluation, "_tensors_beside_parameters", lambda modules: [])
+    assert {"buffers", "saved state"} <= differences(without, once([WatchedMonitor()]))
