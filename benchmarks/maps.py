@@ -153,7 +153,7 @@ def main() -> None:
         elif name == "peers":
             print(*_peer_table(options.rounds, narrow=options.quick), sep="\n")
         else:
-            print(*_case_table(CASES[name], options.rounds), sep="\n", flush=True)
+            print(*(_brief_table if options.brief else _case_table)(CASES[name], options.rounds), sep="\n", flush=True)
 
 
 def _parse() -> argparse.Namespace:
@@ -163,6 +163,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="rounds that count (default 5)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
     parser.add_argument("--quick", action="store_true", help="small models only, 3 rounds: a minute")
+    parser.add_argument("--brief", action="store_true", help="only the two maps that the README speaks of")
     options = parser.parse_args()
     if options.rounds < 1 or options.threads < 1:
         parser.error("--rounds, --threads: expected a number above 0")
@@ -208,6 +209,23 @@ def _case_table(case: Case, rounds: int) -> Iterator[str]:
         peak["published recursion"] / peak["gradient_guided"],
         at_least=True,
     )
+
+
+def _brief_table(case: Case, rounds: int) -> Iterator[str]:
+    setting = Setting.of_timm(case.model, case.image_size, case.batch)
+    calls: dict[str, Call] = {
+        "limit": setting.limit,
+        "gradient_guided": setting.map,
+        "guided_relevance": partial(setting.map, "guided_relevance"),
+        "training step": setting.training_step,
+    }
+    seconds = interleaved(calls, rounds)
+    peak = {name: memory_of(call).peak for name, call in calls.items()}
+    yield f"\n### {case.title}\n"
+    yield "| | time / limit | time / training step | peak memory / training step |\n|---|---|---|---|"
+    for name, bytes_ in peak.items():
+        times = (f"{ratio(seconds, name, against):.2f}" for against in ("limit", "training step"))
+        yield f"| {name} | {' | '.join(times)} | {bytes_ / peak['training step']:.2f} |"
 
 
 def _batch_table(rounds: int) -> Iterator[str]:

@@ -31,6 +31,11 @@ __all__ = [
 __version__ = "0.1.0"
 
 
+def __dir__() -> list[str]:
+    """What there is to use, callbacks included."""
+    return sorted(__all__)
+
+
 def __getattr__(name: str) -> object:
     """Callbacks are loaded when they are asked for: explaining needs no Lightning, and importing it takes seconds."""
     if name in __all__:

@@ -163,7 +163,7 @@ def load_weights(model: nn.Module, file: Path) -> str:
             state: Any = load_file(file)
         else:
             state = torch.load(file, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+    except (SafetensorError, pickle.UnpicklingError, LookupError, RuntimeError, EOFError, OSError, ValueError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise DemoError(f"--weights: {file} holds no plain state dict ({reason[0]})") from error
     for name in _NESTED_STATES:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import shlex
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -40,7 +42,7 @@ def summary_table(history: Sequence[Mapping[str, float]], training_seconds: floa
         seconds of training                 60.0
         ------------------------------------------
         figures      logs/version_0/attngrad/maps
-        TensorBoard  tensorboard --logdir logs/version_0
+        TensorBoard  ...--logdir logs/version_0
     """
     rule = "-" * 42
     first, last = (history[0], history[-1]) if history else ({}, {})
@@ -63,4 +65,8 @@ def summary_table(history: Sequence[Mapping[str, float]], training_seconds: floa
         f"figures      {directory / 'attngrad' / 'maps'}",
         f"TensorBoard  tensorboard --logdir {shlex.quote(str(directory))}",
     ]
+    if shutil.which("tensorboard") is None:  # as after `make demo`, whose environment is not activated
+        lines[-1] = (
+            f"TensorBoard  {shlex.quote(sys.executable)} -m tensorboard.main --logdir {shlex.quote(str(directory))}"
+        )
     return "\n".join(lines)
