@@ -13,20 +13,25 @@ from lightning_attngrad.explain import (
     explain,
     register_method,
 )
+from lightning_attngrad.rewrite import Rewrite, rewrite
 
 if TYPE_CHECKING:
-    from lightning_attngrad.callbacks import AttentionMapMonitor
+    from lightning_attngrad.callbacks import AttentionMapMonitor, CheckpointAudit, RewriteRobustnessMonitor
 
 __all__ = [
     "AttentionMapMonitor",
     "AttentionStep",
+    "CheckpointAudit",
     "Contrast",
     "Explanation",
     "Mixture",
     "Region",
+    "Rewrite",
+    "RewriteRobustnessMonitor",
     "attention_step",
     "explain",
     "register_method",
+    "rewrite",
 ]
 __version__ = "0.1.0"
 

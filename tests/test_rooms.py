@@ -17,19 +17,20 @@ PACKAGE = Path(lightning_attngrad.__file__).parent
 MAY_IMPORT = {
     "attention": set(),
     "explain": {"attention"},
-    "metrics": {"attention", "explain"},
-    "probe": {"attention", "explain"},
+    "rewrite": {"attention", "explain"},
+    "metrics": {"attention", "explain", "rewrite"},
+    "probe": {"attention", "explain", "rewrite"},
     "reporting": set(),
-    "callbacks": {"attention", "explain", "metrics", "probe", "reporting"},
+    "callbacks": {"attention", "explain", "rewrite", "metrics", "probe", "reporting"},
     "demo": {"callbacks"},
     "cli": {"demo", "callbacks"},
-    "__init__": {"callbacks", "explain"},
+    "__init__": {"callbacks", "explain", "rewrite"},
 }
 #: Rooms that may know Lightning.
 KNOW_LIGHTNING = {"probe", "reporting", "callbacks", "demo", "cli"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities"}
 #: What the lowest rooms may use beside the standard library and this package.
-ONLY_TORCH = {"attention", "explain", "metrics"}
+ONLY_TORCH = {"attention", "explain", "rewrite", "metrics"}
 
 
 def _imports() -> list[tuple[str, str, int, str]]:

@@ -1,5 +1,7 @@
 """Lightning callbacks: hooks, and nothing that could live below."""
 
 from lightning_attngrad.callbacks.attention_map_monitor import AttentionMapMonitor
+from lightning_attngrad.callbacks.checkpoint_audit import CheckpointAudit
+from lightning_attngrad.callbacks.rewrite_robustness_monitor import RewriteRobustnessMonitor
 
-__all__ = ["AttentionMapMonitor"]
+__all__ = ["AttentionMapMonitor", "CheckpointAudit", "RewriteRobustnessMonitor"]

@@ -14,11 +14,9 @@ from lightning_attngrad.callbacks.probe_monitor import ProbeMonitor
 from lightning_attngrad.explain import CORRECTIONS, DEFAULT_METHOD, METHODS, OBJECTIVES, Explanation, explain
 from lightning_attngrad.explain.corrections import CorrectionName
 from lightning_attngrad.metrics.functional import (
-    border_mass,
     head_statistics,
-    map_entropy,
+    map_statistics,
     times_uniform_share,
-    top_decile_mass,
 )
 from lightning_attngrad.reporting.figures import (
     Caption,
@@ -29,7 +27,6 @@ from lightning_attngrad.reporting.figures import (
     map_grid,
 )
 
-_MAP_STATISTICS = {"entropy": map_entropy, "border_mass": border_mass, "top_decile_mass": top_decile_mass}
 #: Images in the figures that show several maps of each.
 _STRIPS = 4
 #: Images that go through the model at once.
@@ -160,9 +157,7 @@ class AttentionMapMonitor(ProbeMonitor):
         explanation = self._explain(probe)
         captions = [self._caption(probe, explanation, index) for index in range(len(explanation.heatmap))]
         heatmap = explanation.heatmap.cpu()
-        scalars = {
-            name: float(statistic(heatmap).nanmean()) for name, statistic in _MAP_STATISTICS.items()
-        } | self._head_scalars(probe)
+        scalars = map_statistics(heatmap) | self._head_scalars(probe)
 
         shares = times_uniform_share(heatmap)
         film = [*self._film, (probe.label, shares[0].clone(), _plain(captions[0]))]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lightning_attngrad.probe import Normalisation
+from lightning_attngrad.probe import Normalisation, Processes
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +24,9 @@ class Probe:
         pixels: the same images to be shown, (N, 3 or 1, H, W) in [0, 1], on the CPU.
         class_names: of all classes, where they are known.
         label: when this is: ``start``, ``epoch 3`` or ``step 200``.
+        normalisation: how the images were normalised, where the user or a transform says so; no guess.
+        processes: of the run, all of which look at the same moment.
+        step: optimizer steps done.
     """
 
     model: nn.Module
@@ -33,6 +36,9 @@ class Probe:
     pixels: Tensor
     class_names: tuple[str, ...] | None
     label: str
+    normalisation: Normalisation | None = None
+    processes: Processes = field(default_factory=Processes)
+    step: int = 0
 
     def class_name(self, index: int) -> str:
         """The name of a class, or its number."""

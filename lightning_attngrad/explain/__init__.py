@@ -6,7 +6,7 @@ from lightning_attngrad.explain.attention_step import AttentionStep, attention_s
 from lightning_attngrad.explain.corrections import CORRECTIONS
 from lightning_attngrad.explain.explaining import DEFAULT_METHOD, explain
 from lightning_attngrad.explain.explanation import Explanation
-from lightning_attngrad.explain.forward_pass import ForwardPass, NonFiniteOutputError
+from lightning_attngrad.explain.forward_pass import ForwardPass, NonFiniteOutputError, find_logits
 from lightning_attngrad.explain.objectives import (
     OBJECTIVES,
     Contrast,
@@ -40,5 +40,6 @@ __all__ = [
     "UnsupportedModelError",
     "attention_step",
     "explain",
+    "find_logits",
     "register_method",
 ]

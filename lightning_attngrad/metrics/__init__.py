@@ -1,1 +1,41 @@
-"""Numbers about maps and attention heads."""
+"""Numbers about maps, attention heads and rewrites: torchmetrics classes here, pure functions in `functional`."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightning_attngrad.metrics.rewrite import (
+        AreaUnderSuccess,
+        EightBitSurvival,
+        MapShift,
+        PairedLogRatio,
+        RewriteDistance,
+        RewriteMatrix,
+        RewriteQuality,
+        RewriteSuccess,
+        RobustAccuracy,
+    )
+
+__all__ = [
+    "AreaUnderSuccess",
+    "EightBitSurvival",
+    "MapShift",
+    "PairedLogRatio",
+    "RewriteDistance",
+    "RewriteMatrix",
+    "RewriteQuality",
+    "RewriteSuccess",
+    "RobustAccuracy",
+]
+
+
+def __dir__() -> list[str]:
+    """What there is to use."""
+    return sorted(__all__)
+
+
+def __getattr__(name: str) -> object:
+    """Classes are loaded when they are asked for: the functions need torch alone, and torchmetrics takes seconds."""
+    if name in __all__:
+        return getattr(import_module(f"{__name__}.rewrite"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

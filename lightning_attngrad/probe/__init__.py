@@ -7,6 +7,7 @@ from lightning_attngrad.probe.class_names import check_class_names, find_class_n
 from lightning_attngrad.probe.isolation import isolated, probe_forward
 from lightning_attngrad.probe.normalisation import Normalisation, check_normalisation, find_normalisation
 from lightning_attngrad.probe.probe_set import ProbeSet
+from lightning_attngrad.probe.processes import Processes
 from lightning_attngrad.probe.resolve import (
     ModelPathError,
     ProbeInputError,
@@ -21,6 +22,7 @@ __all__ = [
     "Normalisation",
     "ProbeInputError",
     "ProbeSet",
+    "Processes",
     "check_class_names",
     "check_normalisation",
     "find_class_names",

@@ -12,16 +12,15 @@ import os
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import fsspec  # type: ignore[import-untyped]  # comes with torch and with Lightning
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
 from lightning_attngrad.reporting.canvas import figure_to_array
+from lightning_attngrad.reporting.files import write_to
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -175,20 +174,7 @@ def _write(trainer: Trainer, logger: Any, tag: str, picture: Picture, step: int,
 def _write_png(directory: str, tag: str, picture: Picture, step: int) -> None:
     buffer = io.BytesIO()
     imsave(buffer, picture, format="png")
-    if "://" in directory:  # object stores show a file only when it is complete
-        address = f"{directory.rstrip('/')}/{tag}/{_file_name(step)}"
-        with fsspec.open(address, "wb") as stream:
-            stream.write(buffer.getvalue())
-        return
-    folder = Path(directory) / tag
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / _file_name(step)
-    unfinished = folder / f".{path.name}.{os.getpid()}"
-    try:
-        unfinished.write_bytes(buffer.getvalue())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_to(f"{directory.rstrip('/')}/{tag}/{_file_name(step)}", buffer.getvalue())
 
 
 def _log_directory(trainer: Trainer, logger: Any) -> str:

@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 from torch import Tensor, nn
 
-from lightning_attngrad.callbacks import probe_monitor
+from lightning_attngrad.callbacks import image_probe
 from lightning_attngrad.callbacks.probe_monitor import Findings, Probe
 from lightning_attngrad.explain import evaluation, forward_pass
 from lightning_attngrad.probe import isolation, probe_set
@@ -313,7 +313,7 @@ held_still = forward_pass.held_still
 MUTATIONS: dict[str, tuple[list[tuple[Any, str, Any]], set[str]]] = {
     "everything": (
         [
-            (probe_monitor, "isolated", only_gradients),
+            (image_probe, "isolated", only_gradients),
             (probe_set, "isolated", only_gradients),
             (forward_pass, "held_still", evaluated_for_good),
         ],

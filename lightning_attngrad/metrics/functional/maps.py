@@ -102,5 +102,18 @@ def top_decile_mass(heatmap: Tensor) -> Tensor:
     return top.sum(dim=-1)
 
 
+def map_statistics(heatmap: Tensor) -> dict[str, float]:
+    """Means over the images of ``entropy``, ``border_mass`` and ``top_decile_mass``.
+
+    Args:
+        heatmap: (B, h, w); one that is zero everywhere counts in none of them.
+
+    Returns:
+        The three numbers by name; NaN where no image counts.
+    """
+    statistics = {"entropy": map_entropy, "border_mass": border_mass, "top_decile_mass": top_decile_mass}
+    return {name: float(statistic(heatmap).nanmean()) for name, statistic in statistics.items()}
+
+
 def _at_least_float32(heatmap: Tensor) -> Tensor:
     return heatmap if heatmap.dtype == torch.float64 else heatmap.float()

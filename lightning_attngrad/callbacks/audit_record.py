@@ -1,0 +1,110 @@
+"""AuditRecord: what a checkpoint is worth, as plain values, in the checkpoint and in a small JSON file beside it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import lightning
+import torch
+
+import lightning_attngrad
+from lightning_attngrad.reporting.files import write_to
+
+#: Of the layout of the record; raised when a reader of the old one would misread the new.
+FORMAT = 1
+_SUFFIX = ".audit.json"
+
+
+@dataclass(frozen=True)
+class AuditRecord:
+    """The figures of one set of weights, and all that has to be the same for two of them to compare.
+
+    Attributes:
+        epoch: of the run, counted from 0 as in the names of checkpoints.
+        global_step: optimizer steps done.
+        figures: by name, such as ``rewrite/median_linf`` and ``maps/entropy``; empty where ``why_empty`` says why.
+        metrics: the run's own scalars at that moment, such as ``val_loss``.
+        images: how many images, and their hash.
+        settings: of the audit.
+        hash: SHA-256 of images, classes and settings: figures under another one do not compare.
+        seconds: that it took to find them.
+        why_empty: why there are no figures.
+        versions: of what they were computed with.
+    """
+
+    epoch: int
+    global_step: int
+    figures: dict[str, float]
+    metrics: dict[str, float]
+    images: dict[str, Any]
+    settings: dict[str, Any]
+    hash: str | None
+    seconds: float = 0.0
+    why_empty: str = ""
+    format: int = FORMAT
+    versions: dict[str, str] = field(
+        default_factory=lambda: {
+            "lightning-attngrad": lightning_attngrad.__version__,
+            "lightning": str(lightning.__version__),
+            "torch": str(torch.__version__),
+        }
+    )
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values, which a checkpoint read with ``weights_only=True`` may hold."""
+        return asdict(self)
+
+    @classmethod
+    def from_plain(cls, values: dict[str, Any]) -> AuditRecord:
+        """Back from :meth:`plain`.
+
+        Raises:
+            ValueError: if it was written by a later version in another layout.
+        """
+        if values["format"] != FORMAT:
+            raise ValueError(
+                f"audit record: got format {values['format']}; this version reads {FORMAT}, upgrade lightning-attngrad"
+            )
+        return cls(**values)
+
+    def json(self, checkpoint: str) -> str:
+        """The content of the file beside a checkpoint.
+
+        JSON knows neither ∞ nor NaN: they are the strings ``"inf"`` and ``"nan"``, which ``float()`` reads.
+        """
+        values = {"checkpoint": checkpoint, **self.plain()}
+        for name in ("figures", "metrics"):
+            values[name] = {key: as_json_number(value) for key, value in values[name].items()}
+        return json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+    def write_beside(self, checkpoint: str) -> None:
+        """Write the file beside a checkpoint, whole or not at all.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        write_to(record_address(checkpoint), self.json(PurePosixPath(checkpoint).name).encode())
+
+
+def record_address(checkpoint: str) -> str:
+    """Where the record of a checkpoint lies.
+
+    Example:
+        >>> record_address("run/epoch=3-step=40.ckpt")
+        'run/epoch=3-step=40.audit.json'
+    """
+    return checkpoint.removesuffix(".ckpt") + _SUFFIX
+
+
+def as_json_number(value: float) -> float | str:
+    """A number, or the name of one that JSON does not know.
+
+    Example:
+        >>> [as_json_number(value) for value in (0.5, float("inf"), float("nan"))]
+        [0.5, 'inf', 'nan']
+    """
+    return value if math.isfinite(value) else str(value)

@@ -1,0 +1,393 @@
+"""CheckpointAudit: what each checkpoint is worth, written into it and beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.trainer.states import TrainerStatus
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_attngrad.attention import UnsupportedModelError
+from lightning_attngrad.callbacks.audit_record import AuditRecord, record_address
+from lightning_attngrad.callbacks.image_probe import ImageProbe
+from lightning_attngrad.callbacks.look import Findings, Probe
+from lightning_attngrad.callbacks.rewrite_figures import rewrite_figures
+from lightning_attngrad.callbacks.rewrite_robustness_monitor import RewriteRobustnessMonitor
+from lightning_attngrad.callbacks.rewriting import (
+    FrozenTargets,
+    RewriteSettings,
+    ill_health,
+    rewrite_probe,
+    rewrite_scalars,
+)
+from lightning_attngrad.callbacks.timetable import is_fitting
+from lightning_attngrad.explain import explain
+from lightning_attngrad.metrics.functional import map_statistics
+from lightning_attngrad.reporting.files import remove_from
+from lightning_attngrad.reporting.loggers import scalar_step
+
+_SHOWN = 6  # rows that are drawn
+_AT_ONCE = 8  # images whose maps are computed at once
+
+
+class CheckpointAudit(ImageProbe):
+    """Writes into each checkpoint, and into a small JSON file beside it, where it looks and how easily it is rewritten.
+
+    When a checkpoint is saved, the frozen validation images are explained and rewritten with just these weights, once
+    however many files are saved at that step. The figures stand under this callback's state in the checkpoint, and in
+    ``<checkpoint>.audit.json`` beside it, together with the run's own scalars, the settings and a hash of all that has
+    to be the same for two of them to compare. So the best, the last and the most robust checkpoint can be told apart
+    without loading a weight. ``lightning-attngrad audit`` recomputes the same figures from the checkpoints.
+
+    What a :class:`RewriteRobustnessMonitor` of the same settings has measured at the same step is not measured again.
+    A checkpoint saved with ``trainer.save_checkpoint`` holds its figures; a file beside it is written for those of
+    ``ModelCheckpoint`` only, whose names are known, and is removed when ``ModelCheckpoint`` removes the checkpoint.
+    With weight averaging a checkpoint holds the average, which is in place during validation alone: the audit then
+    looks at each validation, and a checkpoint saved between validations says why it has no figures.
+
+    Args:
+        num_images: how many validation images are looked at.
+        norm: see :class:`RewriteRobustnessMonitor`, as for the next three.
+        steps: gradients an image.
+        target: which class images are rewritten to.
+        radii: at which success is reported.
+        class_names: names of the classes, for figures.
+        image_key: where the images are in a batch, as in ``pixel_values`` or ``inputs.image``; else it is found out.
+        target_key: where the classes are in a batch.
+        batch_adapter: function, or its import path, from a batch to ``(images, targets or None)``.
+        model: path of the part of the LightningModule that maps images to logits; None is the module itself.
+        mean: per channel, with which the images were normalised; else it is looked for.
+        std: likewise.
+        dataloader_idx: which validation loader the images come from.
+        name: of this callback, where a run has several.
+        seed: of the choice of images and random targets.
+        on_error: ``log`` reports an error inside a look once and lets this callback rest; ``raise`` raises it.
+
+    Raises:
+        ValueError: for an argument that does not fit, at construction; for a wrong ``model`` path before training.
+
+    Example:
+        >>> import lightning_attngrad as attngrad
+        >>> audit = attngrad.CheckpointAudit(num_images=32)
+        >>> # trainer = L.Trainer(callbacks=[audit, ModelCheckpoint(save_top_k=3, monitor="val_loss")])
+    """
+
+    def __init__(
+        self,
+        *,
+        num_images: int = 16,
+        norm: Literal["linf", "l2", "l0_patches"] = "linf",
+        steps: int = 16,
+        target: Literal["random", "runner_up", "least_likely", "all"] | int = "random",
+        radii: Sequence[float] | None = None,
+        class_names: Sequence[str] | Mapping[int, str] | None = None,
+        image_key: str | int | None = None,
+        target_key: str | int | None = None,
+        batch_adapter: Callable[[Any], tuple[Tensor, Tensor | None]] | str | None = None,
+        model: str | None = None,
+        mean: Sequence[float] | float | None = None,
+        std: Sequence[float] | float | None = None,
+        dataloader_idx: int = 0,
+        name: str = "audit",
+        seed: int = 0,
+        on_error: Literal["log", "raise"] = "log",
+    ) -> None:
+        super().__init__(
+            name=name,
+            num_images=num_images,
+            class_names=class_names,
+            image_key=image_key,
+            target_key=target_key,
+            batch_adapter=batch_adapter,
+            model=model,
+            mean=mean,
+            std=std,
+            dataloader_idx=dataloader_idx,
+            seed=seed,
+            on_error=on_error,
+        )
+        self.settings = RewriteSettings(norm, steps, target, () if radii is None else tuple(radii))
+        self.record: AuditRecord | None = None
+        self._frozen: FrozenTargets | None = None
+        self._looked_at: int | None = None  # the step
+        self._measured: dict[str, float] | None = None  # by a monitor of the same settings, at this step
+        self._described: dict[str, tuple[str, float]] = {}  # checkpoints that have their file
+        self._may_look = False
+        self._could_write = True
+
+    def forget(self) -> None:
+        """Drop what belongs to another run, or to other images."""
+        super().forget()
+        self.record, self._frozen, self._looked_at, self._described = None, None, None, {}
+
+    # When it looks ------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Freeze the images, and take down the checkpoints that are there already."""
+        super().on_train_start(trainer, pl_module)
+        self._may_look = True
+        self._described = _checkpoints(trainer)
+
+    def on_validation_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Look in a validation of its own, and where averaged weights are in place only now."""
+        first = batch_idx == 0 and dataloader_idx == 0
+        if first and not trainer.sanity_checking and (not is_fitting(trainer) or _averages(trainer)):
+            self._audit(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The images of a stream have gone by."""
+        if trainer.sanity_checking:
+            return
+        if self._streaming:
+            self._end_of_stream(trainer)
+        if not is_fitting(trainer):
+            self._audit(trainer, pl_module)
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Look at the weights that are being saved, and put the figures into the checkpoint."""
+        if is_fitting(trainer) and not _averages(trainer):
+            self._audit(trainer, pl_module)
+        if "callbacks" in checkpoint:
+            # Lightning has asked for the state already, before there were figures of these weights.
+            checkpoint["callbacks"][self.state_key] = self.state_dict()
+
+    # ModelCheckpoint comes last in every hook, so that its files are found in the hooks that follow.
+
+    def on_train_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,  # noqa: ARG002
+    ) -> None:
+        """Describe what was saved after the last step."""
+        self._describe_checkpoints(trainer, pl_module)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Likewise."""
+        super().on_validation_start(trainer, pl_module)
+        self._describe_checkpoints(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Describe what was saved at the end of the validation."""
+        self._describe_checkpoints(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Describe what was saved at the end of the epoch."""
+        self._describe_checkpoints(trainer, pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Describe what was saved at the end of training."""
+        self._describe_checkpoints(trainer, pl_module)
+        self._may_look = False
+
+    def on_exception(
+        self,
+        trainer: pl.Trainer,  # noqa: ARG002
+        pl_module: pl.LightningModule,  # noqa: ARG002
+        exception: BaseException,  # noqa: ARG002
+    ) -> None:
+        """Look no more: another process may be waiting somewhere else. What is saved now says that it was not seen."""
+        self._may_look = False
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Describe what was saved on the way out of an error."""
+        if stage == "fit":
+            self._describe_checkpoints(trainer, pl_module)
+
+    # What it sees -------------------------------------------------------------------------------------------
+
+    def look(self, probe: Probe, *, remember: bool) -> Findings:  # noqa: ARG002
+        """Maps and rewrites of the frozen images."""
+        if self._frozen is None:
+            self._frozen = FrozenTargets.choose(probe, self.settings.target, self._seed)
+        figures = {f"maps/{name}": value for name, value in _map_figures(probe, self._frozen.own).items()}
+        if self._measured is not None:
+            scalars = {f"rewrite/{name}": self._measured[name] for name in self._measured}
+            return Findings({**figures, **scalars}, dict)
+        rows, shown = rewrite_probe(probe, self.settings, self._frozen, shown=_SHOWN)
+        rewritten = rewrite_scalars(rows, self.settings)
+
+        def draw() -> dict[str, Any]:
+            curves = {probe.label: rows.distance.tolist()}
+            return rewrite_figures(probe, self.settings, rows, shown, curves, ill_health(rewritten))
+
+        return Findings({**figures, **{f"rewrite/{name}": value for name, value in rewritten.items()}}, draw)
+
+    def _audit(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Make the record of the weights as they are; the same one for all checkpoints of a step."""
+        step = trainer.global_step
+        if self.record is not None and self._looked_at == step and not self.record.why_empty:
+            return
+        why = self._why_not(trainer)
+        if not why:
+            self._measured = self._measured_by_a_monitor(trainer)
+            self._look(trainer, pl_module, _label(trainer))
+            self._agree(trainer)
+            why = f"the audit rests: {self._why_resting}" if self._resting else ""
+        self._looked_at = step
+        seconds, self._seconds = self._seconds, 0.0
+        self._log_seconds(trainer, seconds)
+        self.record = AuditRecord(
+            epoch=trainer.current_epoch,
+            global_step=step,
+            figures={} if why else dict(self.scalars),
+            metrics=_own_metrics(trainer),
+            images={"count": len(self.probe_set), "hash": self.probe_set.hash},
+            settings={"num_images": self.probe_set.num_images, "seed": self._seed, **self.settings.plain()},
+            hash=self.hash,
+            seconds=seconds,
+            why_empty=why,
+        )
+
+    def _log_seconds(self, trainer: pl.Trainer, seconds: float) -> None:
+        """Straight to the loggers: nothing can be logged otherwise while a checkpoint is saved."""
+        if is_fitting(trainer) and trainer.is_global_zero:
+            for logger in trainer.loggers:
+                logger.log_metrics({self._key("seconds"): seconds}, step=scalar_step(trainer))
+
+    def _why_not(self, trainer: pl.Trainer) -> str:
+        """Why no look can be made now; empty if it can."""
+        if self._resting:
+            return f"the audit rests: {self._why_resting}"
+        if not self.probe_set.is_frozen:
+            return "the images were not known yet: no validation had given them"
+        if trainer.state.status != TrainerStatus.RUNNING or (is_fitting(trainer) and not self._may_look):
+            return "the run had ended or failed, and these weights had not been looked at before"
+        return ""
+
+    def _measured_by_a_monitor(self, trainer: pl.Trainer) -> dict[str, float] | None:
+        """What a monitor of the same settings has found at this step, on the same images and classes."""
+        if self._frozen is None or _averages(trainer):  # a monitor that counts steps sees the raw weights
+            return None
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(other, RewriteRobustnessMonitor):
+                found = other.measured(trainer.global_step, self.hash)
+                if found is not None:
+                    return found
+        return None
+
+    @property
+    def hash(self) -> str | None:
+        """SHA-256 of images, classes and settings; None before the first look. Figures of another do not compare."""
+        return None if self._frozen is None else self._frozen.hash(self.probe_set.hash, self.settings)
+
+    # The file beside a checkpoint ---------------------------------------------------------------------------
+
+    def _describe_checkpoints(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the record beside each checkpoint that has none yet; a collective operation if there is one."""
+        if not is_fitting(trainer):
+            return
+        there = _checkpoints(trainer)
+        new = [path for path, token in there.items() if _is_new(path, token, self._described)]
+        gone = self._described.keys() - there.keys()
+        self._described = there
+        if new and (self.record is None or self._looked_at != trainer.global_step):
+            # Saved without callbacks (save_weights_only), so that nobody asked for the figures.
+            self._audit(trainer, pl_module)
+        if not trainer.is_global_zero:
+            return
+        for path in new:
+            self._write(path)
+        for path in gone:
+            if "://" not in path and not Path(path).exists():  # ModelCheckpoint forgets some that it does not remove
+                remove_from(record_address(path))
+
+    def _write(self, checkpoint: str) -> None:
+        if self.record is None:
+            return
+        try:
+            self.record.write_beside(checkpoint)
+        except OSError as error:
+            if self._could_write:
+                self._could_write = False
+                rank_zero_warn(
+                    f"{type(self).__name__} could not write {record_address(checkpoint)}: {error}. The figures are in "
+                    "the checkpoint itself; training goes on, and further failures are not reported in this run."
+                )
+
+    # Resuming -----------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """The record, and the frozen classes, beside what every probe keeps."""
+        frozen = self._frozen
+        return {
+            **super().state_dict(),
+            "settings": self.settings.plain(),
+            "own": None if frozen is None else frozen.own,
+            "targets": None if frozen is None else frozen.targets,
+            "record": None if self.record is None else self.record.plain(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Same images and the same classes."""
+        super().load_state_dict(state_dict)
+        if state_dict["own"] is not None and state_dict["settings"] == self.settings.plain():
+            self._frozen = FrozenTargets(state_dict["own"], state_dict["targets"])
+
+
+def _map_figures(probe: Probe, own: Tensor) -> dict[str, float]:
+    """Statistics of the maps of the images' own classes; none for a model whose attention cannot be read."""
+    starts = range(0, len(probe.images), _AT_ONCE)
+
+    def work(part: int) -> Tensor:
+        some = slice(starts[part], starts[part] + _AT_ONCE)
+        images = probe.images[some]
+        return explain(probe.model, images, own[some].to(images.device), forward=probe.forward).heatmap.cpu()
+
+    try:
+        return map_statistics(torch.cat(probe.processes.each(len(starts), work)))
+    except UnsupportedModelError:
+        return {}
+
+
+def _checkpoints(trainer: pl.Trainer) -> dict[str, tuple[str, float]]:
+    """The files of all checkpoint callbacks, by what they tell of them, each with what changes when it is overwritten.
+
+    That is the score of one of the best, and the step of the last one saved: such names (``last.ckpt``) come again.
+    """
+    found: dict[str, tuple[str, float]] = {}
+    for callback in trainer.checkpoint_callbacks:
+        step = float(getattr(callback, "_last_global_step_saved", 0))
+        for name in ("best_model_path", "last_model_path", "_last_checkpoint_saved"):
+            if path := getattr(callback, name, ""):
+                found[str(path)] = ("step", step)
+        scores = getattr(callback, "best_k_models", {})
+        found |= {str(path): ("score", float(score)) for path, score in scores.items()}
+    return found
+
+
+def _is_new(path: str, token: tuple[str, float], before: dict[str, tuple[str, float]]) -> bool:
+    """Whether a file has been written since, under a new name or over an old one."""
+    earlier = before.get(path)
+    return earlier is None or (earlier[0] == token[0] and earlier != token)
+
+
+def _averages(trainer: pl.Trainer) -> bool:
+    """Whether checkpoints hold averaged weights; by name, as the class is newer than the oldest Lightning allowed."""
+    bases = (base for callback in trainer.callbacks for base in type(callback).__mro__)  # type: ignore[attr-defined]
+    return any(base.__name__ == "WeightAveraging" for base in bases)
+
+
+def _own_metrics(trainer: pl.Trainer) -> dict[str, float]:
+    """The user's scalars, without those of the monitors."""
+    metrics = trainer.callback_metrics.items()
+    return {name: float(value) for name, value in metrics if not name.startswith("attngrad/") and value.numel() == 1}
+
+
+def _label(trainer: pl.Trainer) -> str:
+    return f"step {trainer.global_step}" if is_fitting(trainer) else str(getattr(trainer.state.fn, "value", "now"))

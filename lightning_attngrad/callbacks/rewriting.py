@@ -1,0 +1,336 @@
+"""Rewriting the images of a probe: what is asked, what comes of it, and the numbers of that."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_attngrad.attention import UnsupportedModelError
+from lightning_attngrad.callbacks.look import Probe
+from lightning_attngrad.explain import explain, find_logits
+from lightning_attngrad.metrics.functional import (
+    area_under_success,
+    distance_quantiles,
+    image_quality,
+    map_spearman,
+    paired_log_ratio,
+    robust_accuracy,
+    share_surviving,
+    success_at,
+    times_uniform_share,
+)
+from lightning_attngrad.rewrite import (
+    TARGET_KINDS,
+    Rewrite,
+    check_options,
+    choose_targets,
+    require_normalisation,
+    rewrite,
+    survives_8_bits,
+)
+
+_log = logging.getLogger("lightning_attngrad")
+
+#: Rows that go through the model at once: the same however many processes share them, so that numbers are too.
+_ROWS_AT_ONCE = 8
+#: Radii at which success is reported, and between which the area under it is taken.
+RADII: dict[str, tuple[float, ...]] = {
+    "linf": tuple(level / 255 for level in (1, 2, 4, 8, 16)),
+    "l2": (0.25, 0.5, 1.0, 2.0, 4.0),
+    "l0_patches": (0.05, 0.1, 0.2, 0.4, 0.8),
+}
+
+
+@dataclass(frozen=True)
+class RewriteSettings:
+    """What is asked of each image; numbers of other settings do not compare.
+
+    Args:
+        norm: ``linf``, ``l2`` or ``l0_patches``.
+        steps: gradients an image.
+        target: ``random``, ``runner_up``, ``least_likely``, ``all``, or a class.
+        radii: at which success is reported; () takes :data:`RADII` of the norm.
+        top_share: only this share of the patches may change.
+
+    Raises:
+        ValueError: for a setting that cannot be meant.
+    """
+
+    norm: str = "linf"
+    steps: int = 16
+    target: str | int = "random"
+    radii: tuple[float, ...] = ()
+    top_share: float | None = None
+
+    def __post_init__(self) -> None:
+        check_options(self.norm, self.steps, None, self.top_share)
+        named = isinstance(self.target, str) and self.target in TARGET_KINDS
+        if not named and (isinstance(self.target, bool) or not isinstance(self.target, int) or self.target < 0):
+            raise ValueError(
+                f"target: got {self.target!r}; expected a class from 0, or one of {', '.join(TARGET_KINDS)}"
+            )
+        radii = tuple(self.radii) or RADII[self.norm]
+        if any(isinstance(radius, bool) or not isinstance(radius, int | float) or not radius > 0 for radius in radii):
+            raise ValueError(f"radii: got {self.radii!r}; expected positive numbers in pixel units, such as 4/255")
+        object.__setattr__(self, "radii", tuple(sorted({float(radius) for radius in radii})))
+        if len(self.radii) < 2:
+            raise ValueError(f"radii: got {self.radii!r}; expected two or more, between which the area is taken")
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values, for a checkpoint and for JSON."""
+        return {**asdict(self), "radii": list(self.radii)}
+
+    def radius_name(self, radius: float) -> str:
+        """A radius as a part of the name of a scalar: ``4_255`` for L∞, else the number."""
+        levels = radius * 255
+        if self.norm == "linf" and math.isclose(levels, round(levels), abs_tol=1e-6):
+            return f"{round(levels)}_255"
+        return f"{radius:g}"
+
+
+@dataclass(frozen=True, eq=False)
+class FrozenTargets:
+    """Which classes the images are of, and which they are rewritten to: the same for a whole run.
+
+    Attributes:
+        own: (N,) the true class, or the one that was predicted at the first look where the data have none.
+        targets: (N, T).
+    """
+
+    own: Tensor
+    targets: Tensor
+
+    @classmethod
+    def choose(cls, probe: Probe, target: str | int, seed: int) -> FrozenTargets:
+        """From a look of the model at the images, for what the data do not tell."""
+        with torch.no_grad():
+            logits = (
+                torch.cat([_logits(probe.forward(some)) for some in probe.images.split(_ROWS_AT_ONCE)]).float().cpu()
+            )
+        classes = logits.shape[1]
+        own = logits.argmax(dim=1)
+        if probe.targets is not None:
+            known = (probe.targets >= 0) & (probe.targets < classes)
+            own = torch.where(known, probe.targets, own)
+        if isinstance(target, str):
+            return cls(own, choose_targets(logits, target, avoid=own, seed=seed))
+        if target >= classes:
+            raise ValueError(f"target: got {target}; the model's classes are 0 to {classes - 1}")
+        return cls(own, torch.full_like(own, target)[:, None])
+
+    def hash(self, images: str | None, settings: RewriteSettings) -> str:
+        """SHA-256 of all that has to be the same for two numbers to compare."""
+        digest = hashlib.sha256(f"{images} {settings.plain()}".encode())
+        for tensor in (self.own, self.targets):
+            digest.update(str(tensor.tolist()).encode())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class RewrittenRows:
+    """What came of M rows, each an image and a target, on the CPU.
+
+    Attributes:
+        image: (M,) number of the image.
+        own: (M,) its class.
+        target: (M,) the class that it was to be rewritten to.
+        distance: (M,) ∞ where it failed.
+        predicted: (M,) class of the original, as the model sees it now.
+        psnr: (M,) of the rewritten image, in decibels.
+        ssim: (M,) likewise.
+        survives: (M,) bool, still rewritten after rounding to 8 bits.
+        map_shift: (M,) one minus the rank correlation of the maps of the predicted classes before and after; NaN
+            where there is no map.
+        zero_gradient: (M,) share of steps without a gradient.
+        unconverged: (M,) bool.
+        one_step_better: (M,) bool.
+    """
+
+    image: Tensor
+    own: Tensor
+    target: Tensor
+    distance: Tensor
+    predicted: Tensor
+    psnr: Tensor
+    ssim: Tensor
+    survives: Tensor
+    map_shift: Tensor
+    zero_gradient: Tensor
+    unconverged: Tensor
+    one_step_better: Tensor
+
+    @property
+    def success(self) -> Tensor:
+        """(M,) bool."""
+        return self.distance < math.inf
+
+
+@dataclass(frozen=True, eq=False)
+class ShownRow:
+    """What a figure shows of one row, on the CPU.
+
+    Attributes:
+        row: its number.
+        original: (C, H, W) pixels.
+        rewritten: likewise.
+        before: (K,) probabilities.
+        after: (K,) likewise.
+        maps: (2, h, w) before and after, in times the uniform share; None where the model has none.
+    """
+
+    row: int
+    original: Tensor
+    rewritten: Tensor
+    before: Tensor
+    after: Tensor
+    maps: Tensor | None
+
+
+def rewrite_probe(
+    probe: Probe, settings: RewriteSettings, frozen: FrozenTargets, *, shown: int = 0
+) -> tuple[RewrittenRows, list[ShownRow]]:
+    """Rewrite the images of a probe, shared among the processes; a collective operation.
+
+    Args:
+        probe: images and model.
+        settings: what is asked.
+        frozen: which classes.
+        shown: of so many rows the images come along.
+
+    Returns:
+        All rows and the first few images, on every process alike.
+    """
+    known = require_normalisation(probe.model, probe.images, probe.normalisation)
+    targets = frozen.targets.flatten()
+    index = torch.arange(len(probe.images)).repeat_interleave(frozen.targets.shape[1])
+
+    def work(part: int) -> tuple[RewrittenRows, list[ShownRow]]:
+        rows = torch.arange(len(targets))[part * _ROWS_AT_ONCE : (part + 1) * _ROWS_AT_ONCE]
+        images = probe.images[index[rows].to(probe.images.device)]
+        result = rewrite(
+            probe.model,
+            images,
+            targets[rows].to(images.device),
+            norm=settings.norm,
+            steps=settings.steps,
+            top_share=settings.top_share,
+            mean=known.mean,
+            std=known.std,
+            forward=probe.forward,
+        )
+        survives = survives_8_bits(probe.model, result, known, forward=probe.forward)
+        maps = _maps(probe, known.to_images(result.original), result.images)
+        found = _found(result, survives, maps, index[rows], frozen.own[index[rows]])
+        return found, [_shown(result, maps, place, int(row)) for place, row in enumerate(rows) if row < shown]
+
+    parts = probe.processes.each(-(-len(targets) // _ROWS_AT_ONCE), work)
+    joined = {
+        field.name: torch.cat([getattr(rows, field.name) for rows, _ in parts]) for field in fields(RewrittenRows)
+    }
+    return RewrittenRows(**joined), [row for _, some in parts for row in some]
+
+
+def rewrite_scalars(rows: RewrittenRows, settings: RewriteSettings) -> dict[str, float]:
+    """The numbers of one look.
+
+    ``median_<norm>``, ``q25_<norm>``, ``q75_<norm>``: of the distances, with failures as ∞. ``success/<radius>``: the
+    share rewritten within it. ``robust_accuracy/<radius>``: the share predicted as its own class and not rewritten
+    within it. ``area``: under the success over the logarithm of the radius. ``psnr`` (median), ``ssim`` (mean) and
+    ``survives_8_bit`` (share): of the successes. ``map_shift``: mean of all. ``health/…``: shares of steps without a
+    gradient, of rows that were still improving, that were never rewritten, and that one step rewrites more cheaply.
+    """
+    lower, median, upper = distance_quantiles(rows.distance).tolist()
+    names = [settings.radius_name(radius) for radius in settings.radii]
+    success = success_at(rows.distance, settings.radii).tolist()
+    robust = robust_accuracy(rows.distance, rows.predicted == rows.own, settings.radii).tolist()
+    good = rows.success
+    return {
+        f"median_{settings.norm}": median,
+        f"q25_{settings.norm}": lower,
+        f"q75_{settings.norm}": upper,
+        **{f"success/{name}": share for name, share in zip(names, success, strict=True)},
+        **{f"robust_accuracy/{name}": share for name, share in zip(names, robust, strict=True)},
+        "area": float(area_under_success(rows.distance, settings.radii[0], settings.radii[-1])),
+        "psnr": float(rows.psnr[good].median()) if good.any() else math.nan,
+        "ssim": float(rows.ssim[good].mean()) if good.any() else math.nan,
+        "survives_8_bit": float(share_surviving(rows.survives, good)),
+        "map_shift": float(rows.map_shift.nanmean()),
+        "health/zero_gradient": float(rows.zero_gradient.mean()),
+        "health/unconverged": float(rows.unconverged.float().mean()),
+        "health/never_rewritten": float((~good).float().mean()),
+        "health/one_step_better": float(rows.one_step_better.float().mean()),
+    }
+
+
+def ratio_scalars(distance: Tensor, reference: Tensor | None) -> dict[str, float]:
+    """Each row against itself at the reference: the median of log(distance / reference), with a bootstrap interval."""
+    if reference is None:
+        return dict.fromkeys(("log_ratio", "log_ratio_low", "log_ratio_high"), math.nan)
+    ratio = paired_log_ratio(distance, reference)
+    return {"log_ratio": float(ratio.median), "log_ratio_low": float(ratio.low), "log_ratio_high": float(ratio.high)}
+
+
+def ill_health(scalars: dict[str, float]) -> str:
+    """What speaks against the numbers of a look, in words for a figure; empty if nothing does."""
+    complaints = []
+    if scalars["health/zero_gradient"] > 0.1:
+        complaints.append("no gradient")
+    if scalars["health/never_rewritten"] > 0.05:
+        complaints.append("not rewritten at any radius")
+    if scalars["health/unconverged"] > 0.25 or scalars["health/one_step_better"] > 0.05:
+        complaints.append("unconverged")
+    return ", ".join(complaints)
+
+
+def _logits(output: Any) -> Tensor:
+    scores = find_logits(output)
+    if scores is None or scores.dim() != 2:
+        raise ValueError("model: its output is not one row of logits an image; set model= to the part that classifies")
+    return scores
+
+
+def _maps(probe: Probe, before: Tensor, after: Tensor) -> Tensor | None:
+    """(M, 2, h, w) of the predicted classes, in times the uniform share; None where attention cannot be read."""
+    try:
+        both = [explain(probe.model, images, forward=probe.forward) for images in (before, after)]
+    except UnsupportedModelError as error:
+        _log.debug("no maps beside the rewritten images: %s", error)
+        return None
+    return torch.stack([times_uniform_share(explanation.heatmap) for explanation in both], dim=1).cpu()
+
+
+def _found(result: Rewrite, survives: Tensor, maps: Tensor | None, index: Tensor, own: Tensor) -> RewrittenRows:
+    quality = image_quality(result.original, result.pixels)
+    shift = torch.full((len(index),), math.nan) if maps is None else 1 - map_spearman(maps[:, 0], maps[:, 1])
+    values = {
+        "image": index,
+        "own": own,
+        "target": result.target,
+        "distance": result.distance,
+        "predicted": result.logits_before.argmax(dim=1),
+        "psnr": quality.psnr,
+        "ssim": quality.ssim,
+        "survives": survives,
+        "map_shift": shift,
+        "zero_gradient": result.health.zero_gradient,
+        "unconverged": result.health.unconverged,
+        "one_step_better": ~result.health.beats_one_step,
+    }
+    return RewrittenRows(**{name: value.detach().cpu() for name, value in values.items()})
+
+
+def _shown(result: Rewrite, maps: Tensor | None, place: int, row: int) -> ShownRow:
+    return ShownRow(
+        row=row,
+        original=result.original[place].cpu(),
+        rewritten=result.pixels[place].cpu(),
+        before=result.logits_before[place].softmax(dim=0).cpu(),
+        after=result.logits_after[place].softmax(dim=0).cpu(),
+        maps=None if maps is None else maps[place],
+    )

@@ -1,0 +1,452 @@
+"""Numbers about class rewriting: how little it takes to turn an image into another class for the model.
+
+A row is one pair of an image and a target class. Its distance is the length of the change that was found, in pixel
+units for the norms ``linf`` and ``l2``, and ∞ where none was found. A distance is an upper bound on the smallest one
+there is, so every number here describes the model *and* the search; compare only rows of one search. Rows that share
+an image are not independent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_ROUNDING = 1e-9  # of a place q·(M − 1) in float64: 0.55·100 is 55.000000000000007
+_PIXEL_TOLERANCE = 1e-3  # what denormalising may add to [0, 1]
+_LARGEST_WINDOW, _SIGMA = 11, 1.5  # of SSIM, in pixels (Wang et al., 2004)
+_DRAWS_AT_ONCE = 2**22  # of a bootstrap: 32 MiB of places
+
+
+@dataclass(frozen=True)
+class ImageQuality:
+    """How much of each rewritten image is left as it was.
+
+    Attributes:
+        psnr: (M,) peak signal-to-noise ratio in dB, ∞ where nothing changed.
+        ssim: (M,) structural similarity, at most 1.
+    """
+
+    psnr: Tensor
+    ssim: Tensor
+
+
+@dataclass(frozen=True)
+class LogRatio:
+    """Median log-ratio of paired distances and its bootstrap interval: above 0, more is needed than in the reference.
+
+    Attributes:
+        median: () of log(distance / reference); ±∞ where most rows failed on one side only.
+        low: () lower end of the interval.
+        high: () upper end.
+        pairs: () int64, rows that said something. With none the other three are NaN.
+    """
+
+    median: Tensor
+    low: Tensor
+    high: Tensor
+    pairs: Tensor
+
+
+def success_at(distance: Tensor, radii: Sequence[float] | Tensor) -> Tensor:
+    """Share of rows that are rewritten within each radius. It never falls as the radius grows.
+
+    Args:
+        distance: (M,), ∞ for a failure.
+        radii: (R,), finite, in the unit of the distance; rounded to its type, so that a distance of 8/255 lies within
+            the radius 8/255.
+
+    Returns:
+        (R,), between 0 and 1; NaN where there is no row.
+
+    Raises:
+        ValueError: for distances or radii that are not numbers from 0 on.
+
+    Example:
+        >>> success_at(torch.tensor([0.01, 0.02, float("inf")]), [0.005, 0.01, 0.1])
+        tensor([0.0000, 0.3333, 0.6667])
+    """
+    distance = checked_distance(distance)
+    return _share(rows_within(distance, checked_radii(radii, distance)))
+
+
+def distance_quantiles(distance: Tensor, q: Sequence[float] = (0.25, 0.5, 0.75)) -> Tensor:
+    """Quantiles of the distance over all rows, failures counted as ∞.
+
+    Linear between two finite neighbours at the place ``q·(M − 1)`` of the sorted rows (numpy's default). Where the
+    upper neighbour has any weight and is a failure, the quantile is ∞: half-way to a failure there is no number.
+
+    Args:
+        distance: (M,), ∞ for a failure.
+        q: Q shares between 0 and 1.
+
+    Returns:
+        (Q,), finite or ∞; NaN only where there is no row.
+
+    Raises:
+        ValueError: for distances that are not numbers from 0 on, or shares outside [0, 1].
+
+    Example:
+        >>> distance_quantiles(torch.tensor([0.03, 0.01, float("inf"), 0.02]))
+        tensor([0.0175, 0.0250,    inf])
+    """
+    return quantiles(checked_distance(distance), checked_shares(q))
+
+
+def area_under_success(distance: Tensor, low: float, high: float) -> Tensor:
+    """Mean success rate over all radii from low to high, each factor of the radius counting alike.
+
+    The integral of the success rate over log ε from low to high, over log(high / low): exact, not a sum over a grid
+    of radii. **Larger is easier to rewrite**: 1 where every row lies within ``low``, 0 where none lies within
+    ``high``. A distance of 0 is a success at every radius.
+
+    Args:
+        distance: (M,), ∞ for a failure.
+        low: the smallest radius, above 0.
+        high: the largest, above low.
+
+    Returns:
+        (), between 0 and 1; NaN where there is no row.
+
+    Raises:
+        ValueError: for distances that are not numbers from 0 on, or not 0 < low < high < ∞.
+
+    Example:
+        >>> area_under_success(torch.tensor([0.01, 0.1, float("inf")]), 0.01, 1.0)  # (1 + ½ + 0) / 3
+        tensor(0.5000)
+    """
+    check_range(low, high)
+    return area_of_rows(checked_distance(distance), low, high).mean()
+
+
+def robust_accuracy(distance: Tensor, correct: Tensor, radii: Sequence[float] | Tensor) -> Tensor:
+    """Share of rows that are classified correctly and are not rewritten within each radius.
+
+    An upper bound on the robust accuracy against the row's target class: a longer search may find more. With one row
+    an image it is that of images.
+
+    Args:
+        distance: (M,), ∞ for a failure.
+        correct: (M,) bool, whether the image, unchanged, is classified correctly.
+        radii: (R,), as for :func:`success_at`.
+
+    Returns:
+        (R,), at most the share of correct rows; NaN where there is no row.
+
+    Raises:
+        ValueError: for distances or radii that are not numbers from 0 on, or ``correct`` of another shape or type.
+
+    Example:
+        >>> distance = torch.tensor([0.01, 0.2, float("inf")])
+        >>> robust_accuracy(distance, torch.tensor([True, True, False]), [0.0, 0.1])
+        tensor([0.6667, 0.3333])
+    """
+    distance = checked_distance(distance)
+    return _share(
+        robust_rows(distance, checked_flags("correct", correct, len(distance)), checked_radii(radii, distance))
+    )
+
+
+def median_matrix(distance: Tensor, source: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """Median distance from each class to each other: which classes lie close together for the model.
+
+    Args:
+        distance: (M,), ∞ for a failure.
+        source: (M,) ints, the class that a row starts from.
+        target: (M,) ints, the class that it is rewritten to.
+        num_classes: C.
+
+    Returns:
+        (C, C), row source, column target; ∞ as in :func:`distance_quantiles`; NaN where there is no row.
+
+    Raises:
+        ValueError: for distances that are not numbers from 0 on, or classes that are not ints in [0, C).
+
+    Example:
+        >>> median_matrix(torch.tensor([0.1, 0.3, 0.5]), torch.tensor([0, 0, 1]), torch.tensor([1, 1, 0]), 2)
+        tensor([[   nan, 0.2000],
+                [0.5000,    nan]])
+    """
+    distance = checked_distance(distance)
+    check_count("num_classes", num_classes)
+    source = checked_classes("source", source, len(distance), num_classes)
+    target = checked_classes("target", target, len(distance), num_classes)
+    order = distance.argsort()
+    cell = (source * num_classes + target)[order]
+    by_cell = cell.argsort(stable=True)  # rows of a cell lie together, and in each they stay sorted by distance
+    cells, counts = cell[by_cell].unique_consecutive(return_counts=True)
+    ordered, first = distance[order][by_cell], counts.cumsum(0) - counts
+    matrix: Tensor = distance.new_full((num_classes * num_classes,), torch.nan)
+    matrix[cells] = _medians(ordered, torch.stack([first + (counts - 1) // 2, first + counts // 2], dim=-1))
+    return matrix.view(num_classes, num_classes)
+
+
+def share_surviving(survived: Tensor, success: Tensor) -> Tensor:
+    """Of the rows that were rewritten, the share that still are when the image is rounded to 8 bits, as files are.
+
+    Args:
+        survived: (M,) bool, whether the rounded image is classified as the target.
+        success: (M,) bool, whether the image before rounding is.
+
+    Returns:
+        (), between 0 and 1; NaN where nothing was rewritten.
+
+    Raises:
+        ValueError: for other shapes or types.
+
+    Example:
+        >>> share_surviving(torch.tensor([True, False, True]), torch.tensor([True, True, False]))
+        tensor(0.5000)
+    """
+    success = checked_flags("success", success)
+    return _share(checked_flags("survived", survived, len(success))[success])
+
+
+def image_quality(original: Tensor, rewritten: Tensor) -> ImageQuality:
+    """PSNR and SSIM of each rewritten image against its original, by torchmetrics' own functions.
+
+    SSIM has its usual Gaussian window of 11 pixels (σ 1.5). Where an image has a side of less than 11, the window is
+    the widest odd one that fits and σ shrinks with it: small images compare with small images only.
+
+    Args:
+        original: (M, C, H, W) pixels in [0, 1].
+        rewritten: (M, C, H, W) pixels in [0, 1].
+
+    Returns:
+        M numbers of each.
+
+    Raises:
+        ValueError: for other shapes, or values outside [0, 1]: the images as a model takes them are normalised.
+
+    Example:
+        >>> original = torch.full((1, 3, 8, 8), 0.5)
+        >>> image_quality(original, original + 0.1).psnr, image_quality(original, original).ssim
+        (tensor([20.0000]), tensor([1.]))
+    """
+    # torchmetrics loads matplotlib where it is installed; the other functions here need torch alone.
+    from torchmetrics.functional.image import (  # noqa: PLC0415
+        peak_signal_noise_ratio,
+        structural_similarity_index_measure,
+    )
+
+    original, rewritten = checked_pixels(original, rewritten)
+    if len(original) == 0:
+        return ImageQuality(original.new_zeros(0), original.new_zeros(0))
+    psnr = peak_signal_noise_ratio(rewritten, original, data_range=1.0, reduction="none", dim=(1, 2, 3))
+    # The window has 2·int(3.5 σ + ½) + 1 pixels: 11, 9, 7, 5, 3 or 1 for these σ.
+    window = min(_LARGEST_WINDOW, (min(original.shape[-2:]) - 1) // 2 * 2 + 1)
+    ssim = structural_similarity_index_measure(
+        rewritten, original, sigma=_SIGMA * window / _LARGEST_WINDOW, reduction="none", data_range=1.0
+    )
+    assert isinstance(ssim, Tensor)  # a pair only where the map of every pixel was asked for
+    return ImageQuality(psnr, ssim)
+
+
+def paired_log_ratio(
+    distance: Tensor, reference: Tensor, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
+) -> LogRatio:
+    """How much more, or less, it takes than in the reference: the median of log(distance / reference) over rows.
+
+    Rows are paired: the same image and target in both. Where both failed, or both needed nothing, a row tells nothing
+    and is left out. Where one failed, or one needed nothing, the log-ratio is ±∞ and stays: a median can bear it. The
+    median between −∞ and ∞ is 0: exchanging the two sides changes the sign of the median and nothing else.
+
+    The interval is the percentile bootstrap over rows (Efron, 1979); its ends are medians that were drawn, never
+    numbers between two of them. Neither the order of the rows nor the state of torch's random numbers matters to it.
+
+    Args:
+        distance: (M,), ∞ for a failure.
+        reference: (M,) distances of the same rows before, or of another model.
+        confidence: of the interval, between 0 and 1.
+        resamples: how many samples of the rows are drawn.
+        seed: of the draws.
+
+    Returns:
+        Never NaN, unless no row says anything.
+
+    Raises:
+        ValueError: for distances that are not numbers from 0 on, other shapes, or options out of range.
+
+    Example:
+        >>> now, before = torch.tensor([0.2, 0.3, float("inf")]), torch.tensor([0.1, 0.1, 0.1])
+        >>> paired_log_ratio(now, before).median.exp(), paired_log_ratio(now, before).high
+        (tensor(3.), tensor(inf))
+    """
+    distance, reference = checked_pair(distance, reference)
+    check_bootstrap(confidence, resamples)
+    ratios = distance.log() - reference.log()  # ∞ − ∞ is NaN: the rows that tell nothing
+    ratios = ratios[~ratios.isnan()].sort().values
+    pairs = len(ratios)
+    count = torch.tensor(pairs, device=ratios.device)
+    if pairs == 0:
+        nothing = ratios.new_tensor(torch.nan)
+        return LogRatio(nothing, nothing, nothing, count)
+    middle = torch.tensor([(pairs - 1) // 2, pairs // 2], device="cpu")
+    medians = _medians(ratios, _bootstrap_places(pairs, middle, resamples, seed)).sort().values
+    outside = int((1 - confidence) / 2 * (resamples - 1))
+    return LogRatio(_medians(ratios, middle), medians[outside], medians[resamples - 1 - outside], count)
+
+
+def rows_within(distance: Tensor, radii: Tensor) -> Tensor:
+    """Whether each row lies within each radius: (M, R) bool."""
+    return distance[:, None] <= radii
+
+
+def robust_rows(distance: Tensor, correct: Tensor, radii: Tensor) -> Tensor:
+    """Whether each row is correct and stays so within each radius: (M, R) bool."""
+    return correct[:, None] & ~rows_within(distance, radii)
+
+
+def area_of_rows(distance: Tensor, low: float, high: float) -> Tensor:
+    """Share of the log radii from low to high at which a row is rewritten, (M,): those from its distance on."""
+    return ((high / distance.clamp(low, high)).log() / math.log(high / low)).clamp(0, 1)
+
+
+def quantiles(values: Tensor, q: Sequence[float]) -> Tensor:
+    """As :func:`distance_quantiles`, for any numbers above −∞ (M,)."""
+    if len(values) == 0:
+        return values.new_full((len(q),), torch.nan)
+    ordered = values.sort().values
+    places = [share * (len(values) - 1) for share in q]
+    below = [math.floor(place) for place in places]
+    weight = values.new_tensor([place - floor for place, floor in zip(places, below, strict=True)])
+    weight = torch.where(weight > _ROUNDING, weight, 0)
+    lower = ordered[below]
+    upper = ordered[[min(floor + 1, len(values) - 1) for floor in below]]
+    between = torch.where(upper.isinf(), upper, lower + weight * (upper - lower))
+    return torch.where(weight > 0, between, lower)
+
+
+def checked_distance(distance: Tensor, name: str = "distance") -> Tensor:
+    """Distances in at least float32, refused where one is NaN or negative."""
+    if distance.ndim != 1 or not distance.is_floating_point():
+        raise ValueError(
+            f"{name}: got shape {tuple(distance.shape)} of {distance.dtype}; expected (M,) floats, one distance a row"
+        )
+    wrong = int((~(distance >= 0)).sum())
+    if wrong:
+        raise ValueError(
+            f"{name}: got {wrong} of {len(distance)} rows that are NaN or negative; expected numbers from 0 on, "
+            "inf where rewriting failed"
+        )
+    return distance.to(torch.promote_types(distance.dtype, torch.float32))
+
+
+def checked_radii(radii: Sequence[float] | Tensor, like: Tensor) -> Tensor:
+    """Radii (R,) in the type and place of a tensor, refused where one is no radius."""
+    checked = torch.as_tensor(radii, dtype=like.dtype, device=like.device)
+    if checked.ndim != 1 or not len(checked) or not bool((checked.isfinite() & (checked >= 0)).all()):
+        raise ValueError(f"radii: got {radii!r}; expected one or more finite numbers from 0 on, such as [1/255, 8/255]")
+    return checked
+
+
+def checked_shares(q: Sequence[float]) -> tuple[float, ...]:
+    """Shares of a quantile, refused outside [0, 1]."""
+    if not len(q) or not all(0 <= share <= 1 for share in q):
+        raise ValueError(f"q: got {q!r}; expected one or more shares between 0 and 1, such as (0.25, 0.5, 0.75)")
+    return tuple(q)
+
+
+def check_range(low: float, high: float) -> None:
+    """Refuse radii between which there is no log range."""
+    if not 0 < low < high < math.inf:
+        raise ValueError(
+            f"low, high: got {low!r} and {high!r}; expected 0 < low < high < inf, such as 1/255 and 16/255"
+        )
+
+
+def check_count(name: str, value: int) -> None:
+    """Refuse all but a positive int."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}: got {value!r}; expected a positive int")
+
+
+def check_bootstrap(confidence: float, resamples: int) -> None:
+    """Refuse options of a bootstrap that are out of range."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence: got {confidence!r}; expected a number between 0 and 1, such as 0.95")
+    check_count("resamples", resamples)
+
+
+def checked_flags(name: str, flags: Tensor, rows: int | None = None) -> Tensor:
+    """Flags (M,), refused where they are not bool or not one a row."""
+    if flags.dtype != torch.bool or flags.ndim != 1 or (rows is not None and len(flags) != rows):
+        expected = "M" if rows is None else rows
+        raise ValueError(
+            f"{name}: got shape {tuple(flags.shape)} of {flags.dtype}; expected ({expected},) bool, one a row"
+        )
+    return flags
+
+
+def checked_classes(name: str, classes: Tensor, rows: int, num_classes: int) -> Tensor:
+    """Classes (M,) int64, refused where they are not ints of the C classes, one a row."""
+    whole = not classes.is_floating_point() and not classes.is_complex() and classes.dtype != torch.bool
+    if classes.shape != (rows,) or not whole:
+        raise ValueError(
+            f"{name}: got shape {tuple(classes.shape)} of {classes.dtype}; expected ({rows},) ints, one a row"
+        )
+    if not bool(((classes >= 0) & (classes < num_classes)).all()):
+        raise ValueError(
+            f"{name}: got classes from {int(classes.min())} to {int(classes.max())}; "
+            f"expected them in [0, {num_classes}): give num_classes as many as the model has"
+        )
+    return classes.long()
+
+
+def checked_pair(distance: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
+    """Distances and those of the reference, refused where they are not one for one."""
+    distance, reference = checked_distance(distance), checked_distance(reference, "reference")
+    if len(distance) != len(reference):
+        raise ValueError(
+            f"distance, reference: got {len(distance)} and {len(reference)} rows; "
+            "expected pairs: the same images and targets in both"
+        )
+    return distance, reference
+
+
+def checked_pixels(original: Tensor, rewritten: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels (M, C, H, W) in at least float32 and one type, refused outside [0, 1]."""
+    if original.ndim != 4 or original.shape != rewritten.shape or 0 in original.shape[1:]:
+        raise ValueError(
+            f"original, rewritten: got shapes {tuple(original.shape)} and {tuple(rewritten.shape)}; "
+            "expected two batches (M, C, H, W) of the same shape"
+        )
+    for name, images in (("original", original), ("rewritten", rewritten)):
+        inside = (images >= -_PIXEL_TOLERANCE) & (images <= 1 + _PIXEL_TOLERANCE)
+        if not images.is_floating_point() or not bool(inside.all()):
+            raise ValueError(
+                f"{name}: got values of {images.dtype} outside [0, 1]; expected floats in [0, 1]: give the pixels, "
+                "not the images as the model takes them"
+            )
+    dtype = torch.promote_types(torch.promote_types(original.dtype, rewritten.dtype), torch.float32)
+    return original.to(dtype), rewritten.to(dtype)
+
+
+def _share(rows: Tensor) -> Tensor:
+    """Share of rows that are True, over the first dimension; NaN without a row."""
+    return rows.float().mean(dim=0)
+
+
+def _medians(ordered: Tensor, middle: Tensor) -> Tensor:
+    """Half-way between sorted values at two places (…, 2); 0 between −∞ and ∞, the one number that favours neither."""
+    lower, upper = ordered[middle.to(ordered.device)].unbind(dim=-1)
+    half_way = torch.where(lower.isinf() & upper.isinf(), 0, lower / 2 + upper / 2)
+    return torch.where(lower == upper, lower, half_way)
+
+
+def _bootstrap_places(pairs: int, middle: Tensor, resamples: int, seed: int) -> Tensor:
+    """Which of the sorted values are the middle two of each bootstrap sample: (resamples, 2).
+
+    Draws are places, not values: values that are sorted stay so, and the draws are the same on every device.
+    """
+    generator = torch.Generator("cpu").manual_seed(seed)
+    block = max(1, _DRAWS_AT_ONCE // pairs)
+    chosen = []
+    for done in range(0, resamples, block):
+        shape = (min(block, resamples - done), pairs)
+        draws = torch.randint(pairs, shape, generator=generator, device="cpu")
+        chosen.append(draws.sort(dim=1).values[:, middle])
+    return torch.cat(chosen)

@@ -1,0 +1,93 @@
+"""Work of a probe shared among the processes of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import lightning.pytorch as pl
+import torch.distributed
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run, and which of them this is.
+
+    Attributes:
+        rank: of this process, from 0.
+        count: how many there are.
+
+    Example:
+        >>> Processes(rank=1, count=2).share(5)
+        [(1, True), (3, True), (1, False)]
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @classmethod
+    def of(cls, trainer: pl.Trainer) -> Processes:
+        """Those of a Trainer."""
+        return cls(trainer.global_rank, trainer.world_size)
+
+    def share(self, parts: int) -> list[tuple[int, bool]]:
+        """The parts of some work that this process does, in turn with the others.
+
+        Every process does as many: a sharded model waits for all of them at each forward pass. Where the parts do not
+        go round, a process repeats its first one (or the first of all), which then does not count.
+
+        Args:
+            parts: how many parts there are.
+
+        Returns:
+            Number of the part, and whether it counts; ⌈parts / count⌉ of them.
+        """
+        mine = [(part, True) for part in range(self.rank, parts, self.count)]
+        idle = -(-parts // self.count) - len(mine)
+        return mine + [(mine[0][0] if mine else 0, False)] * idle
+
+    def gather(self, found: T) -> list[T]:
+        """What each process found, in the order of their ranks; a collective operation. Tensors must be on the CPU."""
+        if self.count == 1:
+            return [found]
+        everyone: list[T | None] = [None] * self.count
+        torch.distributed.all_gather_object(everyone, found)
+        return everyone  # type: ignore[return-value]
+
+    def each(self, parts: int, work: Callable[[int], T]) -> list[T]:
+        """Do all parts of some work together; a collective operation.
+
+        An error in one part does not keep this process from the others, or the rest would wait for it: the first
+        error is raised on its process when all parts are done, and on the others something is raised as well.
+
+        Args:
+            parts: how many.
+            work: from the number of a part to what comes of it, on the CPU.
+
+        Returns:
+            What came of each part, on every process alike.
+
+        Raises:
+            RuntimeError: if another process had an error.
+        """
+        done: dict[int, T] = {}
+        first: Exception | None = None
+        for part, counts in self.share(parts):
+            try:
+                found = work(part)
+            except Exception as error:  # noqa: PERF203
+                first = first or error
+            else:
+                if counts:
+                    done[part] = found
+        gathered = self.gather((done, None if first is None else f"{type(first).__name__}: {first}"))
+        if first is not None:
+            raise first
+        errors = [message for _, message in gathered if message is not None]
+        if errors:
+            raise RuntimeError(f"another process had an error: {errors[0]}")
+        everything = {part: found for found_there, _ in gathered for part, found in found_there.items()}
+        return [everything[part] for part in range(parts)]

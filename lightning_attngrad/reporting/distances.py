@@ -1,0 +1,72 @@
+"""How distances of class rewriting are written in figures, and which range their colours span."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Norm: TypeAlias = Literal["linf", "l2", "l0_patches"]
+
+
+@dataclass(frozen=True)
+class DistanceUnit:
+    """How the distances of a norm are written; made by `distance_unit`.
+
+    Attributes:
+        name: Of the distance.
+        factor: From a distance in pixel units to the number that is written.
+        suffix: Behind that number.
+        ticks: Of a colour bar, as numbers that are written; the first and the last are the ends of the scale.
+    """
+
+    name: str
+    factor: float
+    suffix: str
+    ticks: tuple[float, ...]
+
+    def text(self, distance: float) -> str:
+        """Three digits of the number, and its unit.
+
+        Example:
+            >>> distance_unit("linf").text(8 / 255), distance_unit("l0_patches").text(0.05)
+            ('8/255', '5 %')
+        """
+        return f"{distance * self.factor:.3g}{self.suffix}"
+
+    def number(self, distance: float) -> str:
+        """The number alone, two digits of it.
+
+        Example:
+            >>> [distance_unit("l2").number(value) for value in (0.0, 0.001, 0.314, 2.345, 12.3, 120.0)]
+            ['0', '<.01', '0.31', '2.3', '12', '120']
+        """
+        value = distance * self.factor
+        if 0 < value < 0.005:
+            return "<.01"
+        if value == 0 or value >= 9.95:
+            return f"{value:.0f}"
+        return f"{value:.1f}" if value >= 0.995 else f"{value:.2f}"
+
+
+_UNITS = {
+    "linf": DistanceUnit("L∞ distance", 255.0, "/255", (0.25, 0.5, 1, 2, 4, 8, 16, 32)),
+    "l2": DistanceUnit("L2 distance", 1.0, "", (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)),
+    "l0_patches": DistanceUnit("patches changed", 100.0, " %", (1, 2, 5, 10, 20, 50, 100)),
+}
+
+
+def distance_unit(norm: Norm) -> DistanceUnit:
+    """The unit of a norm.
+
+    Args:
+        norm: ``"linf"``, in steps of an 8-bit image; ``"l2"``, as it is; ``"l0_patches"``, in per cent.
+
+    Returns:
+        The unit.
+
+    Raises:
+        ValueError: For an unknown norm.
+    """
+    if norm not in _UNITS:
+        raise ValueError(f"norm: got {norm!r}; expected one of {', '.join(map(repr, _UNITS))}")
+    return _UNITS[norm]

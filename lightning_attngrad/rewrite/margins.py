@@ -1,0 +1,97 @@
+"""The function that is climbed: from pixels to the margin by which the target class leads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_attngrad.explain import find_logits
+from lightning_attngrad.rewrite.pixels import Normalisation
+
+#: A success has to lead by this share of the largest logit: the rounding of another batch size must not undo it.
+_LEAD = 1e-5
+
+
+@dataclass(frozen=True, eq=False)
+class TargetMargin:
+    """``z_t − max_{j≠t} z_j`` of pixels, with the model's own normalisation inside (METHODS: rewriting).
+
+    Attributes:
+        forward: from images to the output of a model that the caller holds still.
+        normalisation: from pixels to images.
+        target: (M,) int64.
+    """
+
+    forward: Callable[[Tensor], Any]
+    normalisation: Normalisation
+    target: Tensor
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Class scores (M, K), float32."""
+        return class_scores(self.forward, self.normalisation, pixels)
+
+    def check(self, classes: int) -> None:
+        """Refuse target classes that the model does not have.
+
+        Raises:
+            ValueError: naming them.
+        """
+        if int(self.target.min()) < 0 or int(self.target.max()) >= classes:
+            raise ValueError(f"target: got {self.target.unique().tolist()}; the model's classes are 0 to {classes - 1}")
+
+    def of(self, logits: Tensor) -> Tensor:
+        """The margin (M,) of logits (M, K)."""
+        own = logits.gather(1, self.target[:, None])[:, 0]
+        return own - logits.scatter(1, self.target[:, None], -math.inf).amax(dim=1)
+
+    def rewritten(self, logits: Tensor) -> Tensor:
+        """(M,) bool: the target leads, and by more than rounding."""
+        return self.of(logits) > _LEAD * logits.abs().amax(dim=1)
+
+    def look(self, pixels: Tensor) -> Tensor:
+        """Logits (M, K), without a graph."""
+        with torch.no_grad():
+            return self.logits(pixels)
+
+    def climb(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (M, K), and the gradient (M, C, H, W) of the target's log-odds ``log p_t / (1 − p_t)``.
+
+        The log-odds are ``z_t − logsumexp_{j≠t} z_j``: the margin with a soft maximum. On the way two rivals often
+        take turns as the largest, and the margin's own gradient then jumps between them. What is not finite in the
+        gradient is 0. Rows do not depend on each other, so one backward pass of the sum serves them all.
+        """
+        with torch.enable_grad():
+            pixels = pixels.detach().requires_grad_()
+            logits = self.logits(pixels)
+            self.check(logits.shape[1])
+            # A model that rounds its input away, or detaches it, has a gradient of zero: no error, but ill health.
+            if not logits.requires_grad:
+                return logits.detach(), torch.zeros_like(pixels)
+            own = logits.gather(1, self.target[:, None])[:, 0]
+            log_odds = own - logits.scatter(1, self.target[:, None], -math.inf).logsumexp(dim=1)
+            gradient = torch.autograd.grad(log_odds.sum(), pixels, allow_unused=True)[0]
+        if gradient is None:
+            gradient = torch.zeros_like(pixels)
+        return logits.detach(), torch.nan_to_num(gradient.detach(), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def class_scores(forward: Callable[[Tensor], Any], normalisation: Normalisation, pixels: Tensor) -> Tensor:
+    """The model's logits (M, K), float32, of pixels (M, C, H, W).
+
+    Raises:
+        ValueError: if the output holds no row of two or more classes an image.
+    """
+    output = forward(normalisation.to_images(pixels))
+    scores = find_logits(output)
+    if scores is None or scores.dim() != 2 or scores.shape[0] != len(pixels) or scores.shape[1] < 2:
+        got = type(output).__name__ if scores is None else f"shape {tuple(scores.shape)}"
+        raise ValueError(
+            f"model: its output ({got}) is not one row of logits an image, ({len(pixels)}, 2 or more classes); "
+            "rewrite a model, or a part of one, that ends in a classifier"
+        )
+    return scores.float()

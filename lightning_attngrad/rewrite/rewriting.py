@@ -1,0 +1,224 @@
+"""``rewrite``: images and a target class to images that the model takes for that class."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lightning_attngrad.attention import outside_inference
+from lightning_attngrad.explain import NonFiniteOutputError
+from lightning_attngrad.explain.evaluation import differentiable, held_still
+from lightning_attngrad.rewrite.fixed_radius import fixed_radius
+from lightning_attngrad.rewrite.margins import TargetMargin, class_scores
+from lightning_attngrad.rewrite.minimal_norm import minimal_norm
+from lightning_attngrad.rewrite.norms import NORMS
+from lightning_attngrad.rewrite.patches import fewest_patches, patch_ranks, top_patches
+from lightning_attngrad.rewrite.pixels import Normalisation, check_normalisation, require_normalisation
+from lightning_attngrad.rewrite.result import Rewrite, joined
+from lightning_attngrad.rewrite.search import Search
+from lightning_attngrad.rewrite.targets import TARGET_KINDS, choose_targets
+
+Forward: TypeAlias = Callable[[Tensor], Any]
+NORM_NAMES = (*NORMS, "l0_patches")
+
+
+def rewrite(
+    model: nn.Module,
+    images: Tensor,
+    target: int | str | Sequence[int] | Tensor = "random",
+    *,
+    norm: str = "linf",
+    steps: int = 16,
+    radius: float | None = None,
+    top_share: float | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
+    forward: Forward | None = None,
+    seed: int = 0,
+) -> Rewrite:
+    """The smallest change of an image that makes the model see another class.
+
+    Distances are in pixels, where black is 0 and white is 1, whatever normalisation the model wants: give ``mean`` and
+    ``std``, or leave them out where it is certain (images in [0, 1], or a timm model with its own constants). Every
+    success is one that the model shows on the returned images. What is found is an **upper bound** of the smallest
+    change: another search may find a smaller one.
+
+    The model is held still meanwhile, as in :func:`lightning_attngrad.explain`, nothing random is drawn from the
+    process's streams, and each image costs the same number of passes whatever is found: ``steps`` forward and backward
+    passes and at most 7 forward passes.
+
+    Args:
+        model: any module from images (B, C, H, W) to logits (B, K): a tensor, or an output with ``.logits``.
+        images: (B, C, H, W), normalised as the model takes them.
+        target: the class to be rewritten to: an int for all images, or one an image, (B,); or ``random``,
+            ``runner_up`` or ``least_likely`` among the classes not predicted; or ``all`` of those, which gives K − 1
+            rows an image.
+        norm: ``linf``, ``l2``, or ``l0_patches``: the share of the patches, from the top of a gradient-guided map of
+            the target, that have to change when their pixels may change freely.
+        steps: gradients; 16 order checkpoints as a long search does, 8 did not.
+        radius: the change may be this long, and no search for the shortest is made.
+        top_share: only this share of the patches may change, from the top of the gradient-guided map of the target.
+        mean: per channel, with which the images were normalised, in units of [0, 1] pixels.
+        std: likewise.
+        forward: called instead of ``model(images)``, for keyword inputs or a precision context.
+        seed: of random targets.
+
+    Returns:
+        A :class:`Rewrite`, one row for each pair of image and target.
+
+    Raises:
+        TypeError: for a model that is no module.
+        ValueError: for an argument that does not fit; the message says what would.
+        UnknownNormalisationError: where it is not certain how the images were normalised.
+        NonFiniteOutputError: if the model's output is NaN or infinite.
+        UnsupportedModelError: for ``l0_patches`` and ``top_share``, if the model's attention cannot be read.
+
+    Source:
+        arXiv 2605.11392 (rewriting a class under gradient guidance); the search is our own, see docs/methods.md.
+
+    Example:
+        >>> import timm, torch, lightning_attngrad as attngrad
+        >>> model = timm.create_model("test_vit", num_classes=5)
+        >>> result = attngrad.rewrite(model, torch.rand(2, 3, 160, 160), 3, mean=0.5, std=0.5, steps=2)
+        >>> result.distance.shape, bool((result.logits_after.argmax(1) == 3)[result.success].all())
+        (torch.Size([2]), True)
+    """
+    _check_arguments(model, images, norm, steps, radius, top_share)
+    call = model if forward is None else forward
+    with differentiable(), held_still(model):
+        images = outside_inference(images.detach()).float()
+        normalisation = require_normalisation(model, images, check_normalisation(mean, std))
+        original = normalisation.to_pixels(images)
+        targets = _resolve_target(target, call, normalisation, original, seed)  # (B, T)
+        index = torch.arange(len(images), device=images.device).repeat_interleave(targets.shape[1])
+        rows = targets.flatten()
+        parts = [
+            _rewritten(
+                model,
+                TargetMargin(call, normalisation, classes),
+                original[which],
+                which,
+                norm,
+                steps,
+                radius,
+                top_share,
+            )
+            for which, classes in zip(index.split(len(images)), rows.split(len(images)), strict=True)
+        ]
+    result = joined(parts)
+    finite = torch.isfinite(result.logits_before).all(dim=1)
+    if not finite.all():  # asked last: on every process the same passes have been made
+        raise NonFiniteOutputError(
+            f"model: {type(model).__name__} gives NaN or infinite outputs for {int((~finite).sum())} of {len(finite)} "
+            "images; there is nothing to rewrite until it gives finite ones"
+        )
+    return result
+
+
+def _rewritten(
+    model: nn.Module,
+    margin: TargetMargin,
+    original: Tensor,
+    index: Tensor,
+    norm: str,
+    steps: int,
+    radius: float | None,
+    top_share: float | None,
+) -> Rewrite:
+    """The search that was asked for, for as many rows as there are images."""
+    search = Search(margin, original)
+    everywhere = torch.ones_like(search.cost, dtype=torch.bool)
+    ranks = None
+    if norm == "l0_patches" or top_share is not None:
+        ranks = patch_ranks(model, margin.normalisation.to_images(original), margin.target, margin.forward)
+    if norm == "l0_patches":
+        assert ranks is not None
+        most = None if radius is None else max(1, round(radius * ranks[0].numel()))
+        fewest_patches(search, ranks, steps, most)
+        beats = everywhere
+        distance = search.cost
+    else:
+        allowed = None
+        if ranks is not None and top_share is not None:
+            number = torch.full_like(search.cost, max(1, round(top_share * ranks[0].numel())))
+            allowed = top_patches(ranks, number, (original.shape[-2], original.shape[-1]))
+        if radius is None:
+            beats = minimal_norm(search, NORMS[norm], steps, allowed)
+        else:
+            beats = fixed_radius(search, NORMS[norm], steps, radius, allowed)
+        distance = torch.where(search.found, NORMS[norm].length(search.best - original), torch.inf)
+    return Rewrite(
+        images=margin.normalisation.to_images(search.best),
+        pixels=search.best,
+        original=original,
+        index=index,
+        target=margin.target,
+        success=search.found,
+        distance=distance,
+        logits_before=search.logits_before,
+        logits_after=search.logits,
+        margin=torch.stack(search.trace),
+        norm=norm,
+        health=search.health(beats_one_step=beats, huge_radius=search.found if radius is None else everywhere),
+    )
+
+
+def _resolve_target(
+    target: int | str | Sequence[int] | Tensor, call: Forward, normalisation: Normalisation, pixels: Tensor, seed: int
+) -> Tensor:
+    """Classes (B, T) int64. Only names need a forward pass: whether a class exists is asked at the first gradient."""
+    if isinstance(target, str):
+        if target not in TARGET_KINDS:
+            raise ValueError(f"target: got {target!r}; expected a class, or one of {', '.join(TARGET_KINDS)}")
+        return choose_targets(class_scores(call, normalisation, pixels).detach(), target, seed=seed)
+    batch = len(pixels)
+    try:
+        chosen = outside_inference(torch.as_tensor(target, device=pixels.device))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"target: got {target!r}; expected a class, one an image, or a name such as 'random'"
+        ) from error
+    if chosen.dim() == 0:
+        chosen = chosen.expand(batch)
+    integral = not (chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool)
+    if not integral or chosen.shape != (batch,):
+        raise ValueError(
+            f"target: got {chosen.dtype} of shape {tuple(chosen.shape)} for {batch} images; expected an int, or an "
+            f"integer tensor ({batch},)"
+        )
+    return chosen.long()[:, None]
+
+
+def check_options(norm: str, steps: int, radius: float | None, top_share: float | None) -> None:
+    """Refuse options of a search that cannot be meant.
+
+    Raises:
+        ValueError: naming what was given and what would do.
+    """
+    if norm not in NORM_NAMES:
+        raise ValueError(f"norm: got {norm!r}; expected one of {', '.join(NORM_NAMES)}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps: got {steps!r}; expected a number of gradients, 16 or more for numbers that compare")
+    for name, value in (("radius", radius), ("top_share", top_share)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+            raise ValueError(f"{name}: got {value!r}; expected a number above 0")
+    largest = {"linf": "a change of a pixel in [0, 1], such as 4/255", "l0_patches": "a share of the patches"}.get(norm)
+    if radius is not None and largest is not None and radius > 1:
+        raise ValueError(f"radius: got {radius!r}; expected {largest}, at most 1")
+    if top_share is not None and (top_share > 1 or norm == "l0_patches"):
+        what = "norm='l0_patches' looks for the share itself; give radius to fix it" if top_share <= 1 else "at most 1"
+        raise ValueError(f"top_share: got {top_share!r}; {what}")
+
+
+def _check_arguments(
+    model: nn.Module, images: Tensor, norm: str, steps: int, radius: float | None, top_share: float | None
+) -> None:
+    check_options(norm, steps, radius, top_share)
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}; expected a torch.nn.Module")
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() != 4 or not len(images):
+        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"images: got {got}; expected a floating-point tensor (B, C, H, W), normalised for the model")
