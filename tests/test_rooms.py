@@ -23,11 +23,12 @@ MAY_IMPORT = {
     "reporting": set(),
     "callbacks": {"attention", "explain", "rewrite", "metrics", "probe", "reporting"},
     "demo": {"callbacks"},
-    "cli": {"demo", "callbacks"},
+    "audit": {"callbacks", "reporting"},
+    "cli": {"audit", "demo", "callbacks"},
     "__init__": {"callbacks", "explain", "rewrite"},
 }
 #: Rooms that may know Lightning.
-KNOW_LIGHTNING = {"probe", "reporting", "callbacks", "demo", "cli"}
+KNOW_LIGHTNING = {"probe", "reporting", "callbacks", "demo", "audit", "cli"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities"}
 #: What the lowest rooms may use beside the standard library and this package.
 ONLY_TORCH = {"attention", "explain", "rewrite", "metrics"}

@@ -7,7 +7,6 @@ if TYPE_CHECKING:
     from lightning_attngrad.metrics.rewrite import (
         AreaUnderSuccess,
         EightBitSurvival,
-        MapShift,
         PairedLogRatio,
         RewriteDistance,
         RewriteMatrix,
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
         RewriteSuccess,
         RobustAccuracy,
     )
+    from lightning_attngrad.metrics.similarity import MapShift
 
 __all__ = [
     "AreaUnderSuccess",
@@ -37,5 +37,6 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> object:
     """Classes are loaded when they are asked for: the functions need torch alone, and torchmetrics takes seconds."""
     if name in __all__:
-        return getattr(import_module(f"{__name__}.rewrite"), name)
+        module = "similarity" if name == "MapShift" else "rewrite"
+        return getattr(import_module(f"{__name__}.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -19,85 +19,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities.data import dim_zero_cat
-from torchmetrics.utilities.plot import plot_confusion_matrix, plot_curve
+from torchmetrics.utilities.plot import plot_confusion_matrix
 
 from lightning_attngrad.metrics.functional import rewrite as functional
-from lightning_attngrad.metrics.functional.similarity import map_spearman
+from lightning_attngrad.metrics.functional import rows
+from lightning_attngrad.metrics.row_metric import RowMetric, Share, ShareAtRadii
 
 
-class _RowMetric(Metric):
-    """What all metrics of rows share."""
-
-    is_differentiable: bool = False
-    full_state_update: bool = False
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Draw a result, or how it changes from step to step. What is ∞ has no place on an axis and is left out.
-
-        Args:
-            val: a result of ``compute`` or ``forward``, or a list of them; without it that of ``compute``.
-            ax: a matplotlib axis to draw on.
-
-        Returns:
-            The figure (None where an axis was given) and the axis.
-        """
-        val = self.compute() if val is None else val
-        return self._plot([self._drawn(one) for one in val] if isinstance(val, Sequence) else self._drawn(val), ax)
-
-    def _drawn(self, result: Any) -> Any:
-        """What is drawn of a result: a number, or numbers with the names that stand in the legend."""
-        return result
-
-    def _kept(self, state: list[Tensor] | Tensor) -> Tensor:
-        """All rows of a state, (M,): a list before processes are gathered, a tensor afterwards."""
-        return dim_zero_cat(state) if len(state) else torch.zeros(0, dtype=self.dtype, device=self.device)
-
-
-class _Share(_RowMetric):
-    """A metric between 0 and 1."""
-
-    plot_lower_bound: float = 0.0
-    plot_upper_bound: float = 1.0
-
-
-class _ShareAtRadii(_Share):
-    """A share of rows at each of some radii."""
-
-    radii: Tensor
-    rows: Tensor
-
-    def __init__(self, radii: Sequence[float] | Tensor, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        checked = functional.checked_radii(radii, torch.zeros((), dtype=self.dtype))
-        self.add_state("radii", checked, dist_reduce_fx="max")
-        self.add_state("rows", torch.tensor(0), dist_reduce_fx="sum")
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        if isinstance(val, Sequence) or len(self.radii) == 1:
-            return super().plot(val, ax)
-        shares = self.compute() if val is None else val
-        order = self.radii.argsort()
-        curve = (self.radii[order], shares[order], order)  # thresholds are asked for and not drawn
-        figure, ax = plot_curve(curve, ax=ax, label_names=("radius", "share of rows"), name=type(self).__name__)
-        ax.get_lines()[-1].set_marker("o")
-        ax.set_ylim(-0.03, 1.03)
-        radii = self.radii.tolist()
-        if min(radii) > 0:
-            ax.set_xscale("log")
-        else:  # linear from 0 to the smallest other
-            ax.set_xscale("symlog", linthresh=min(filter(None, radii), default=1.0), linscale=0.5)
-        ax.set_xticks(radii, [f"{radius:.2g}" for radius in radii], fontsize=8)
-        ax.minorticks_off()
-        return figure, ax
-
-    def _drawn(self, result: Any) -> Any:
-        names = [f"radius {radius:.4g}" for radius in self.radii.tolist()]
-        return dict(zip(names, torch.atleast_1d(result), strict=True))
-
-
-class RewriteSuccess(_ShareAtRadii):
+class RewriteSuccess(ShareAtRadii):
     """Share of rows that are rewritten within each radius: :func:`~.functional.success_at`.
 
     Args:
@@ -125,15 +54,15 @@ class RewriteSuccess(_ShareAtRadii):
 
     def update(self, distance: Tensor) -> None:
         """Add rows: distance (M,), ∞ for a failure."""
-        distance = functional.checked_distance(distance).to(self.dtype)
-        self.succeeded += functional.rows_within(distance, self.radii).sum(dim=0)
+        distance = rows.checked_distance(distance).to(self.dtype)
+        self.succeeded += rows.rows_within(distance, self.radii).sum(dim=0)
         self.rows += len(distance)
 
     def compute(self) -> Tensor:
         return self.succeeded / self.rows
 
 
-class RobustAccuracy(_ShareAtRadii):
+class RobustAccuracy(ShareAtRadii):
     """Share of rows that are correct and not rewritten within each radius: :func:`~.functional.robust_accuracy`.
 
     Args:
@@ -161,16 +90,16 @@ class RobustAccuracy(_ShareAtRadii):
 
     def update(self, distance: Tensor, correct: Tensor) -> None:
         """Add rows: distance (M,), and correct (M,) bool, whether the unchanged image is classified correctly."""
-        distance = functional.checked_distance(distance).to(self.dtype)
-        correct = functional.checked_flags("correct", correct, len(distance))
-        self.robust += functional.robust_rows(distance, correct, self.radii).sum(dim=0)
+        distance = rows.checked_distance(distance).to(self.dtype)
+        correct = rows.checked_flags("correct", correct, len(distance))
+        self.robust += rows.robust_rows(distance, correct, self.radii).sum(dim=0)
         self.rows += len(distance)
 
     def compute(self) -> Tensor:
         return self.robust / self.rows
 
 
-class AreaUnderSuccess(_Share):
+class AreaUnderSuccess(Share):
     """Mean success rate over the log radii of a range; larger is easier: :func:`~.functional.area_under_success`.
 
     Args:
@@ -197,7 +126,7 @@ class AreaUnderSuccess(_Share):
 
     def __init__(self, low: float, high: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        functional.check_range(low, high)
+        rows.check_range(low, high)
         self.add_state("log_range", torch.tensor([low, high], dtype=self.dtype), dist_reduce_fx="max")
         self.add_state("area", torch.tensor(0.0, dtype=self.dtype), dist_reduce_fx="sum")
         self.add_state("rows", torch.tensor(0), dist_reduce_fx="sum")
@@ -205,14 +134,14 @@ class AreaUnderSuccess(_Share):
     def update(self, distance: Tensor) -> None:
         """Add rows: distance (M,), ∞ for a failure."""
         low, high = self.log_range.tolist()
-        self.area += functional.area_of_rows(functional.checked_distance(distance).to(self.dtype), low, high).sum()
+        self.area += rows.area_of_rows(rows.checked_distance(distance).to(self.dtype), low, high).sum()
         self.rows += len(distance)
 
     def compute(self) -> Tensor:
         return self.area / self.rows
 
 
-class RewriteDistance(_RowMetric):
+class RewriteDistance(RowMetric):
     """Median and quartiles of the distance, failures counted as ∞: :func:`~.functional.distance_quantiles`.
 
     Args:
@@ -238,12 +167,12 @@ class RewriteDistance(_RowMetric):
 
     def __init__(self, q: Sequence[float] = (0.25, 0.5, 0.75), **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.q = functional.checked_shares(q)
+        self.q = rows.checked_shares(q)
         self.add_state("distance", [], dist_reduce_fx="cat")
 
     def update(self, distance: Tensor) -> None:
         """Add rows: distance (M,), ∞ for a failure."""
-        self.distance.append(functional.checked_distance(distance).to(self.dtype))
+        self.distance.append(rows.checked_distance(distance).to(self.dtype))
 
     def compute(self) -> Tensor:
         return functional.distance_quantiles(self._kept(self.distance), self.q)
@@ -252,7 +181,7 @@ class RewriteDistance(_RowMetric):
         return dict(zip([f"{100 * share:g} %" for share in self.q], torch.atleast_1d(result), strict=True))
 
 
-class RewriteQuality(_RowMetric):
+class RewriteQuality(RowMetric):
     """How much of an image its rewrite leaves as it was, over the successes: :func:`~.functional.image_quality`.
 
     Returns:
@@ -283,15 +212,15 @@ class RewriteQuality(_RowMetric):
 
     def update(self, original: Tensor, rewritten: Tensor, success: Tensor) -> None:
         """Add rows: original and rewritten (M, C, H, W) pixels in [0, 1], success (M,) bool."""
-        original, rewritten = functional.checked_pixels(original, rewritten)
-        success = functional.checked_flags("success", success, len(original))
+        original, rewritten = rows.checked_pixels(original, rewritten)
+        success = rows.checked_flags("success", success, len(original))
         quality = functional.image_quality(original[success], rewritten[success])
         self.psnr.append(quality.psnr.to(self.dtype))
         self.ssim += quality.ssim.sum()
         self.successes += success.sum()
 
     def compute(self) -> dict[str, Tensor]:
-        return {"psnr": functional.quantiles(self._kept(self.psnr), [0.5])[0], "ssim": self.ssim / self.successes}
+        return {"psnr": rows.quantiles(self._kept(self.psnr), [0.5])[0], "ssim": self.ssim / self.successes}
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         val = self.compute() if val is None else val
@@ -306,7 +235,7 @@ class RewriteQuality(_RowMetric):
         return figure, ax
 
 
-class EightBitSurvival(_Share):
+class EightBitSurvival(Share):
     """Of the rows that were rewritten, the share that survive rounding: :func:`~.functional.share_surviving`.
 
     Returns:
@@ -333,15 +262,15 @@ class EightBitSurvival(_Share):
 
     def update(self, survived: Tensor, success: Tensor) -> None:
         """Add rows: (M,) bool each, whether the rounded image is of the target class, and whether the unrounded is."""
-        success = functional.checked_flags("success", success)
-        self.survivors += (functional.checked_flags("survived", survived, len(success)) & success).sum()
+        success = rows.checked_flags("success", success)
+        self.survivors += (rows.checked_flags("survived", survived, len(success)) & success).sum()
         self.successes += success.sum()
 
     def compute(self) -> Tensor:
         return self.survivors / self.successes
 
 
-class RewriteMatrix(_RowMetric):
+class RewriteMatrix(RowMetric):
     """Median distance from each class to each other: :func:`~.functional.median_matrix`.
 
     Args:
@@ -367,16 +296,16 @@ class RewriteMatrix(_RowMetric):
 
     def __init__(self, num_classes: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        functional.check_count("num_classes", num_classes)
+        rows.check_count("num_classes", num_classes)
         self.num_classes = num_classes
         for name in ("between", "source", "target"):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, distance: Tensor, source: Tensor, target: Tensor) -> None:
         """Add rows: distance (M,), ∞ for a failure, and the classes source and target (M,) ints in [0, C)."""
-        distance = functional.checked_distance(distance)
-        source = functional.checked_classes("source", source, len(distance), self.num_classes)
-        target = functional.checked_classes("target", target, len(distance), self.num_classes)
+        distance = rows.checked_distance(distance)
+        source = rows.checked_classes("source", source, len(distance), self.num_classes)
+        target = rows.checked_classes("target", target, len(distance), self.num_classes)
         for state, values in ((self.between, distance), (self.source, source), (self.target, target)):
             state.append(values.to(self.dtype))  # float32 holds every class below 2²⁴
 
@@ -400,7 +329,7 @@ class RewriteMatrix(_RowMetric):
         return figure, ax
 
 
-class PairedLogRatio(_RowMetric):
+class PairedLogRatio(RowMetric):
     """How much more it takes than in the reference, with an interval: :func:`~.functional.paired_log_ratio`.
 
     Args:
@@ -428,14 +357,14 @@ class PairedLogRatio(_RowMetric):
 
     def __init__(self, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        functional.check_bootstrap(confidence, resamples)
+        rows.check_bootstrap(confidence, resamples)
         self.options: Any = {"confidence": confidence, "resamples": resamples, "seed": seed}
         self.add_state("paired_distance", [], dist_reduce_fx="cat")
         self.add_state("reference", [], dist_reduce_fx="cat")
 
     def update(self, distance: Tensor, reference: Tensor) -> None:
         """Add rows: distance and reference (M,), ∞ for a failure, of the same images and targets."""
-        distance, reference = functional.checked_pair(distance, reference)
+        distance, reference = rows.checked_pair(distance, reference)
         self.paired_distance.append(distance.to(self.dtype))
         self.reference.append(reference.to(self.dtype))
 
@@ -452,44 +381,3 @@ class PairedLogRatio(_RowMetric):
 
     def _drawn(self, result: Any) -> Any:
         return {name: result[name] for name in ("low", "median", "high")}
-
-
-class MapShift(_RowMetric):
-    """How far the explanation moves when the class is rewritten: 1 − rank correlation of the heatmaps, mean of images.
-
-    0 where the patches keep their order, 1 where the orders have nothing in common, 2 where the order is reversed:
-    see :func:`~.functional.map_spearman`. Images of which one map is constant or not finite are left out.
-
-    Returns:
-        (), between 0 and 2; NaN where no image has a number.
-
-    Raises:
-        ValueError: for maps in ``update`` of different shapes.
-
-    Example:
-        >>> metric = MapShift()
-        >>> before = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
-        >>> metric.update(before, -before)
-        >>> metric.compute()
-        tensor(2.)
-    """
-
-    plot_lower_bound: float = 0.0
-    plot_upper_bound: float = 2.0
-    shift: Tensor
-    images: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("shift", torch.tensor(0.0, dtype=self.dtype), dist_reduce_fx="sum")
-        self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
-
-    def update(self, before: Tensor, after: Tensor) -> None:
-        """Add images: heatmaps of the image and of its rewrite, (B, h, w) each."""
-        similarity = map_spearman(before, after)
-        defined = ~similarity.isnan()
-        self.shift += (1 - similarity[defined]).sum()
-        self.images += defined.sum()
-
-    def compute(self) -> Tensor:
-        return self.shift / self.images

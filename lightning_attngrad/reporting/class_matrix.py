@@ -178,5 +178,6 @@ def _draw_bar(figure: Figure, page: Axes, unit: DistanceUnit, scale: LogNorm) ->
     bar.minorticks_off()
     bar.set_ticks(unit.ticks, labels=[f"{tick:g}" for tick in unit.ticks])
     axes.tick_params(labelsize=NOTE_SIZE - 0.5, length=2, width=0.5, pad=1.5, colors=SOFT_INK)
-    name = {"": unit.name, "/": f"{unit.name}, n{unit.suffix}"}.get(unit.suffix[:1], f"{unit.name},{unit.suffix}")
+    suffix = f"n{unit.suffix}" if unit.suffix.startswith("/") else unit.suffix.strip()
+    name = ", ".join(part for part in (unit.name, suffix) if part)
     write(page, left + _BAR_WIDTH / 2, 0.24, name, width=_BAR_WIDTH, size=NOTE_SIZE, align="center")

@@ -1,0 +1,84 @@
+"""What the metrics of rows have in common: states, shares, and plots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat
+from torchmetrics.utilities.plot import plot_curve
+
+from lightning_attngrad.metrics.functional import rows
+
+
+class RowMetric(Metric):
+    """What all metrics of rows share."""
+
+    is_differentiable: bool = False
+    full_state_update: bool = False
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Draw a result, or how it changes from step to step. What is ∞ has no place on an axis and is left out.
+
+        Args:
+            val: a result of ``compute`` or ``forward``, or a list of them; without it that of ``compute``.
+            ax: a matplotlib axis to draw on.
+
+        Returns:
+            The figure (None where an axis was given) and the axis.
+        """
+        val = self.compute() if val is None else val
+        return self._plot([self._drawn(one) for one in val] if isinstance(val, Sequence) else self._drawn(val), ax)
+
+    def _drawn(self, result: Any) -> Any:
+        """What is drawn of a result: a number, or numbers with the names that stand in the legend."""
+        return result
+
+    def _kept(self, state: list[Tensor] | Tensor) -> Tensor:
+        """All rows of a state, (M,): a list before processes are gathered, a tensor afterwards."""
+        return dim_zero_cat(state) if len(state) else torch.zeros(0, dtype=self.dtype, device=self.device)
+
+
+class Share(RowMetric):
+    """A metric between 0 and 1."""
+
+    plot_lower_bound: float = 0.0
+    plot_upper_bound: float = 1.0
+
+
+class ShareAtRadii(Share):
+    """A share of rows at each of some radii."""
+
+    radii: Tensor
+    rows: Tensor
+
+    def __init__(self, radii: Sequence[float] | Tensor, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        checked = rows.checked_radii(radii, torch.zeros((), dtype=self.dtype))
+        self.add_state("radii", checked, dist_reduce_fx="max")
+        self.add_state("rows", torch.tensor(0), dist_reduce_fx="sum")
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        if isinstance(val, Sequence) or len(self.radii) == 1:
+            return super().plot(val, ax)
+        shares = self.compute() if val is None else val
+        order = self.radii.argsort()
+        curve = (self.radii[order], shares[order], order)  # thresholds are asked for and not drawn
+        figure, ax = plot_curve(curve, ax=ax, label_names=("radius", "share of rows"), name=type(self).__name__)
+        ax.get_lines()[-1].set_marker("o")
+        ax.set_ylim(-0.03, 1.03)
+        radii = self.radii.tolist()
+        if min(radii) > 0:
+            ax.set_xscale("log")
+        else:  # linear from 0 to the smallest other
+            ax.set_xscale("symlog", linthresh=min(filter(None, radii), default=1.0), linscale=0.5)
+        ax.set_xticks(radii, [f"{radius:.2g}" for radius in radii], fontsize=8)
+        ax.minorticks_off()
+        return figure, ax
+
+    def _drawn(self, result: Any) -> Any:
+        names = [f"radius {radius:.4g}" for radius in self.radii.tolist()]
+        return dict(zip(names, torch.atleast_1d(result), strict=True))

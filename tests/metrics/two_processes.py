@@ -1,0 +1,192 @@
+"""Metrics over two real processes on gloo: run as ``python -m tests.metrics.two_processes DIRECTORY RANK``.
+
+Every metric of `CASES` is computed with every division of its rows in `SHARES`. Both ranks leave what they computed in
+``<rank>.pt``; a rank that is waited for in vain raises after `TIMEOUT` seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from lightning_attngrad import metrics
+from lightning_attngrad.metrics import functional
+
+TIMEOUT = 60
+ROOT = Path(__file__).parents[2]
+ROWS = 23
+RADII = [1 / 255, 4 / 255, 16 / 255]
+
+Rows = dict[str, Tensor]
+Division = list[list[int]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A metric and what it ought to be.
+
+    Attributes:
+        make: a new metric.
+        rows: the arguments of its ``update``, `ROWS` rows each.
+        expected: from those arguments to the result of ``compute``, by the function.
+    """
+
+    make: Callable[[], Metric]
+    rows: Rows
+    expected: Callable[..., Any]
+
+
+def _rows() -> Rows:
+    generator = torch.Generator().manual_seed(0)
+    distance, reference = torch.rand(2, ROWS, generator=generator) * 0.1
+    distance[::5], reference[::7], distance[3], reference[1] = torch.inf, torch.inf, 0, 0
+    original = torch.rand(ROWS, 3, 8, 8, generator=generator)
+    rewritten = (original + 0.2 * torch.rand(ROWS, 3, 8, 8, generator=generator)).clamp(0, 1)
+    before, after = torch.rand(2, ROWS, 4, 5, generator=generator)
+    after[2] = 0  # a map that has no order
+    return {
+        "distance": distance,
+        "reference": reference,
+        "success": distance.isfinite(),
+        "correct": torch.rand(ROWS, generator=generator) < 0.7,
+        "survived": torch.rand(ROWS, generator=generator) < 0.5,
+        "source": torch.randint(3, (ROWS,), generator=generator),
+        "target": torch.randint(3, (ROWS,), generator=generator),
+        "original": original,
+        "rewritten": rewritten,
+        "before": before,
+        "after": after,
+    }
+
+
+def _quality(original: Tensor, rewritten: Tensor, success: Tensor) -> dict[str, Tensor]:
+    quality = functional.image_quality(original[success], rewritten[success])
+    psnr = quality.psnr.quantile(0.5) if len(quality.psnr) else torch.tensor(torch.nan)
+    return {"psnr": psnr, "ssim": quality.ssim.mean()}
+
+
+def _cases() -> dict[str, Case]:
+    rows = _rows()
+
+    def case(make: Callable[[], Metric], names: str, expected: Callable[..., Any]) -> Case:
+        return Case(make, {name: rows[name] for name in names.split()}, expected)
+
+    return {
+        "success": case(
+            lambda: metrics.RewriteSuccess(RADII), "distance", lambda distance: functional.success_at(distance, RADII)
+        ),
+        "distance": case(metrics.RewriteDistance, "distance", functional.distance_quantiles),
+        "area": case(
+            lambda: metrics.AreaUnderSuccess(0.01, 0.1),
+            "distance",
+            lambda distance: functional.area_under_success(distance, 0.01, 0.1),
+        ),
+        "robust": case(
+            lambda: metrics.RobustAccuracy(RADII),
+            "distance correct",
+            lambda distance, correct: functional.robust_accuracy(distance, correct, RADII),
+        ),
+        "quality": case(metrics.RewriteQuality, "original rewritten success", _quality),
+        "survival": case(metrics.EightBitSurvival, "survived success", functional.share_surviving),
+        "matrix": case(
+            lambda: metrics.RewriteMatrix(3),
+            "distance source target",
+            lambda distance, source, target: functional.median_matrix(distance, source, target, 3),
+        ),
+        "ratio": case(
+            lambda: metrics.PairedLogRatio(confidence=0.8, resamples=200, seed=5),
+            "distance reference",
+            lambda distance, reference: vars(
+                functional.paired_log_ratio(distance, reference, confidence=0.8, resamples=200, seed=5)
+            ),
+        ),
+        "shift": case(
+            metrics.MapShift,
+            "before after",
+            lambda before, after: (1 - functional.map_spearman(before, after)).nanmean(),
+        ),
+    }
+
+
+CASES = _cases()
+_ALL = list(range(ROWS))
+#: What each of two processes updates with, batch by batch.
+SHARES: dict[str, tuple[Division, Division]] = {
+    "uneven": ([_ALL[:5], _ALL[5:15]], [_ALL[15:]]),
+    "taking turns": ([_ALL[::2]], [_ALL[1::2]]),
+    "a single row": ([_ALL[:22]], [_ALL[22:]]),
+    "an empty batch": ([[]], [_ALL[:9], [], _ALL[9:]]),
+    "the first without a batch": ([], [_ALL]),
+    "the second without a batch": ([_ALL[:20], _ALL[20:]], []),
+    "both without a batch": ([], []),
+}
+
+
+def batch(rows: Rows, chosen: list[int]) -> Rows:
+    return {name: values[chosen] for name, values in rows.items()}
+
+
+def compute_all(rank: int) -> dict[tuple[str, str], list[Any]]:
+    """Every metric with every division: computed, then reset and computed again."""
+    results = {}
+    for division, shares in SHARES.items():
+        for name, case in CASES.items():
+            metric = case.make()
+            found = []
+            for _ in range(2):
+                for chosen in shares[rank]:
+                    metric.update(**batch(case.rows, chosen))
+                found.append(metric.compute())
+                metric.reset()
+            results[division, name] = found
+    return results
+
+
+def run_both(directory: Path) -> list[dict[tuple[str, str], list[Any]]]:
+    """What both ranks computed."""
+    processes = []
+    for rank in range(2):
+        with (directory / f"{rank}.log").open("wb") as log:
+            command = [sys.executable, "-m", "tests.metrics.two_processes", str(directory), str(rank)]
+            environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+            processes.append(
+                subprocess.Popen(command, cwd=directory, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            )
+    try:
+        for process in processes:
+            process.wait(3 * TIMEOUT)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    logs = "\n".join((directory / f"{rank}.log").read_text(errors="replace")[-3000:] for rank in range(2))
+    assert [process.returncode for process in processes] == [0, 0], logs
+    return [torch.load(directory / f"{rank}.pt") for rank in range(2)]
+
+
+def main(directory: Path, rank: int) -> None:
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{directory / 'rendezvous'}",
+        world_size=2,
+        rank=rank,
+        timeout=timedelta(seconds=TIMEOUT),
+    )
+    try:
+        torch.save(compute_all(rank), directory / f"{rank}.pt")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

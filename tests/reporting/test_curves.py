@@ -1,0 +1,214 @@
+"""Success curves, judged by their corners and by the pixels that they draw."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+
+from lightning_attngrad.reporting.canvas import figure_to_array
+from lightning_attngrad.reporting.curves import success_curve, success_curves
+from tests.reporting.test_figures import LONG, assert_words_lie_inside_and_apart, words
+
+RADII = [1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255]
+SEVERAL = {
+    "start": np.array([0.0, 0.5, 1.0, 3.0]) / 255,
+    "epoch 3": np.array([1.5, 3.0, 30.0, np.inf]) / 255,
+    "epoch 4 (now)": np.array([3.0, 3.0, 6.0, np.inf]) / 255,
+}
+
+
+def draw(distances, **options) -> Figure:
+    return success_curves(distances, **{"radii": RADII, "norm": "linf", "title": "t", **options})
+
+
+def lines(figure: Figure) -> list[Line2D]:
+    return list(figure.axes[1].get_lines())
+
+
+def height(line: Line2D, radius: float) -> float:
+    """Of a curve that is drawn as steps which hold until the next corner."""
+    assert line.get_drawstyle() == "steps-post"
+    radii, percent = line.get_data()
+    return float(np.asarray(percent)[np.flatnonzero(np.asarray(radii) <= radius)[-1]])
+
+
+def looks(line: Line2D) -> tuple[object, ...]:
+    return (line.get_color(), line.get_linewidth(), line._dash_pattern)
+
+
+DISTANCES = st.lists(st.one_of(st.floats(0, 40, width=32), st.sampled_from([0.0, 1.0, 2.0, math.inf])), min_size=1)
+
+
+@given(DISTANCES, st.lists(st.floats(0.5, 20), max_size=8))
+def test_a_curve_is_the_share_of_rows_within_a_radius(distances, between):
+    values = np.array(distances)
+    radii, percent = success_curve(values, 0.5, 20.0)
+    assert radii[0] == 0.5
+    assert radii[-1] == 20.0
+    assert (np.diff(radii) > 0).all()
+    assert (np.diff(percent) >= 0).all()
+    at_and_around = [near for value in values for near in (value, np.nextafter(value, 0), np.nextafter(value, np.inf))]
+    for radius in (*radii, *between, *at_and_around):
+        if 0.5 <= radius <= 20.0:
+            drawn = percent[np.flatnonzero(radii <= radius)[-1]]
+            assert drawn == pytest.approx(100 * sum(value <= radius for value in distances) / len(distances))
+
+
+def test_the_figure_holds_these_curves_in_order():
+    drawn = lines(draw(SEVERAL))
+    assert [line.get_label() for line in drawn] == list(SEVERAL)
+    for line, values in zip(drawn, SEVERAL.values(), strict=True):
+        for radius in np.geomspace(0.51, 18, 200) / 255:
+            assert height(line, radius) == 100 * np.mean(values <= radius)
+
+
+def test_distances_of_zero_sit_at_the_left_edge():
+    figure = draw(SEVERAL)
+    first = lines(figure)[0]
+    assert first.get_data()[0][0] == pytest.approx(figure.axes[1].get_xlim()[0]) == pytest.approx(0.5 / 255)
+    assert first.get_data()[1][0] == 50.0  # 0 and 0.5/255
+    assert all(height(line, 1) == 100 for line in lines(draw({"now": np.zeros(3)})))
+
+
+def test_a_failure_is_never_reached():
+    (line,) = lines(draw({"now": np.full(3, np.inf)}))
+    assert set(line.get_data()[1]) == {0.0}
+    assert np.isfinite(line.get_data()[0]).all()
+
+
+def test_the_step_is_drawn_where_the_distance_is():
+    figure = draw({"now": np.full(2, 4 / 255)})
+    picture = figure_to_array(figure).astype(int)
+
+    def is_blue(radius: float, percent: float) -> bool:
+        x, y = figure.axes[1].transData.transform((radius, percent))
+        red, _, blue = picture[picture.shape[0] - 1 - round(y), round(x)]
+        return bool(blue - red > 60)
+
+    assert is_blue(3.5 / 255, 0)
+    assert not is_blue(3.5 / 255, 100)
+    assert is_blue(4 / 255, 50)
+    assert is_blue(4.6 / 255, 100)
+    assert not is_blue(4.6 / 255, 0)
+
+
+def test_the_axis_depends_on_the_radii_alone():
+    near, far = draw({"now": np.array([1e-6])}), draw({"now": np.array([0.9, np.inf])})
+    assert near.axes[1].get_xlim() == far.axes[1].get_xlim()
+    assert near.axes[1].get_ylim() == far.axes[1].get_ylim()
+    assert near.axes[1].get_xscale() == "log"
+    left, right = near.axes[1].get_xlim()
+    assert left < min(RADII)
+    assert max(RADII) < right
+
+
+@pytest.mark.parametrize(
+    ("norm", "radii", "labels"),
+    [
+        ("linf", RADII, ["1/255", "2/255", "4/255", "8/255", "16/255"]),
+        ("linf", [8 / 255, 0.5 / 255], ["0.5/255", "8/255"]),
+        ("l2", [0.1, 0.5, 2.0], ["0.1", "0.5", "2"]),
+        ("l0_patches", [0.01, 0.05, 0.125, 1.0], ["1 %", "5 %", "12.5 %", "100 %"]),
+    ],
+)
+def test_radii_are_the_ticks(norm, radii, labels):
+    axes = draw(SEVERAL, norm=norm, radii=radii).axes[1]
+    np.testing.assert_allclose(axes.get_xticks(), sorted(radii))
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == labels
+    assert len(axes.get_xticks(minor=True)) == 0
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["0 %", "25 %", "50 %", "75 %", "100 %"]
+
+
+def test_tick_labels_without_room_are_left_out_and_their_ticks_stay():
+    radii = np.geomspace(1, 16, 30) / 255
+    figure = draw(SEVERAL, radii=list(radii))
+    assert len(figure.axes[1].get_xticks()) == 30
+    written = [tick.get_text() for tick in figure.axes[1].get_xticklabels() if tick.get_text()]
+    assert 4 <= len(written) < 15
+    assert_words_lie_inside_and_apart(figure)
+
+
+def test_curves_differ_by_more_than_colour_and_the_last_is_emphasised():
+    drawn = lines(draw({str(index): np.array([0.01]) for index in range(7)}))
+    assert len({str(line._dash_pattern) for line in drawn}) == 7
+    assert len({line.get_color() for line in drawn}) == 7
+    assert all(drawn[-1].get_linewidth() > 2 * line.get_linewidth() for line in drawn[:-1])
+
+
+def test_coinciding_curves_are_both_seen():
+    same = np.array([2.0, 5.0]) / 255
+    alone = figure_to_array(draw({"start": np.array([np.inf]), "now": same})).astype(int)
+    both = figure_to_array(draw({"start": same, "now": same})).astype(int)
+    axes = draw({"start": same, "now": same}).axes[1]
+    x, y = (round(value) for value in axes.transData.transform((3.2 / 255, 50)))
+    band = (slice(both.shape[0] - 3 - y, both.shape[0] + 2 - y), slice(x - 15, x + 15))
+    assert np.abs(both[band] - alone[band]).max() > 100
+    assert (both[band][..., 2] - both[band][..., 0] > 100).any()  # and the band of the last one too
+
+
+def test_the_legend_stands_outside_and_looks_like_the_curves():
+    figure = draw(SEVERAL)
+    figure_to_array(figure)
+    plot = figure.axes[1].get_window_extent()
+    samples = figure.axes[0].get_lines()
+    assert [looks(sample) for sample in samples] == [looks(line) for line in lines(figure)]
+    for label, sample in zip(SEVERAL, samples, strict=True):
+        (text,) = [item for item in figure.findobj(Text) if item.get_text() == label]
+        assert text.get_window_extent().x0 > sample.get_window_extent().x1 > sample.get_window_extent().x0 > plot.x1
+        assert text.get_position()[1] == sample.get_ydata()[0]
+        assert (text.get_fontweight() == "bold") == (label == "epoch 4 (now)")
+
+
+def test_rows_are_counted():
+    assert "4 rows" in words(draw(SEVERAL))
+    assert "1 row" in words(draw({"now": np.array([0.1])}))
+    assert "2 to 4 rows" in words(draw({**SEVERAL, "later": np.array([0.1, 0.2])}))
+
+
+def test_of_many_curves_an_even_selection_is_shown_and_said():
+    figure = draw({f"epoch {index}": np.array([0.01]) for index in range(25)})
+    assert [line.get_label() for line in lines(figure)] == [f"epoch {index}" for index in range(0, 25, 4)]
+    assert "1 row · 7 of 25 curves, evenly spaced" in words(figure)
+
+
+@pytest.mark.parametrize("name", ["now", LONG, "$5_{bill", "two\nlines", "", "日本"])
+@pytest.mark.parametrize("curves", [1, 3, 7, 9])
+def test_words_never_overlap_or_leave_the_page(name, curves):
+    figure = draw({name + "\n" * index: np.array([0.01]) for index in range(curves)}, title=f"title of {name}")
+    assert_words_lie_inside_and_apart(figure)
+
+
+def test_tensors_draw_what_arrays_draw():
+    values = torch.tensor([0.25, 0.125, math.inf]).bfloat16().requires_grad_()
+    from_tensor = draw({"now": values})
+    np.testing.assert_array_equal(
+        figure_to_array(from_tensor), figure_to_array(draw({"now": np.array([0.25, 0.125, np.inf])}))
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"norm": "l1"}, "norm: got 'l1'; expected one of 'linf', 'l2', 'l0_patches'"),
+        ({"radii": []}, r"radii: got \[\]; expected one positive finite number or more"),
+        ({"radii": [0.0, 1.0]}, r"radii: got \[0.0, 1.0\]"),
+        ({"radii": [math.inf]}, "radii: got"),
+        ({"radii": [math.nan]}, "radii: got"),
+        ({"distances": {}}, "distances: got no curve"),
+        ({"distances": {"now": np.array([])}}, r"distances\['now'\]: got shape \(0,\); expected \(M,\)"),
+        ({"distances": {"now": np.ones((2, 2))}}, r"distances\['now'\]: got shape \(2, 2\)"),
+        ({"distances": {"now": np.array([1.0, np.nan])}}, r"distances\['now'\]: got nan; expected 0 or more"),
+        ({"distances": {"a": np.ones(2), "b": np.array([-1.0])}}, r"distances\['b'\]: got -1.0"),
+    ],
+)
+def test_bad_input_is_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        draw(**{"distances": SEVERAL, **change})
