@@ -6,9 +6,11 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-# The demo, with timm and its data, is imported only where it runs.
+from lightning_attngrad.audit.arguments import DESCRIPTION, EXAMPLES, SUMMARY, add_audit_arguments
+
+# What a command does, with torch, Lightning and timm, is imported only where it runs.
 
 _DEMO_TEXT = """\
 Fine-tune a small Vision Transformer and watch where it looks.
@@ -109,6 +111,14 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where logs and figures go (default: attngrad_demo)",
     )
+    audit = commands.add_parser(
+        "audit",
+        help=SUMMARY,
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_audit_arguments(audit)
     return parser
 
 
@@ -119,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Without the program's name; None takes those of the process.
 
     Returns:
-        The exit code: 0, or 2 for bad input, which is told in one line on stderr.
+        The exit code: 0; 1 where an audit breaks a threshold; 2 for bad input, which is told in one line on stderr.
     """
     parser = build_parser()
     given = vars(parser.parse_args(arguments))
@@ -128,9 +138,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"lightning-attngrad {__version__}")
         return 0
-    if given.pop("command") is None:
+    command = given.pop("command")
+    if command is None:
         parser.print_help()
         return 0
+    return _audit(given) if command == "audit" else _demo(given)
+
+
+def _demo(given: dict[str, Any]) -> int:
     from lightning_attngrad.demo import DemoError, DemoOptions, run_demo  # noqa: PLC0415
 
     try:
@@ -139,6 +154,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lightning-attngrad demo: error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _audit(given: dict[str, Any]) -> int:
+    from lightning_attngrad.audit.options import AuditError, AuditOptions  # noqa: PLC0415
+    from lightning_attngrad.audit.run import audit_exit_code  # noqa: PLC0415
+
+    try:
+        return audit_exit_code(AuditOptions(**given))
+    except AuditError as error:
+        print(f"lightning-attngrad audit: error: {error}", file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

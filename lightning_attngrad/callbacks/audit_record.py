@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import lightning
@@ -16,7 +16,6 @@ from lightning_attngrad.reporting.files import write_to
 
 #: Of the layout of the record; raised when a reader of the old one would misread the new.
 FORMAT = 1
-_SUFFIX = ".audit.json"
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class AuditRecord:
         figures: by name, such as ``rewrite/median_linf`` and ``maps/entropy``; empty where ``why_empty`` says why.
         metrics: the run's own scalars at that moment, such as ``val_loss``.
         images: how many images, and their hash.
-        settings: of the audit.
+        settings: of the audit, named like its arguments, and the precision of the run.
         hash: SHA-256 of images, classes and settings: figures under another one do not compare.
         seconds: that it took to find them.
         why_empty: why there are no figures.
@@ -81,23 +80,54 @@ class AuditRecord:
             values[name] = {key: as_json_number(value) for key, value in values[name].items()}
         return json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
-    def write_beside(self, checkpoint: str) -> None:
+    def write_beside(self, checkpoint: str, name: str = "audit") -> None:
         """Write the file beside a checkpoint, whole or not at all.
+
+        Args:
+            checkpoint: its path, or address in an object store.
+            name: of the audit.
 
         Raises:
             OSError: if it cannot be written.
         """
-        write_to(record_address(checkpoint), self.json(PurePosixPath(checkpoint).name).encode())
+        write_to(record_address(checkpoint, name), self.json(PurePosixPath(checkpoint).name).encode())
+
+    @classmethod
+    def read_beside(cls, checkpoint: str, name: str = "audit") -> AuditRecord | None:
+        """Back from :meth:`write_beside`; None where there is no such file.
+
+        Args:
+            checkpoint: path of the checkpoint.
+            name: of the audit.
+
+        Raises:
+            ValueError: if the file is none of these, or was written by a later version in another layout.
+        """
+        path = Path(record_address(checkpoint, name))
+        if not path.is_file():
+            return None
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            del values["checkpoint"]
+            for part in ("figures", "metrics"):
+                values[part] = {key: float(value) for key, value in values[part].items()}
+            return cls.from_plain(values)
+        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is no audit record ({type(error).__name__}: {error}); remove it") from error
 
 
-def record_address(checkpoint: str) -> str:
+def record_address(checkpoint: str, name: str = "audit") -> str:
     """Where the record of a checkpoint lies.
+
+    Args:
+        checkpoint: its path, or address in an object store.
+        name: of the audit: a run may have several.
 
     Example:
         >>> record_address("run/epoch=3-step=40.ckpt")
         'run/epoch=3-step=40.audit.json'
     """
-    return checkpoint.removesuffix(".ckpt") + _SUFFIX
+    return f"{checkpoint.removesuffix('.ckpt')}.{name.replace('/', '.')}.json"
 
 
 def as_json_number(value: float) -> float | str:

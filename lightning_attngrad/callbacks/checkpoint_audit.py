@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from lightning_attngrad.attention import UnsupportedModelError
 from lightning_attngrad.callbacks.audit_record import AuditRecord, record_address
+from lightning_attngrad.callbacks.checkpoint_files import CheckpointFile, checkpoint_files
 from lightning_attngrad.callbacks.image_probe import ImageProbe
 from lightning_attngrad.callbacks.look import Findings, Probe
 from lightning_attngrad.callbacks.rewrite_figures import rewrite_figures
@@ -25,7 +27,7 @@ from lightning_attngrad.callbacks.rewriting import (
     rewrite_probe,
     rewrite_scalars,
 )
-from lightning_attngrad.callbacks.timetable import is_fitting
+from lightning_attngrad.callbacks.timetable import Moment, averaging, is_fitting, moment, swaps_at_the_end
 from lightning_attngrad.explain import explain
 from lightning_attngrad.metrics.functional import map_statistics
 from lightning_attngrad.reporting.files import remove_from
@@ -111,27 +113,37 @@ class CheckpointAudit(ImageProbe):
             seed=seed,
             on_error=on_error,
         )
-        self.settings = RewriteSettings(norm, steps, target, () if radii is None else tuple(radii))
+        self.settings = RewriteSettings(norm, steps, target, () if radii is None else radii)
+        known = self._normalisation
+        self._reading = {  # what else is needed to find the same figures again
+            "dataloader_idx": dataloader_idx,
+            "image_key": _plain_key(image_key),
+            "target_key": _plain_key(target_key),
+            "model": model,
+            "mean": None if known is None else list(known.mean),
+            "std": None if known is None else list(known.std),
+        }
         self.record: AuditRecord | None = None
+        self.distances: list[float] = []  # of the rows of the last look that rewrote
         self._frozen: FrozenTargets | None = None
-        self._looked_at: int | None = None  # the step
+        self._looked_at: Moment | None = None
         self._measured: dict[str, float] | None = None  # by a monitor of the same settings, at this step
-        self._described: dict[str, tuple[str, float]] = {}  # checkpoints that have their file
+        self._described: dict[str, CheckpointFile] = {}  # checkpoints that have their file
         self._may_look = False
         self._could_write = True
 
     def forget(self) -> None:
         """Drop what belongs to another run, or to other images."""
         super().forget()
-        self.record, self._frozen, self._looked_at, self._described = None, None, None, {}
+        self.record, self._frozen, self._looked_at = None, None, None
 
     # When it looks ------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Freeze the images, and take down the checkpoints that are there already."""
         super().on_train_start(trainer, pl_module)
-        self._may_look = True
-        self._described = _checkpoints(trainer)
+        self._may_look = self._could_write = True
+        self._described = checkpoint_files(trainer)
 
     def on_validation_batch_start(
         self,
@@ -143,8 +155,8 @@ class CheckpointAudit(ImageProbe):
     ) -> None:
         """Look in a validation of its own, and where averaged weights are in place only now."""
         first = batch_idx == 0 and dataloader_idx == 0
-        if first and not trainer.sanity_checking and (not is_fitting(trainer) or _averages(trainer)):
-            self._audit(trainer, pl_module)
+        if first and not trainer.sanity_checking and (not is_fitting(trainer) or averaging(trainer)):
+            self._audit(trainer, pl_module, averaged=True)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The images of a stream have gone by."""
@@ -159,7 +171,7 @@ class CheckpointAudit(ImageProbe):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Look at the weights that are being saved, and put the figures into the checkpoint."""
-        if is_fitting(trainer) and not _averages(trainer):
+        if is_fitting(trainer):
             self._audit(trainer, pl_module)
         if "callbacks" in checkpoint:
             # Lightning has asked for the state already, before there were figures of these weights.
@@ -189,6 +201,8 @@ class CheckpointAudit(ImageProbe):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Describe what was saved at the end of the epoch."""
         self._describe_checkpoints(trainer, pl_module)
+        if swaps_at_the_end(trainer):
+            self._looked_at = None
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Describe what was saved at the end of training."""
@@ -197,17 +211,16 @@ class CheckpointAudit(ImageProbe):
 
     def on_exception(
         self,
-        trainer: pl.Trainer,  # noqa: ARG002
-        pl_module: pl.LightningModule,  # noqa: ARG002
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
         exception: BaseException,  # noqa: ARG002
     ) -> None:
-        """Look no more: another process may be waiting somewhere else. What is saved now says that it was not seen."""
-        self._may_look = False
+        """Look no more: another process may be waiting somewhere else.
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Describe what was saved on the way out of an error."""
-        if stage == "fit":
-            self._describe_checkpoints(trainer, pl_module)
+        What is saved from now on says in itself that it was not seen: no hook follows in which a file could be written.
+        """
+        self._may_look = False
+        self._describe_checkpoints(trainer, pl_module)
 
     # What it sees -------------------------------------------------------------------------------------------
 
@@ -220,6 +233,7 @@ class CheckpointAudit(ImageProbe):
             scalars = {f"rewrite/{name}": self._measured[name] for name in self._measured}
             return Findings({**figures, **scalars}, dict)
         rows, shown = rewrite_probe(probe, self.settings, self._frozen, shown=_SHOWN)
+        self.distances = rows.distance.tolist()
         rewritten = rewrite_scalars(rows, self.settings)
 
         def draw() -> dict[str, Any]:
@@ -228,27 +242,44 @@ class CheckpointAudit(ImageProbe):
 
         return Findings({**figures, **{f"rewrite/{name}": value for name, value in rewritten.items()}}, draw)
 
-    def _audit(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Make the record of the weights as they are; the same one for all checkpoints of a step."""
-        step = trainer.global_step
-        if self.record is not None and self._looked_at == step and not self.record.why_empty:
+    def _begin(self, pl_module: pl.LightningModule) -> None:
+        super()._begin(pl_module)
+        self._looked_at = None  # other weights may have been loaded since
+
+    def _audit(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, averaged: bool = False) -> None:
+        """Make the record of the weights as they are; the same one for all checkpoints of a moment.
+
+        Args:
+            trainer: the Trainer.
+            pl_module: the LightningModule.
+            averaged: whether averaged weights, where there are any, are in place.
+        """
+        now = moment(trainer)
+        if self.record is not None and self._looked_at == now and not self.record.why_empty:
+            self.record = replace(self.record, metrics=_own_metrics(trainer))  # a validation may have come between
             return
-        why = self._why_not(trainer)
+        why = self._why_not(trainer, averaged)
         if not why:
             self._measured = self._measured_by_a_monitor(trainer)
             self._look(trainer, pl_module, _label(trainer))
             self._agree(trainer)
             why = f"the audit rests: {self._why_resting}" if self._resting else ""
-        self._looked_at = step
+        self._looked_at = now
         seconds, self._seconds = self._seconds, 0.0
         self._log_seconds(trainer, seconds)
         self.record = AuditRecord(
             epoch=trainer.current_epoch,
-            global_step=step,
+            global_step=trainer.global_step,
             figures={} if why else dict(self.scalars),
             metrics=_own_metrics(trainer),
             images={"count": len(self.probe_set), "hash": self.probe_set.hash},
-            settings={"num_images": self.probe_set.num_images, "seed": self._seed, **self.settings.plain()},
+            settings={
+                "num_images": self.probe_set.num_images,
+                "seed": self._seed,
+                **self.settings.plain(),
+                **self._reading,
+                "precision": str(trainer.precision),
+            },
             hash=self.hash,
             seconds=seconds,
             why_empty=why,
@@ -260,7 +291,7 @@ class CheckpointAudit(ImageProbe):
             for logger in trainer.loggers:
                 logger.log_metrics({self._key("seconds"): seconds}, step=scalar_step(trainer))
 
-    def _why_not(self, trainer: pl.Trainer) -> str:
+    def _why_not(self, trainer: pl.Trainer, averaged: bool) -> str:
         """Why no look can be made now; empty if it can."""
         if self._resting:
             return f"the audit rests: {self._why_resting}"
@@ -268,15 +299,17 @@ class CheckpointAudit(ImageProbe):
             return "the images were not known yet: no validation had given them"
         if trainer.state.status != TrainerStatus.RUNNING or (is_fitting(trainer) and not self._may_look):
             return "the run had ended or failed, and these weights had not been looked at before"
+        if is_fitting(trainer) and averaging(trainer) and not averaged:
+            return "the averaged weights are in place during a validation only, and there was none with these"
         return ""
 
     def _measured_by_a_monitor(self, trainer: pl.Trainer) -> dict[str, float] | None:
         """What a monitor of the same settings has found at this step, on the same images and classes."""
-        if self._frozen is None or _averages(trainer):  # a monitor that counts steps sees the raw weights
+        if self._frozen is None or averaging(trainer):  # a monitor that counts steps sees the raw weights
             return None
         for other in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(other, RewriteRobustnessMonitor):
-                found = other.measured(trainer.global_step, self.hash)
+            if isinstance(other, RewriteRobustnessMonitor) and other.sees_as(self):
+                found = other.measured(moment(trainer), self.hash)
                 if found is not None:
                     return found
         return None
@@ -290,34 +323,42 @@ class CheckpointAudit(ImageProbe):
 
     def _describe_checkpoints(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write the record beside each checkpoint that has none yet; a collective operation if there is one."""
-        if not is_fitting(trainer):
+        if not is_fitting(trainer) or trainer.sanity_checking:
             return
-        there = _checkpoints(trainer)
-        new = [path for path, token in there.items() if _is_new(path, token, self._described)]
+        there = checkpoint_files(trainer)
+        new = {path: file for path, file in there.items() if file.is_new(self._described.get(path))}
         gone = self._described.keys() - there.keys()
         self._described = there
-        if new and (self.record is None or self._looked_at != trainer.global_step):
-            # Saved without callbacks (save_weights_only), so that nobody asked for the figures.
-            self._audit(trainer, pl_module)
+        asked = self.record  # for, when the last one was saved
+        bare = self._record_of_weights_only(trainer, pl_module) if any(f.weights_only for f in new.values()) else None
         if not trainer.is_global_zero:
             return
-        for path in new:
-            self._write(path)
+        for path, file in new.items():
+            self._write(path, bare if file.weights_only else asked)
         for path in gone:
             if "://" not in path and not Path(path).exists():  # ModelCheckpoint forgets some that it does not remove
-                remove_from(record_address(path))
+                remove_from(record_address(path, self.name))
 
-    def _write(self, checkpoint: str) -> None:
-        if self.record is None:
+    def _record_of_weights_only(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> AuditRecord | None:
+        """Of a checkpoint that was saved without callbacks, so that nobody asked for its figures."""
+        self._audit(trainer, pl_module)
+        if self.record is None or not averaging(trainer):
+            return self.record
+        why = "saved with weights only, it holds the weights before averaging, which were not looked at"
+        return replace(self.record, figures={}, why_empty=why)
+
+    def _write(self, checkpoint: str, record: AuditRecord | None) -> None:
+        if record is None:
             return
         try:
-            self.record.write_beside(checkpoint)
-        except OSError as error:
+            record.write_beside(checkpoint, self.name)
+        except Exception as error:  # object stores have errors of their own
             if self._could_write:
                 self._could_write = False
                 rank_zero_warn(
-                    f"{type(self).__name__} could not write {record_address(checkpoint)}: {error}. The figures are in "
-                    "the checkpoint itself; training goes on, and further failures are not reported in this run."
+                    f"{type(self).__name__} could not write {record_address(checkpoint, self.name)}: {error}. The "
+                    "figures are in the checkpoint itself; training goes on, and further failures are not reported in "
+                    "this run."
                 )
 
     # Resuming -----------------------------------------------------------------------------------------------
@@ -355,38 +396,15 @@ def _map_figures(probe: Probe, own: Tensor) -> dict[str, float]:
         return {}
 
 
-def _checkpoints(trainer: pl.Trainer) -> dict[str, tuple[str, float]]:
-    """The files of all checkpoint callbacks, by what they tell of them, each with what changes when it is overwritten.
-
-    That is the score of one of the best, and the step of the last one saved: such names (``last.ckpt``) come again.
-    """
-    found: dict[str, tuple[str, float]] = {}
-    for callback in trainer.checkpoint_callbacks:
-        step = float(getattr(callback, "_last_global_step_saved", 0))
-        for name in ("best_model_path", "last_model_path", "_last_checkpoint_saved"):
-            if path := getattr(callback, name, ""):
-                found[str(path)] = ("step", step)
-        scores = getattr(callback, "best_k_models", {})
-        found |= {str(path): ("score", float(score)) for path, score in scores.items()}
-    return found
-
-
-def _is_new(path: str, token: tuple[str, float], before: dict[str, tuple[str, float]]) -> bool:
-    """Whether a file has been written since, under a new name or over an old one."""
-    earlier = before.get(path)
-    return earlier is None or (earlier[0] == token[0] and earlier != token)
-
-
-def _averages(trainer: pl.Trainer) -> bool:
-    """Whether checkpoints hold averaged weights; by name, as the class is newer than the oldest Lightning allowed."""
-    bases = (base for callback in trainer.callbacks for base in type(callback).__mro__)  # type: ignore[attr-defined]
-    return any(base.__name__ == "WeightAveraging" for base in bases)
-
-
 def _own_metrics(trainer: pl.Trainer) -> dict[str, float]:
     """The user's scalars, without those of the monitors."""
     metrics = trainer.callback_metrics.items()
     return {name: float(value) for name, value in metrics if not name.startswith("attngrad/") and value.numel() == 1}
+
+
+def _plain_key(key: Any) -> Any:
+    """A key as a checkpoint may hold it: a path of several parts is a list."""
+    return key if key is None or isinstance(key, str | int) else list(key)
 
 
 def _label(trainer: pl.Trainer) -> str:

@@ -138,6 +138,7 @@ class ImageProbe(Monitor, ABC):
                 self._end_of_stream(trainer)
             else:
                 self.probe_set.start_over()  # the sanity check's images come again in the first validation
+        self._forget_other_images()
         self._agree(trainer)
 
     def on_validation_batch_end(
@@ -178,36 +179,47 @@ class ImageProbe(Monitor, ABC):
         self._streaming = False
         with self._guarded(trainer, "its images"):
             self.probe_set.freeze(trainer)
+        self._forget_other_images()
+
+    def _forget_other_images(self) -> None:
+        """Drop a history that came with the checkpoint of a run on other images: nothing of it may be logged again."""
+        if self.probe_set.is_frozen:
+            if self._hash not in (None, self.probe_set.hash):
+                self.forget()
+            self._hash = self.probe_set.hash
 
     def _look(self, trainer: pl.Trainer, pl_module: pl.LightningModule, label: str) -> None:
         if self._resting or self._model is None:
             return
         self._looked(trainer)
-        if self._hash not in (None, self.probe_set.hash):
-            self.forget()  # a checkpoint came from a run on other images
-        self._hash = self.probe_set.hash
+        self._forget_other_images()
         with (
             self._guarded(trainer, f"its look at {label}"),
             self._timed(),
             isolated(trainer, pl_module, seed=self._seed),
         ):
-            images, targets = self.probe_set.to_device(trainer, pl_module)
-            stated = self._normalisation or find_normalisation(trainer, pl_module)
-            shown = stated or find_normalisation(trainer, pl_module, images=images)
-            probe = Probe(
-                model=self._model,
-                forward=probe_forward(trainer, self._model),
-                images=images,
-                targets=None if targets is None else targets.cpu(),
-                pixels=shown_pixels(images, shown),
-                class_names=find_class_names(trainer, self._class_names),
-                label=label,
-                normalisation=stated,
-                processes=Processes.of(trainer),
-                step=trainer.global_step,
-            )
+            processes = Processes.of(trainer)
+            probe = processes.together(lambda: self._probe(trainer, pl_module, label))
+            processes.share_buffers(probe.model)
             self._pending = self.look(probe, remember=is_fitting(trainer))
             self.scalars = dict(self._pending.scalars)
+
+    def _probe(self, trainer: pl.Trainer, pl_module: pl.LightningModule, label: str) -> Probe:
+        assert self._model is not None
+        images, targets = self.probe_set.to_device(trainer, pl_module)
+        stated = self._normalisation or find_normalisation(trainer, pl_module)
+        shown = stated or find_normalisation(trainer, pl_module, images=images)
+        return Probe(
+            model=self._model,
+            forward=probe_forward(trainer, self._model),
+            images=images,
+            targets=None if targets is None else targets.cpu(),
+            pixels=shown_pixels(images, shown),
+            class_names=find_class_names(trainer, self._class_names),
+            label=label,
+            normalisation=stated,
+            processes=Processes.of(trainer),
+        )
 
     def _looked(self, trainer: pl.Trainer) -> None:
         """A look begins."""

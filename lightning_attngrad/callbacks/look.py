@@ -26,7 +26,6 @@ class Probe:
         label: when this is: ``start``, ``epoch 3`` or ``step 200``.
         normalisation: how the images were normalised, where the user or a transform says so; no guess.
         processes: of the run, all of which look at the same moment.
-        step: optimizer steps done.
     """
 
     model: nn.Module
@@ -38,7 +37,6 @@ class Probe:
     label: str
     normalisation: Normalisation | None = None
     processes: Processes = field(default_factory=Processes)
-    step: int = 0
 
     def class_name(self, index: int) -> str:
         """The name of a class, or its number."""

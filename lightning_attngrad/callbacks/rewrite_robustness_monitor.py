@@ -8,10 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import lightning.pytorch as pl
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lightning_attngrad.callbacks.image_probe import ImageProbe
 from lightning_attngrad.callbacks.look import Findings, Probe
 from lightning_attngrad.callbacks.probe_monitor import ProbeMonitor
 from lightning_attngrad.callbacks.rewrite_figures import rewrite_figures
@@ -23,6 +25,7 @@ from lightning_attngrad.callbacks.rewriting import (
     rewrite_probe,
     rewrite_scalars,
 )
+from lightning_attngrad.callbacks.timetable import Moment, moment
 
 _log = logging.getLogger("lightning_attngrad")
 
@@ -128,7 +131,7 @@ class RewriteRobustnessMonitor(ProbeMonitor):
             seed=seed,
             on_error=on_error,
         )
-        self.settings = RewriteSettings(norm, steps, target, () if radii is None else tuple(radii), top_share)
+        self.settings = RewriteSettings(norm, steps, target, () if radii is None else radii, top_share)
         if reference not in ("first_epoch", "start", "previous"):
             raise ValueError(f"reference: got {reference!r}; expected 'first_epoch', 'start' or 'previous'")
         if long_every is not None and (
@@ -137,6 +140,7 @@ class RewriteRobustnessMonitor(ProbeMonitor):
             raise ValueError(f"long_every: got {long_every!r}; expected a positive number of looks, or None for never")
         self.reference = reference
         self.long_every = long_every
+        self._now: Moment = (0, 0, 0)  # of the look
         self.forget()
 
     def forget(self) -> None:
@@ -148,7 +152,15 @@ class RewriteRobustnessMonitor(ProbeMonitor):
         self._compared: list[float] | None = None  # distances at the reference
         self._looks = 0  # since the start
         self._short_over_long = math.nan
-        self._measured: tuple[int, str | None, dict[str, float]] | None = None  # step, hash, and the numbers
+        self._measured: tuple[Moment, str | None, dict[str, float]] | None = None  # when, hash, and the numbers
+
+    def _begin(self, pl_module: pl.LightningModule) -> None:
+        super()._begin(pl_module)
+        self._measured = None  # other weights may have been loaded since
+
+    def _looked(self, trainer: pl.Trainer) -> None:
+        super()._looked(trainer)
+        self._now = moment(trainer)
 
     def look(self, probe: Probe, *, remember: bool) -> Findings:
         """Rewrite the images, and compare with earlier looks."""
@@ -166,7 +178,7 @@ class RewriteRobustnessMonitor(ProbeMonitor):
             long, _ = rewrite_probe(probe, replace(self.settings, steps=_LONG_STEPS), frozen)
             self._short_over_long = _median_ratio(rows.distance, long.distance)
         scalars = rewrite_scalars(rows, self.settings)
-        self._measured = (probe.step, self.rewrite_hash, dict(scalars))
+        self._measured = (self._now, self.rewrite_hash, dict(scalars))
         scalars |= ratio_scalars(rows.distance, None if compared is None else torch.tensor(compared))
         scalars["short_over_long"] = self._short_over_long
 
@@ -226,9 +238,13 @@ class RewriteRobustnessMonitor(ProbeMonitor):
         self._looks = state_dict["looks"]
         self._short_over_long = state_dict["short_over_long"]
 
-    def measured(self, step: int, of: str | None) -> dict[str, float] | None:
-        """The numbers of the look at this optimizer step, if there was one and its ``rewrite_hash`` was this one."""
-        if self._measured is None or of is None or self._measured[:2] != (step, of):
+    def sees_as(self, other: ImageProbe) -> bool:
+        """Whether it looks through the same part of the model, at images that were normalised alike."""
+        return self._model is other._model and self._normalisation == other._normalisation
+
+    def measured(self, when: Moment, of: str | None) -> dict[str, float] | None:
+        """The numbers of the look at this moment, if there was one and its ``rewrite_hash`` was this one."""
+        if self._measured is None or of is None or self._measured[:2] != (when, of):
             return None
         return dict(self._measured[2])
 

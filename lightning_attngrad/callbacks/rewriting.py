@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -65,7 +66,7 @@ class RewriteSettings:
     norm: str = "linf"
     steps: int = 16
     target: str | int = "random"
-    radii: tuple[float, ...] = ()
+    radii: Sequence[float] = ()
     top_share: float | None = None
 
     def __post_init__(self) -> None:
@@ -75,8 +76,8 @@ class RewriteSettings:
             raise ValueError(
                 f"target: got {self.target!r}; expected a class from 0, or one of {', '.join(TARGET_KINDS)}"
             )
-        radii = tuple(self.radii) or RADII[self.norm]
-        if any(isinstance(radius, bool) or not isinstance(radius, int | float) or not radius > 0 for radius in radii):
+        radii = (tuple(self.radii) or RADII[self.norm]) if isinstance(self.radii, Iterable) else (math.nan,)
+        if not all(_is_length(radius) for radius in radii):
             raise ValueError(f"radii: got {self.radii!r}; expected positive numbers in pixel units, such as 4/255")
         object.__setattr__(self, "radii", tuple(sorted({float(radius) for radius in radii})))
         if len(self.radii) < 2:
@@ -108,11 +109,14 @@ class FrozenTargets:
 
     @classmethod
     def choose(cls, probe: Probe, target: str | int, seed: int) -> FrozenTargets:
-        """From a look of the model at the images, for what the data do not tell."""
-        with torch.no_grad():
-            logits = (
-                torch.cat([_logits(probe.forward(some)) for some in probe.images.split(_ROWS_AT_ONCE)]).float().cpu()
-            )
+        """From a look of the model at the images, for what the data do not tell; a collective operation."""
+        parts = probe.images.split(_ROWS_AT_ONCE)
+
+        def work(part: int) -> Tensor:
+            with torch.no_grad():
+                return _logits(probe.forward(parts[part])).float().cpu()
+
+        logits = torch.cat(probe.processes.each(len(parts), work))
         classes = logits.shape[1]
         own = logits.argmax(dim=1)
         if probe.targets is not None:
@@ -286,6 +290,10 @@ def ill_health(scalars: dict[str, float]) -> str:
     if scalars["health/unconverged"] > 0.25 or scalars["health/one_step_better"] > 0.05:
         complaints.append("unconverged")
     return ", ".join(complaints)
+
+
+def _is_length(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _logits(output: Any) -> Tensor:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any, TypeAlias
+
 import lightning.pytorch as pl
 
 from lightning_attngrad.probe import Cadence
+
+Moment: TypeAlias = tuple[int, int, int]
 
 
 class Timetable:
@@ -58,6 +62,34 @@ class Timetable:
         So it is after ``max_steps``, ``max_time`` and ``EarlyStopping`` between two looks.
         """
         return trainer.global_step != self._looked_at_step
+
+
+def moment(trainer: pl.Trainer) -> Moment:
+    """What stays the same as long as the weights and buffers do that a checkpoint would hold.
+
+    Optimizer steps; batches, since those of an accumulated gradient write buffers too; and updates of an average.
+    """
+    updates = sum(int(getattr(getattr(one, "_average_model", None), "n_averaged", 0)) for one in averaging(trainer))
+    batches = trainer.fit_loop.epoch_loop.batch_progress.total
+    return trainer.global_step, batches.processed, updates  # type: ignore[attr-defined]
+
+
+def averaging(trainer: pl.Trainer) -> list[Any]:
+    """Callbacks that put averaged weights into checkpoints; by name, as older versions of Lightning lack the class."""
+    return [callback for callback in _callbacks(trainer) if _is_a(callback, "WeightAveraging")]
+
+
+def swaps_at_the_end(trainer: pl.Trainer) -> bool:
+    """Whether a callback puts other weights into the model when training ends."""
+    return any(_is_a(callback, "StochasticWeightAveraging") for callback in _callbacks(trainer))
+
+
+def _callbacks(trainer: pl.Trainer) -> list[Any]:
+    return list(trainer.callbacks)  # type: ignore[attr-defined]
+
+
+def _is_a(callback: Any, name: str) -> bool:
+    return any(base.__name__ == name for base in type(callback).__mro__)
 
 
 def is_fitting(trainer: pl.Trainer) -> bool:

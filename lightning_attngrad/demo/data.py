@@ -169,7 +169,10 @@ class DigitsDataModule(L.LightningDataModule):
 
     def __init__(self, batch_size: int = 32, channels: int = 1, image_size: int = 28) -> None:
         super().__init__()
+        self.save_hyperparameters(logger=False)  # so that checkpoints say how the images were made
         self.batch_size = batch_size
+        self.mean, self.std = (DIGIT_MEAN,), (DIGIT_STD,)
+        self.radii = tuple(level / 255 for level in (2, 4, 8, 16, 32, 64))  # black and white takes more than colour
         training, validation = load_digits()
         self.train_images = DigitImages(*training, channels, image_size)
         self.val_images = DigitImages(*validation, channels, image_size)
@@ -210,7 +213,7 @@ class FolderDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | str,
         batch_size: int,
         image_size: int,
         mean: Sequence[float],
@@ -218,7 +221,10 @@ class FolderDataModule(L.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(logger=False)  # so that checkpoints say how the images were made
+        self.hparams["folder"] = str(folder)  # a Path could not be read back with weights_only=True
         self.batch_size = batch_size
+        self.mean, self.std, self.radii = tuple(mean), tuple(std), None
         to_pixels = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
         augment = v2.Compose(
             [v2.RandomResizedCrop(image_size, scale=(0.5, 1.0)), v2.RandomHorizontalFlip(), *to_pixels]
@@ -226,7 +232,7 @@ class FolderDataModule(L.LightningDataModule):
         centre = v2.Compose([v2.Resize(round(image_size * 1.1)), v2.CenterCrop(image_size), *to_pixels])
         self.train_images: Dataset[Any]
         self.val_images: Dataset[Any]
-        self.train_images, self.val_images, self.class_names = _read_folder(folder, augment, centre, seed)
+        self.train_images, self.val_images, self.class_names = _read_folder(Path(folder), augment, centre, seed)
         self.description = (
             f"{folder}: {len(self.class_names)} classes, {_length(self.train_images)} training and "
             f"{_length(self.val_images)} validation images"

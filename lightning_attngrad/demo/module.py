@@ -9,6 +9,9 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_attngrad.demo.models import build_model
+from lightning_attngrad.demo.options import DEMO_MODEL
+
 
 class FineTuner(L.LightningModule):
     """Fine-tunes a classifier with AdamW and a one-cycle learning rate.
@@ -68,3 +71,20 @@ class FineTuner(L.LightningModule):
             cycle_momentum=False,
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def fine_tuner(model_name: str = DEMO_MODEL, class_count: int = 10, image_size: int | None = None) -> FineTuner:
+    """Make the module of a demo run anew, for `lightning-attngrad audit` to fill with the weights of a checkpoint.
+
+    Args:
+        model_name: "demo" or a timm name.
+        class_count: Number of classes.
+        image_size: Height and width of the input, pixels; None is what the model was made for.
+
+    Returns:
+        The module, with random weights.
+
+    Raises:
+        DemoError: No such model, or no such size.
+    """
+    return FineTuner(build_model(model_name, class_count, image_size, pretrained=False), class_count)

@@ -1,4 +1,4 @@
-"""One run of the demo: data, model, Trainer with the monitor, and the table at the end."""
+"""One run of the demo: data, model, Trainer with the monitors, and the table at the end."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,17 +15,20 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import Callback, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
-from lightning_attngrad.callbacks import AttentionMapMonitor
+from lightning_attngrad.callbacks import AttentionMapMonitor, CheckpointAudit, RewriteRobustnessMonitor
 from lightning_attngrad.demo.data import DigitsDataModule, FolderDataModule, count_folder_classes
 from lightning_attngrad.demo.models import build_model, load_backbone, load_weights
 from lightning_attngrad.demo.module import FineTuner
 from lightning_attngrad.demo.options import DEMO_MODEL, DemoError, DemoOptions
 from lightning_attngrad.demo.summary import summary_table
+
+#: Rewriting takes longer than mapping, so it is looked at, and saved, in every other epoch.
+_REWRITE_EVERY = 2
 
 # What Lightning says to people who write a Trainer, and not to those who run a demo.
 _EXPECTED_WARNINGS = (
@@ -60,18 +63,22 @@ class ScalarHistory(Callback):
     """Keeps the scalars of each validation, and says the accuracy of each epoch above the progress bar.
 
     Args:
-        monitor: Its scalars of the starting weights are the first entry.
+        monitors: Their scalars of the starting weights are in the first entry.
         start: Scalars that were measured before training.
     """
 
-    monitor: AttentionMapMonitor
+    monitors: Sequence[AttentionMapMonitor | RewriteRobustnessMonitor]
     start: dict[str, float]
     history: list[dict[str, float]] = field(default_factory=list)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        """The monitor, which stands before this callback, has just looked at the starting weights."""
-        maps = {f"attngrad/{self.monitor.name}/{name}": value for name, value in self.monitor.scalars.items()}
-        self.history = [{**self.start, **maps}]
+        """The monitors, which stand before this callback, have just looked at the starting weights."""
+        seen = {
+            f"attngrad/{monitor.name}/{name}": value
+            for monitor in self.monitors
+            for name, value in monitor.scalars.items()
+        }
+        self.history = [{**self.start, **seen}]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
         """One line an epoch."""
@@ -112,7 +119,7 @@ def run_demo(options: DemoOptions) -> DemoResult:
         L.seed_everything(options.seed, verbose=False)
         model, origin, data = _model_and_data(options)
         module = FineTuner(model, len(data.class_names), options.peak_learning_rate)
-        trainer, history, loggers = _trainer(options, len(data.train_dataloader()))
+        trainer, history, loggers = _trainer(options, data)
         directory = Path(loggers[0].log_dir)
         print(f"{data.description}\n{_describe(options, model)}, {origin}\n")
         before = _trainer_without_traces(options).validate(module, datamodule=data, verbose=False)
@@ -163,9 +170,9 @@ def _describe(options: DemoOptions, model: nn.Module) -> str:
 
 
 def _trainer(
-    options: DemoOptions, batches: int
+    options: DemoOptions, data: DigitsDataModule | FolderDataModule
 ) -> tuple[L.Trainer, ScalarHistory, list[TensorBoardLogger | CSVLogger]]:
-    epochs = options.epochs
+    epochs, batches = options.epochs, len(data.train_dataloader())
     if options.max_steps is not None:
         # Whole epochs, shortened alike: Lightning validates only at their ends.
         epochs = min(epochs, math.ceil(options.max_steps / batches))
@@ -173,8 +180,19 @@ def _trainer(
     board = TensorBoardLogger(options.output, name="", default_hp_metric=False)
     # Beside the event files: a logger without pictures of its own gets the figures as PNG files.
     table = CSVLogger(options.output, name="", version=board.version)
-    monitor = AttentionMapMonitor()
-    history = ScalarHistory(monitor, {})
+    every = min(_REWRITE_EVERY, epochs)
+    maps = AttentionMapMonitor()
+    rewriting: dict[str, Any] = {"radii": data.radii, "mean": data.mean, "std": data.std}
+    rewrites = RewriteRobustnessMonitor(every_n_epochs=every, **rewriting)
+    audit = CheckpointAudit(**rewriting)  # of the same settings: what one has measured the other takes over
+    history = ScalarHistory([maps, rewrites], {})
+    checkpoints = [
+        ModelCheckpoint(Path(board.log_dir) / "checkpoints", filename, every_n_epochs=every, **kept)
+        for filename, kept in (
+            ("best", {"monitor": "val_accuracy", "mode": "max", "save_last": True}),
+            ("most_robust", {"monitor": "attngrad/rewrite/median_linf", "mode": "max"}),
+        )
+    ]
     loggers: list[TensorBoardLogger | CSVLogger] = [board, table]
     with _trainer_errors():
         trainer = L.Trainer(
@@ -183,8 +201,7 @@ def _trainer(
             max_epochs=epochs,
             limit_train_batches=batches,
             logger=loggers,
-            callbacks=[monitor, history, _ProgressBar(refresh_rate=5)],
-            enable_checkpointing=False,
+            callbacks=[maps, rewrites, audit, history, _ProgressBar(refresh_rate=5), *checkpoints],
             enable_model_summary=False,
             num_sanity_val_steps=0,
             log_every_n_steps=10,

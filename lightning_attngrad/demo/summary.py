@@ -15,8 +15,10 @@ _ROWS = (
     ("attngrad/maps/entropy", "map entropy", "{:.3f}"),
     ("attngrad/maps/border_mass", "map mass at the border", "{:.1%}"),
     ("attngrad/maps/top_decile_mass", "map mass in the top tenth", "{:.1%}"),
+    ("attngrad/rewrite/median_linf", "change that rewrites, L∞", "{:.3f}"),
+    ("attngrad/rewrite/survives_8_bit", "rewrites left after 8 bits", "{:.0%}"),
 )
-_SECONDS = "attngrad/maps/seconds"
+_SECONDS = (("attngrad/maps/seconds", "on the maps"), ("attngrad/rewrite/seconds", "on the rewrites"))
 
 
 def summary_table(history: Sequence[Mapping[str, float]], training_seconds: float, directory: Path) -> str:
@@ -41,7 +43,7 @@ def summary_table(history: Sequence[Mapping[str, float]], training_seconds: floa
         epochs                                 1
         seconds of training                 60.0
         ------------------------------------------
-        figures      logs/version_0/attngrad/maps
+        figures      logs/version_0/attngrad
         TensorBoard  ...--logdir logs/version_0
     """
     rule = "-" * 42
@@ -56,13 +58,14 @@ def summary_table(history: Sequence[Mapping[str, float]], training_seconds: floa
         f"{'epochs':26}{max(0, len(history) - 1):>14}",
         f"{'seconds of training':26}{training_seconds:>14.1f}",
     ]
-    if any(_SECONDS in scalars for scalars in history):
-        spent = sum(scalars.get(_SECONDS, 0.0) for scalars in history)
-        share = f"{spent:.1f} ({spent / max(training_seconds, 1e-9):.0%})"
-        lines.append(f"{'of these, on the maps':26}{share:>14}")
+    for key, what in _SECONDS:
+        if any(key in scalars for scalars in history):
+            spent = sum(scalars.get(key, 0.0) for scalars in history)
+            share = f"{spent:.1f} ({spent / max(training_seconds, 1e-9):.0%})"
+            lines.append(f"{f'of these, {what}':26}{share:>14}")
     lines += [
         rule,
-        f"figures      {directory / 'attngrad' / 'maps'}",
+        f"figures      {directory / 'attngrad'}",
         f"TensorBoard  tensorboard --logdir {shlex.quote(str(directory))}",
     ]
     if shutil.which("tensorboard") is None:  # as after `make demo`, whose environment is not activated

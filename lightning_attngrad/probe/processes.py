@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import lightning.pytorch as pl
 import torch.distributed
+from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -57,6 +58,37 @@ class Processes:
         torch.distributed.all_gather_object(everyone, found)
         return everyone  # type: ignore[return-value]
 
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every process the buffers of the first, which a checkpoint holds; a collective operation.
+
+        Each process has normalised its own batches since they were last alike. The body of :func:`isolated` is the
+        place for it: they are put back afterwards. Those of a sharded tensor stay as they are.
+        """
+        if self.count == 1:
+            return
+        buffers = [buffer for buffer in module.buffers() if type(buffer) in (Tensor, nn.Buffer)]
+        sent = [[buffer.detach().cpu() for buffer in buffers] if self.rank == 0 else None]
+        torch.distributed.broadcast_object_list(sent, src=0)
+        with torch.no_grad():
+            for buffer, value in zip(buffers, sent[0] or [], strict=True):
+                buffer.copy_(value)
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Let every process do the same, or none go on; a collective operation.
+
+        Before work that is shared: where one process had an error, the others would wait for it there.
+
+        Raises:
+            RuntimeError: if another process had an error.
+        """
+        error: Exception | None = None
+        try:
+            found = work()
+        except Exception as raised:
+            error = raised
+        _raise_any(error, self.gather(_told(error)))
+        return found
+
     def each(self, parts: int, work: Callable[[int], T]) -> list[T]:
         """Do all parts of some work together; a collective operation.
 
@@ -83,11 +115,20 @@ class Processes:
             else:
                 if counts:
                     done[part] = found
-        gathered = self.gather((done, None if first is None else f"{type(first).__name__}: {first}"))
-        if first is not None:
-            raise first
-        errors = [message for _, message in gathered if message is not None]
-        if errors:
-            raise RuntimeError(f"another process had an error: {errors[0]}")
+        gathered = self.gather((done, _told(first)))
+        _raise_any(first, [message for _, message in gathered])
         everything = {part: found for found_there, _ in gathered for part, found in found_there.items()}
         return [everything[part] for part in range(parts)]
+
+
+def _told(error: Exception | None) -> str | None:
+    return None if error is None else f"{type(error).__name__}: {error}"
+
+
+def _raise_any(own: Exception | None, messages: list[str | None]) -> None:
+    """Raise this process's own error, or else one that tells of another's."""
+    if own is not None:
+        raise own
+    for message in messages:
+        if message is not None:
+            raise RuntimeError(f"another process had an error: {message}")

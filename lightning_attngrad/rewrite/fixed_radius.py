@@ -27,7 +27,9 @@ def fixed_radius(search: Search, norm: Norm, steps: int, radius: float, allowed:
         (M,) bool, whether the last iterate has at least the margin of the first step.
     """
     original = search.original
-    limit = original.new_full((len(original),), radius)
+    # The sum of pixels and change is rounded: without this room a change would be longer than asked by a last digit.
+    room = 1e-6 * radius + 2.0**-24 * norm.largest(original)
+    limit = original.new_full((len(original),), max(radius - room, 0.0))
     pixels = original
     # All successes are worth the same here: the first is kept, and the search goes on for the others.
     cost = torch.zeros_like(limit)

@@ -15,6 +15,9 @@ from lightning_attngrad.rewrite.pixels import Normalisation
 
 #: A success has to lead by this share of the largest logit: the rounding of another batch size must not undo it.
 _LEAD = 1e-5
+#: And by so many roundings of the logits' own type. In bfloat16 each logit is off by up to two of them where a model
+#: runs on another kernel with gradients than without, as ``nn.MultiheadAttention`` does.
+_ROUNDINGS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +35,7 @@ class TargetMargin:
     target: Tensor
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """Class scores (M, K), float32."""
+        """Class scores (M, K), in the type in which the model gives them."""
         return class_scores(self.forward, self.normalisation, pixels)
 
     def check(self, classes: int) -> None:
@@ -45,13 +48,15 @@ class TargetMargin:
             raise ValueError(f"target: got {self.target.unique().tolist()}; the model's classes are 0 to {classes - 1}")
 
     def of(self, logits: Tensor) -> Tensor:
-        """The margin (M,) of logits (M, K)."""
+        """The margin (M,) of logits (M, K), float32 or wider."""
+        logits = _wide(logits)
         own = logits.gather(1, self.target[:, None])[:, 0]
         return own - logits.scatter(1, self.target[:, None], -math.inf).amax(dim=1)
 
     def rewritten(self, logits: Tensor) -> Tensor:
         """(M,) bool: the target leads, and by more than rounding."""
-        return self.of(logits) > _LEAD * logits.abs().amax(dim=1)
+        share = max(_LEAD, _ROUNDINGS * torch.finfo(logits.dtype).eps)
+        return self.of(logits) > share * _wide(logits).abs().amax(dim=1)
 
     def look(self, pixels: Tensor) -> Tensor:
         """Logits (M, K), without a graph."""
@@ -72,16 +77,22 @@ class TargetMargin:
             # A model that rounds its input away, or detaches it, has a gradient of zero: no error, but ill health.
             if not logits.requires_grad:
                 return logits.detach(), torch.zeros_like(pixels)
-            own = logits.gather(1, self.target[:, None])[:, 0]
-            log_odds = own - logits.scatter(1, self.target[:, None], -math.inf).logsumexp(dim=1)
+            wide = _wide(logits)
+            own = wide.gather(1, self.target[:, None])[:, 0]
+            log_odds = own - wide.scatter(1, self.target[:, None], -math.inf).logsumexp(dim=1)
             gradient = torch.autograd.grad(log_odds.sum(), pixels, allow_unused=True)[0]
         if gradient is None:
             gradient = torch.zeros_like(pixels)
         return logits.detach(), torch.nan_to_num(gradient.detach(), nan=0.0, posinf=0.0, neginf=0.0)
 
 
+def in_type(forward: Callable[[Tensor], Any], dtype: torch.dtype) -> Callable[[Tensor], Any]:
+    """``forward`` of images in the floating type in which the user gave them, that of the model's weights."""
+    return lambda images: forward(images.to(dtype))
+
+
 def class_scores(forward: Callable[[Tensor], Any], normalisation: Normalisation, pixels: Tensor) -> Tensor:
-    """The model's logits (M, K), float32, of pixels (M, C, H, W).
+    """The model's logits (M, K), in its own type, of pixels (M, C, H, W).
 
     Raises:
         ValueError: if the output holds no row of two or more classes an image.
@@ -94,4 +105,8 @@ def class_scores(forward: Callable[[Tensor], Any], normalisation: Normalisation,
             f"model: its output ({got}) is not one row of logits an image, ({len(pixels)}, 2 or more classes); "
             "rewrite a model, or a part of one, that ends in a classifier"
         )
-    return scores.float()
+    return scores
+
+
+def _wide(logits: Tensor) -> Tensor:
+    return logits if logits.dtype == torch.float64 else logits.float()

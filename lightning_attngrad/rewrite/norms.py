@@ -13,6 +13,9 @@ class Norm(ABC):
     """One way of measuring a change δ (M, C, H, W) of pixels in [0, 1]."""
 
     name: str
+    #: Lengths of the first and last step of a search, as shares of its radius. The sign of a gradient jumps from step
+    #: to step and needs short last ones; its direction settles, and long ones align the change with it sooner.
+    strides: tuple[float, float]
 
     @abstractmethod
     def length(self, delta: Tensor) -> Tensor:
@@ -37,6 +40,7 @@ class Norm(ABC):
 
 class _Linf(Norm):
     name = "linf"
+    strides = (0.5, 0.1)
 
     def length(self, delta: Tensor) -> Tensor:
         return delta.flatten(1).abs().amax(dim=1)
@@ -57,13 +61,16 @@ class _Linf(Norm):
 
 class _L2(Norm):
     name = "l2"
+    strides = (0.6, 0.3)
 
     def length(self, delta: Tensor) -> Tensor:
         lengths: Tensor = torch.linalg.vector_norm(delta, dim=(1, 2, 3))
         return lengths
 
     def dual_length(self, gradient: Tensor) -> Tensor:
-        return self.length(gradient)
+        # The squares of 1e-25, a gradient behind a saturated softmax, are 0 in float32: the largest is taken out first.
+        peak = gradient.flatten(1).abs().amax(dim=1)
+        return peak * self.length(gradient / over_pixels(torch.where(peak > 0, peak, 1.0)))
 
     def ascent(self, gradient: Tensor) -> Tensor:
         length = over_pixels(self.dual_length(gradient))

@@ -81,8 +81,7 @@ def fewest_patches(search: Search, ranks: Tensor, steps: int, most: int | None) 
             # One patch fewer than the best, as the same number again would gain nothing.
             number = torch.minimum(number, search.cost * total - 1).clamp(1, total)
         stride = _LAST_STEP + (_FIRST_STEP - _LAST_STEP) * progress
-        peak = gradient.abs().flatten(1).amax(dim=1)[:, None, None, None].clamp_min(torch.finfo(gradient.dtype).tiny)
-        moved = (pixels + stride * (gradient / peak).sign()).clamp(0, 1)
+        moved = (pixels + stride * gradient.sign()).clamp(0, 1)
         pixels = torch.where(top_patches(ranks, number.ceil(), size), moved, original)
     search.look(pixels, _share_changed(pixels, original, ranks), traced=True)
     if most is not None:
@@ -91,12 +90,12 @@ def fewest_patches(search: Search, ranks: Tensor, steps: int, most: int | None) 
     for _ in range(_BISECTIONS):
         middle = ((low + high) / 2).floor()
         pixels = torch.where(top_patches(ranks, middle, size), best, original)
-        rewritten = search.look(pixels, _share_changed(pixels, original, ranks))
+        _, rewritten = search.look(pixels, _share_changed(pixels, original, ranks))
         low, high = torch.where(rewritten, low, middle), torch.where(rewritten, middle, high)
 
 
 def _share_changed(pixels: Tensor, original: Tensor, ranks: Tensor) -> Tensor:
     """(M,) the share of the patches down to the last in the ranking that changed."""
-    changed = (pixels != original).any(dim=1, keepdim=True).float()  # (M, 1, H, W)
-    reached = F.adaptive_max_pool2d(changed, ranks.shape[-2:])[:, 0] > 0
-    return torch.where(reached, ranks + 1, 0).flatten(1).amax(dim=1) / ranks[0].numel()
+    changed = (pixels != original).any(dim=1, keepdim=True)  # (M, 1, H, W)
+    places = F.interpolate(ranks[:, None].float() + 1, size=changed.shape[-2:], mode="nearest")
+    return torch.where(changed, places, 0.0).flatten(1).amax(dim=1) / ranks[0].numel()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +83,7 @@ class Normalisation:
             ValueError: if the images have another number of channels.
         """
         if self.is_identity:
-            return pixels
+            return pixels.clone()  # a model that works in place must not write into the caller's pixels
         mean, std = self._constants(pixels)
         return (pixels - mean) / std
 
@@ -103,8 +104,9 @@ class Normalisation:
                 f"mean, std: got {len(self.mean)} numbers each ({self.source}), but the images have "
                 f"{channels} channels; pass mean and std with {channels} numbers"
             )
-        mean = torch.tensor(self.mean, device=images.device).view(-1, 1, 1)
-        return mean, torch.tensor(self.std, device=images.device).view(-1, 1, 1)
+        # Not the default type: under precision="bf16-true" that would round 0.485 to 0.484.
+        mean = torch.tensor(self.mean, dtype=torch.float32, device=images.device).view(-1, 1, 1)
+        return mean, torch.tensor(self.std, dtype=torch.float32, device=images.device).view(-1, 1, 1)
 
 
 def check_normalisation(
@@ -183,8 +185,11 @@ def require_normalisation(model: nn.Module, images: Tensor, known: Normalisation
 
     Raises:
         UnknownNormalisationError: in doubt, or where what is known does not fit the images.
+        ValueError: for images that are not finite.
     """
     lowest, highest = (float(value) for value in images.detach().float().aminmax())
+    if not math.isfinite(lowest) or not math.isfinite(highest):
+        raise ValueError("images: got NaN or infinite values; look at what loads or normalises them")
     span = f"the images lie in [{lowest:.2f}, {highest:.2f}]"
     if known is not None:
         if not known.fits(images):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_attngrad.explain.evaluation import held_still
-from lightning_attngrad.rewrite.margins import class_scores
+from lightning_attngrad.rewrite.margins import class_scores, in_type
 from lightning_attngrad.rewrite.pixels import Normalisation
 from lightning_attngrad.rewrite.result import Rewrite
 
@@ -43,5 +43,6 @@ def survives_8_bits(
         (M,) bool; False for rows that were not rewritten.
     """
     with torch.no_grad(), held_still(model):
-        scores = class_scores(forward or model, normalisation, rounded_to_8_bits(result.pixels))
+        call = in_type(forward or model, result.images.dtype)
+        scores = class_scores(call, normalisation, rounded_to_8_bits(result.pixels))
     return result.success & (scores.argmax(dim=1) == result.target)

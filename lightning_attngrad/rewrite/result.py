@@ -48,7 +48,8 @@ class Rewrite:
         success: (M,) bool, the model predicts ``target`` for ``images``, and did so in a forward pass on just these.
         distance: (M,) length of ``pixels − original``; ∞ where it failed. ``linf``: the largest change of a
             pixel value. ``l2``: the root of the sum of squares over all of them. ``l0_patches``: the share of the
-            patches that changed. An upper bound of the smallest such change, never a certificate.
+            patches from the top of their ranking down to the last that changed. An upper bound of the smallest such
+            change, never a certificate.
         logits_before: (M, K) of the original, float32.
         logits_after: (M, K) of ``images``, float32.
         margin: (T + 1, M) logit of the target minus the largest other, at each iterate of the search.

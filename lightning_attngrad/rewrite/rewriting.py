@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -12,7 +13,7 @@ from lightning_attngrad.attention import outside_inference
 from lightning_attngrad.explain import NonFiniteOutputError
 from lightning_attngrad.explain.evaluation import differentiable, held_still
 from lightning_attngrad.rewrite.fixed_radius import fixed_radius
-from lightning_attngrad.rewrite.margins import TargetMargin, class_scores
+from lightning_attngrad.rewrite.margins import TargetMargin, class_scores, in_type
 from lightning_attngrad.rewrite.minimal_norm import minimal_norm
 from lightning_attngrad.rewrite.norms import NORMS
 from lightning_attngrad.rewrite.patches import fewest_patches, patch_ranks, top_patches
@@ -48,7 +49,8 @@ def rewrite(
 
     The model is held still meanwhile, as in :func:`lightning_attngrad.explain`, nothing random is drawn from the
     process's streams, and each image costs the same number of passes whatever is found: ``steps`` forward and backward
-    passes and at most 7 forward passes.
+    passes and at most 7 forward passes; a named target takes one forward pass more, and the map of ``l0_patches`` and
+    ``top_share`` one forward and backward pass.
 
     Args:
         model: any module from images (B, C, H, W) to logits (B, K): a tensor, or an output with ``.logits``.
@@ -60,11 +62,12 @@ def rewrite(
             the target, that have to change when their pixels may change freely.
         steps: gradients; 16 order checkpoints as a long search does, 8 did not.
         radius: the change may be this long, and no search for the shortest is made.
-        top_share: only this share of the patches may change, from the top of the gradient-guided map of the target.
+        top_share: only this share of the patches, in whole patches, may change, from the top of the gradient-guided map
+            of the target.
         mean: per channel, with which the images were normalised, in units of [0, 1] pixels.
         std: likewise.
         forward: called instead of ``model(images)``, for keyword inputs or a precision context.
-        seed: of random targets.
+        seed: of random targets, which also depend on an image's place in the batch.
 
     Returns:
         A :class:`Rewrite`, one row for each pair of image and target.
@@ -87,7 +90,8 @@ def rewrite(
         (torch.Size([2]), True)
     """
     _check_arguments(model, images, norm, steps, radius, top_share)
-    call = model if forward is None else forward
+    dtype = images.dtype
+    call = in_type(model if forward is None else forward, dtype)
     with differentiable(), held_still(model):
         images = outside_inference(images.detach()).float()
         normalisation = require_normalisation(model, images, check_normalisation(mean, std))
@@ -99,6 +103,7 @@ def rewrite(
             _rewritten(
                 model,
                 TargetMargin(call, normalisation, classes),
+                dtype,
                 original[which],
                 which,
                 norm,
@@ -121,6 +126,7 @@ def rewrite(
 def _rewritten(
     model: nn.Module,
     margin: TargetMargin,
+    dtype: torch.dtype,
     original: Tensor,
     index: Tensor,
     norm: str,
@@ -136,7 +142,7 @@ def _rewritten(
         ranks = patch_ranks(model, margin.normalisation.to_images(original), margin.target, margin.forward)
     if norm == "l0_patches":
         assert ranks is not None
-        most = None if radius is None else max(1, round(radius * ranks[0].numel()))
+        most = None if radius is None else _most_patches(radius, ranks[0].numel())
         fewest_patches(search, ranks, steps, most)
         beats = everywhere
         distance = search.cost
@@ -151,15 +157,15 @@ def _rewritten(
             beats = fixed_radius(search, NORMS[norm], steps, radius, allowed)
         distance = torch.where(search.found, NORMS[norm].length(search.best - original), torch.inf)
     return Rewrite(
-        images=margin.normalisation.to_images(search.best),
+        images=margin.normalisation.to_images(search.best).to(dtype),
         pixels=search.best,
         original=original,
         index=index,
         target=margin.target,
         success=search.found,
         distance=distance,
-        logits_before=search.logits_before,
-        logits_after=search.logits,
+        logits_before=search.logits_before.float(),
+        logits_after=search.logits.float(),
         margin=torch.stack(search.trace),
         norm=norm,
         health=search.health(beats_one_step=beats, huge_radius=search.found if radius is None else everywhere),
@@ -192,6 +198,14 @@ def _resolve_target(
     return chosen.long()[:, None]
 
 
+def _most_patches(radius: float, total: int) -> int:
+    """The whole patches within a share of them."""
+    most = math.floor(radius * total + 1e-6)  # 29 % of 100 are 29, whatever the rounding
+    if most < 1:
+        raise ValueError(f"radius: got {radius!r}; expected {1 / total:.3g} or more, a share of the {total} patches")
+    return most
+
+
 def check_options(norm: str, steps: int, radius: float | None, top_share: float | None) -> None:
     """Refuse options of a search that cannot be meant.
 
@@ -203,8 +217,10 @@ def check_options(norm: str, steps: int, radius: float | None, top_share: float 
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps: got {steps!r}; expected a number of gradients, 16 or more for numbers that compare")
     for name, value in (("radius", radius), ("top_share", top_share)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
-            raise ValueError(f"{name}: got {value!r}; expected a number above 0")
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf
+        ):
+            raise ValueError(f"{name}: got {value!r}; expected a finite number above 0")
     largest = {"linf": "a change of a pixel in [0, 1], such as 4/255", "l0_patches": "a share of the patches"}.get(norm)
     if radius is not None and largest is not None and radius > 1:
         raise ValueError(f"radius: got {radius!r}; expected {largest}, at most 1")
@@ -219,6 +235,6 @@ def _check_arguments(
     check_options(norm, steps, radius, top_share)
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}; expected a torch.nn.Module")
-    if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() != 4 or not len(images):
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() != 4 or not images.numel():
         got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"images: got {got}; expected a floating-point tensor (B, C, H, W), normalised for the model")

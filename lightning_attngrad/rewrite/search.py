@@ -13,7 +13,7 @@ from lightning_attngrad.rewrite.norms import over_pixels
 from lightning_attngrad.rewrite.result import Health
 
 #: A search that shortens its result by more than this share in its last quarter has not converged.
-_STILL_SHORTENING = 0.1
+_STILL_SHORTENING = 0.15
 
 
 def schedule(step: int, steps: int) -> float:
@@ -31,6 +31,7 @@ class Search:
         cost: (M,) of the best success, ∞ before the first.
         best: (M, C, H, W) pixels, the best success, or the attempt that came closest.
         logits: (M, K) there.
+        closest: (M,) the margin there.
         trace: margins (M,) of the iterates.
     """
 
@@ -39,16 +40,16 @@ class Search:
     cost: Tensor = field(init=False)
     best: Tensor = field(init=False)
     logits: Tensor = field(init=False)
+    closest: Tensor = field(init=False)
     logits_before: Tensor = field(init=False)
     trace: list[Tensor] = field(default_factory=list)
-    _closest: Tensor = field(init=False)  # margin of the best attempt
     _zero: Tensor = field(init=False)
     _steps: int = 0
     _cost_at: list[Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         rows = self.original.new_zeros(len(self.original))
-        self.cost, self._closest, self._zero = rows + math.inf, rows - math.inf, rows.clone()
+        self.cost, self.closest, self._zero = rows + math.inf, rows - math.inf, rows.clone()
         self.best = self.original
 
     @property
@@ -70,23 +71,23 @@ class Search:
         self._cost_at.append(self.cost)
         return margin, gradient, rewritten
 
-    def look(self, pixels: Tensor, cost: Tensor, *, traced: bool = False) -> Tensor:
-        """Evaluate an attempt without a gradient; (M,) bool, whether each row is rewritten."""
+    def look(self, pixels: Tensor, cost: Tensor, *, traced: bool = False) -> tuple[Tensor, Tensor]:
+        """Evaluate an attempt without a gradient: margin (M,), and whether each row is rewritten (M,)."""
         margin, rewritten = self._take(pixels, cost, self.margin.look(pixels))
         if traced:
             self.trace.append(margin)
             self._cost_at.append(self.cost)
-        return rewritten
+        return margin, rewritten
 
     def _take(self, pixels: Tensor, cost: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         if self._steps <= 1 and not self.trace:
             self.logits_before = self.logits = logits
         margin, rewritten = self.margin.of(logits), self.margin.rewritten(logits)
-        better = torch.where(self.found, rewritten & (cost < self.cost), rewritten | (margin > self._closest))
+        better = torch.where(self.found, rewritten & (cost < self.cost), rewritten | (margin > self.closest))
         self.cost = torch.where(rewritten & (cost < self.cost), cost, self.cost)
         self.best = torch.where(over_pixels(better), pixels, self.best)
         self.logits = torch.where(better[:, None], logits, self.logits)
-        self._closest = torch.where(better, margin, self._closest)
+        self.closest = torch.where(better, margin, self.closest)
         return margin, rewritten
 
     def health(self, *, beats_one_step: Tensor, huge_radius: Tensor) -> Health:

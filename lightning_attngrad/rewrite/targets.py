@@ -16,9 +16,9 @@ def choose_targets(logits: Tensor, kind: str, *, avoid: Tensor | None = None, se
 
     Args:
         logits: (B, K).
-        kind: ``random``: any class but the one to avoid, all alike; it depends on nothing but that class and the
-            seed. ``runner_up``: the most probable other class. ``least_likely``: the least probable. ``all``: every
-            other class, in order.
+        kind: ``random``: any class but the one to avoid, all alike; it depends on nothing but that class, the seed and
+            the row's place in the batch. ``runner_up``: the most probable other class. ``least_likely``: the least
+            probable. ``all``: every other class, in order.
         avoid: (B,) the class that each image is of; None takes the predicted one.
         seed: of ``random``.
 
@@ -41,8 +41,8 @@ def choose_targets(logits: Tensor, kind: str, *, avoid: Tensor | None = None, se
     own = (logits.argmax(dim=1) if avoid is None else avoid.to(logits.device)).clamp(0, classes - 1)  # (B,)
     if kind == "random":
         # On the CPU: the same draw on every device.
-        generator = torch.Generator().manual_seed(seed)
-        ahead = torch.randint(1, classes, (batch,), generator=generator).to(logits.device)
+        generator = torch.Generator("cpu").manual_seed(seed)
+        ahead = torch.randint(1, classes, (batch,), generator=generator, device="cpu").to(logits.device)
         return ((own + ahead) % classes)[:, None]
     if kind == "all":
         ahead = torch.arange(1, classes, device=logits.device)

@@ -59,3 +59,12 @@ def test_pretraining_writes_a_backbone_without_its_head(tmp_path: Path) -> None:
         names = set(state.keys())
     assert "blocks.3.attn.qkv.weight" in names
     assert not any(name.startswith("head.") for name in names)
+
+
+def test_robustness_lost(tmp_path: Path) -> None:
+    quick = ("--noisy-epochs", "1", "--epochs", "1", "--batches", "1", "--images", "2", "--output", "lost")
+    said = run_example("robustness_lost.py", *quick, cwd=tmp_path)
+    lines = [line for line in said.splitlines() if line.startswith(("start", "epoch"))]
+    assert [line.split("  ")[0].strip() for line in lines] == ["start", "epoch 1"]
+    assert all("/255" in line for line in lines)
+    assert list(tmp_path.glob("lost/attngrad/rewrite/rewrites/*.png"))

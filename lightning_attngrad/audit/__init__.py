@@ -1,0 +1,6 @@
+"""The command `lightning-attngrad audit`: the figures of saved checkpoints, found again and compared."""
+
+from lightning_attngrad.audit.options import AuditError, AuditOptions
+
+# Not run_audit: with it come torch and Lightning, and `--help` would take seconds.
+__all__ = ["AuditError", "AuditOptions"]
