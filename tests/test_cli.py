@@ -10,6 +10,7 @@ import pytest
 
 import lightning_attngrad
 from lightning_attngrad import cli
+from lightning_attngrad.audit import AuditOptions
 from lightning_attngrad.demo import DemoOptions
 
 
@@ -65,6 +66,69 @@ def test_every_option_reaches_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked[3].pretrained
 
 
+_FLAGS = {"model_args": "--model-arg", "data_args": "--data-arg"}
+
+
+def test_help_names_every_option_of_the_audit(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["audit", "--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    for option in set(AuditOptions.__dataclass_fields__) - {"checkpoints"}:
+        assert _FLAGS.get(option, f"--{option.replace('_', '-')}") in said
+    assert "exit codes:" in said
+
+
+def test_every_option_reaches_the_audit(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[AuditOptions] = []
+    monkeypatch.setattr("lightning_attngrad.audit.run.audit_exit_code", lambda options: asked.append(options) or 1)
+    command = (
+        "audit a.ckpt b.ckpt --model m.py:Model --data d.Data --config c.yaml --model-arg a=1 --model-arg b=2 "
+        "--data-arg c=3 --allow-unsafe --new-images --fail-if x<1 --fail-if y>2 --name far --num-images 4 --norm l2 "
+        "--steps 5 --target 3 --seed 6 --model-path net --image-key image --target-key 1 --batch-adapter a.b "
+        "--mean 0.1,0.2 --std 1,2 --accelerator cpu --devices 2 --strategy ddp --precision bf16-mixed --num-nodes 2 "
+        "--output out"
+    )
+    assert cli.main(command.split()) == 1
+    assert asked == [
+        AuditOptions(
+            checkpoints=[Path("a.ckpt"), Path("b.ckpt")],
+            model="m.py:Model",
+            data="d.Data",
+            config=Path("c.yaml"),
+            model_args=["a=1", "b=2"],
+            data_args=["c=3"],
+            allow_unsafe=True,
+            new_images=True,
+            fail_if=["x<1", "y>2"],
+            name="far",
+            num_images=4,
+            norm="l2",
+            steps=5,
+            target=3,
+            seed=6,
+            model_path="net",
+            image_key="image",
+            target_key=1,
+            batch_adapter="a.b",
+            mean=(0.1, 0.2),
+            std=(1.0, 2.0),
+            accelerator="cpu",
+            devices="2",
+            strategy="ddp",
+            precision="bf16-mixed",
+            num_nodes=2,
+            output=Path("out"),
+        )
+    ]
+    assert set(vars(asked[0])) == {name for name in vars(asked[0]) if vars(asked[0])[name]}  # none was left out
+    cli.main(["audit", "a.ckpt", "--model", "m.Model", "--target", "all"])
+    defaults = AuditOptions([Path("a.ckpt")], model="m.Model", target="all")
+    for option, value in vars(defaults).items():  # one set of defaults
+        given = vars(asked[1])[option]
+        assert (tuple(given) if isinstance(value, tuple) else given) == value
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [
@@ -73,17 +137,22 @@ def test_every_option_reaches_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
         ("demo --epochs 0", "--epochs: got 0"),
         ("demo --pretrained", "--pretrained: timm holds no weights of the demo model"),
         ("demo --model no_such_model", "--model: timm has no 'no_such_model'"),
+        ("audit a.ckpt", "--model: which LightningModule is it?"),
+        ("audit /no/such.ckpt --model a.B", "/no/such.ckpt: there is no such file"),
+        ("audit a.ckpt --model a.B --fail-if x", "--fail-if: got 'x'"),
     ],
 )
 def test_bad_input_is_one_line_on_stderr(command: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(command.split()) == 2
     said = capsys.readouterr()
-    assert said.err.startswith(f"lightning-attngrad demo: error: {message}")
+    assert said.err.startswith(f"lightning-attngrad {command.split(maxsplit=1)[0]}: error: {message}")
     assert said.err.count("\n") == 1
     assert not said.out
 
 
-@pytest.mark.parametrize("command", ["demo --epochs many", "demo --no-such-option", "dance"])
+@pytest.mark.parametrize(
+    "command", ["demo --epochs many", "demo --no-such-option", "audit", "audit a.ckpt --mean x", "dance"]
+)
 def test_what_argparse_refuses_is_one_line_too(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(command.split())

@@ -32,6 +32,8 @@ _EXPECTED_WARNINGS = (
     ".*it is recommended to use `Trainer\\(devices=1.*",
     ".*LeafSpec.*deprecated.*",
     ".*isinstance.treespec, LeafSpec.*",
+    r"\s*By default only one JsonargparseDeprecationWarning.*",  # of Lightning's own calls
+    r"(?s).*was deprecated in v4\..*will be removed in v5.*",
 )
 _LOGGERS = ("lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric")
 

@@ -180,6 +180,7 @@ class ImageProbe(Monitor, ABC):
         with self._guarded(trainer, "its images"):
             self.probe_set.freeze(trainer)
         self._forget_other_images()
+        self._agree(trainer)  # one process may have failed to read what went by: the others must not look alone
 
     def _forget_other_images(self) -> None:
         """Drop a history that came with the checkpoint of a run on other images: nothing of it may be logged again."""

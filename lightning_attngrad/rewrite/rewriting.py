@@ -113,7 +113,7 @@ def rewrite(
             )
             for which, classes in zip(index.split(len(images)), rows.split(len(images)), strict=True)
         ]
-    result = joined(parts)
+        result = joined(parts)
     finite = torch.isfinite(result.logits_before).all(dim=1)
     if not finite.all():  # asked last: on every process the same passes have been made
         raise NonFiniteOutputError(

@@ -82,7 +82,8 @@ class Search:
     def _take(self, pixels: Tensor, cost: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         if self._steps <= 1 and not self.trace:
             self.logits_before = self.logits = logits
-        margin, rewritten = self.margin.of(logits), self.margin.rewritten(logits)
+        # A float64 model must not make float64 pixels.
+        margin, rewritten = self.margin.of(logits).to(pixels.dtype), self.margin.rewritten(logits)
         better = torch.where(self.found, rewritten & (cost < self.cost), rewritten | (margin > self.closest))
         self.cost = torch.where(rewritten & (cost < self.cost), cost, self.cost)
         self.best = torch.where(over_pixels(better), pixels, self.best)

@@ -220,7 +220,8 @@ def listening() -> Iterator[list[str]]:
             yield messages
     finally:
         logger.removeHandler(ear)
-    messages += [str(w.message) for w in caught if "attngrad" in str(w.message) or "Monitor" in str(w.message)]
+    ours = ("attngrad", "Monitor", "Audit")
+    messages += [str(w.message) for w in caught if any(word in str(w.message) for word in ours)]
 
 
 # TensorBoard, read back -----------------------------------------------------------------------------------------

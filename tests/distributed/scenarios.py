@@ -1,4 +1,4 @@
-"""What each of two processes does: run as ``python -m tests.distributed.scenarios DIRECTORY``, once a rank.
+"""What each of two processes does: run as ``python -m tests.distributed.all_scenarios DIRECTORY``, once a rank.
 
 All scenarios run in one pair of processes, since starting Python with its libraries takes longer than any of them.
 Each leaves ``<name>-<rank>.pt`` behind. A collective operation that the other process never joins raises after
@@ -7,8 +7,6 @@ Each leaves ``<name>-<rank>.pt`` behind. A collective operation that the other p
 
 from __future__ import annotations
 
-import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -233,10 +231,11 @@ class Sharded(TinyModule):
         mesh: DeviceMesh = self.device_mesh["data_parallel"]  # type: ignore[index]
         for block in self.backbone.blocks:
             fully_shard(block, mesh=mesh)
+        fully_shard(self.stem, mesh=mesh)  # else nobody would add up its gradients
         fully_shard(self.backbone, mesh=mesh)
 
 
-def fit_sharded(*callbacks: pl.Callback) -> dict[str, Any]:
+def fit_sharded(*callbacks: pl.Callback, validation: Any = None, **options: Any) -> dict[str, Any]:
     strategy = ModelParallelStrategy(
         data_parallel_size=2,
         tensor_parallel_size=1,
@@ -246,7 +245,8 @@ def fit_sharded(*callbacks: pl.Callback) -> dict[str, Any]:
     seed_everything(0)
     module = Sharded(tiny_vit(**DROPOUT))
     train = DataLoader(Pictures(TRAINING_IMAGES, seed=1), batch_size=BATCH, shuffle=True)
-    left = fit(module, callbacks, loaders=(train, validation_loader()), strategy=strategy, devices=2)
+    loaders = (train, validation_loader() if validation is None else validation)
+    left = fit(module, callbacks, loaders=loaders, strategy=strategy, devices=2, **options)
     return {**left, "shards": sum(hasattr(parameter, "to_local") for parameter in module.parameters())}
 
 
@@ -282,24 +282,3 @@ SCENARIOS: tuple[Callable[[Path], dict[str, Any]], ...] = (
     failing_stream,
     sharded,
 )
-
-
-def main(directory: Path) -> None:
-    torch.set_num_threads(1)
-    # All Trainers of this process share one group of processes, whatever strategy comes first.
-    torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=TIMEOUT))
-    rank = torch.distributed.get_rank()
-    for scenario in SCENARIOS:
-        try:
-            outcome = scenario(directory)
-        except BaseException as error:
-            # A process that failed is out of step with the other: no later scenario could be trusted.
-            traceback.print_exc()
-            torch.save({"error": f"{type(error).__name__}: {error}"}, directory / f"{scenario.__name__}-{rank}.pt")
-            raise
-        torch.save(outcome, directory / f"{scenario.__name__}-{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

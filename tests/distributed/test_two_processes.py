@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -15,7 +16,17 @@ import pytest
 import torch
 from filelock import FileLock
 
-from tests.distributed.scenarios import MONITORED, SCENARIOS, dropping
+from lightning_attngrad.callbacks.rewriting import FrozenTargets
+from tests.distributed.all_scenarios import SCENARIOS
+from tests.distributed.rewriting_scenarios import (
+    IMAGES,
+    ROWS_AT_ONCE,
+    WatchedAudit,
+    WatchedRewriting,
+    in_one_process,
+    unlabelled,
+)
+from tests.distributed.scenarios import MONITORED, dropping
 from tests.integration.harness import WatchedMonitor, differences, evaluate
 
 #: Seconds for all scenarios together; a collective operation without a partner ends them much earlier.
@@ -49,7 +60,7 @@ def _start(rank: int, port: int, directory: Path) -> subprocess.Popen[bytes]:
     }
     with (directory / f"{rank}.log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.distributed.scenarios", str(directory)],
+            [sys.executable, "-m", "tests.distributed.all_scenarios", str(directory)],
             cwd=directory,
             env=environment,
             stdout=log,
@@ -210,3 +221,118 @@ def test_a_sharded_model_is_seen_and_trains_bit_identically(outcome: Outcome, ra
     for kind in ("fingerprint", "every step", "failing"):
         assert differences(left["without"], left[kind]) == set(), kind
     assert all(heatmap.isfinite().all() and heatmap.sum() > 0 for heatmap in left["heatmaps"])
+
+
+# Rewriting: the work is shared ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("scenario", ["rewriting_alone", "rewriting_sharded"])
+def test_a_run_with_rewriting_is_bit_identical(outcome: Outcome, scenario: str, rank: int) -> None:
+    left = outcome(scenario, rank)
+    assert left["without"]["steps"]
+    assert differences(left["without"], left["fingerprint"]) == set()
+
+
+@pytest.mark.parametrize("scenario", ["rewriting_alone", "audited", "rewriting_sharded"])
+def test_an_uneven_number_of_images_gives_both_processes_the_same_numbers(outcome: Outcome, scenario: str) -> None:
+    first, second = (outcome(scenario, rank) for rank in RANKS)
+    for left in (first, second):
+        assert left["labels"][:3] == ["start", "epoch 1", "epoch 2"]
+        assert not left["resting"]
+    assert first["hash"] == second["hash"]
+    assert {name: str(value) for name, value in first["scalars"].items()} == {
+        name: str(value) for name, value in second["scalars"].items()
+    }
+    assert 0 < first["scalars"]["median_linf"] < float("inf")
+    # 11 images in parts of 4: two parts for each process, of which one that the second repeats
+    for one, other in zip(first["passes"], second["passes"], strict=True):
+        assert len(one) == len(other)
+        assert set(one) == {ROWS_AT_ONCE, IMAGES % ROWS_AT_ONCE}
+        assert set(other) == {ROWS_AT_ONCE}
+
+
+@pytest.mark.parametrize("scenario", ["rewriting_alone", "rewriting_sharded"])
+def test_the_numbers_of_rewriting_are_those_of_one_process(outcome: Outcome, scenario: str) -> None:
+    two = outcome(scenario, 0)
+    options: dict[str, Any] = {}
+    if scenario == "rewriting_alone":
+        options = {"target": "runner_up", "batch_adapter": unlabelled}
+    monitor = WatchedRewriting(**options)
+    if scenario == "rewriting_alone":  # the classes were those predicted at the start
+        monitor._frozen = FrozenTargets(two["own"], two["targets"])
+    in_one_process(two["weights"], monitor)
+    assert monitor.rewrite_hash == two["hash"]
+    compared = [
+        name for name in monitor.scalars if "log_ratio" not in name and name not in ("seconds", "short_over_long")
+    ]
+    assert len(compared) > 15
+    for name in compared:
+        assert monitor.scalars[name] == pytest.approx(two["scalars"][name], rel=1e-5, nan_ok=True), name
+    if scenario == "rewriting_alone":
+        for rank in RANKS:
+            logged = outcome(scenario, rank)["logged"]
+            for name in compared:
+                assert logged[f"attngrad/rewrite/{name}"] == pytest.approx(two["scalars"][name], rel=1e-5, nan_ok=True)
+
+
+def test_stopping_and_checkpoints_on_a_number_of_rewriting_decide_alike(outcome: Outcome) -> None:
+    first, second = (outcome("audited", rank) for rank in RANKS)
+    assert first["epochs"] == second["epochs"] == 2, "EarlyStopping did not stop, or not on both"
+    assert first["best"] == second["best"]
+    assert first["scores"] == second["scores"]
+    assert len(first["scores"]) == 2
+
+
+def test_each_checkpoint_of_two_processes_has_one_record_with_the_figures_of_one(outcome: Outcome) -> None:
+    first, second = (outcome("audited", rank) for rank in RANKS)
+    assert first["record"]["hash"] == second["record"]["hash"]
+    assert str(first["record"]["figures"]) == str(second["record"]["figures"])
+    assert [len(passes) for passes in first["audit passes"]] == [len(passes) for passes in second["audit passes"]]
+    folder = Path(first["best"]).parent
+    stems = sorted(first["scores"])
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        f"{stem}{ending}" for stem in stems for ending in (".ckpt", ".audit.json")
+    )
+    for stem in stems:
+        saved = torch.load(folder / f"{stem}.ckpt", weights_only=True)
+        beside = json.loads((folder / f"{stem}.audit.json").read_text())
+        (state,) = (state for key, state in saved["callbacks"].items() if "Audit" in key)
+        assert beside["global_step"] == saved["global_step"] == state["record"]["global_step"]
+        audit = WatchedAudit()
+        in_one_process(saved["state_dict"], audit)
+        assert audit.record is not None
+        assert audit.record.hash == beside["hash"]
+        assert audit.record.figures
+        for name, value in audit.record.figures.items():
+            for found in (beside["figures"][name], state["record"]["figures"][name]):
+                assert float(found) == pytest.approx(value, rel=1e-5, nan_ok=True), name
+
+
+@pytest.mark.parametrize("scenario", ["failing_search", "failing_before_it_is_shared"])
+def test_where_one_process_fails_to_rewrite_all_rest_and_nobody_waits(outcome: Outcome, scenario: str) -> None:
+    first, second = (outcome(scenario, rank) for rank in RANKS)
+    for rank, left in zip(RANKS, (first, second), strict=True):
+        assert left["epochs"] == 3
+        assert left["labels"][0] == "start"
+        assert left["resting"]
+        assert "the audit rests" in left["why"]
+        assert left["state"] == outcome("failing_rewriting_reference", rank)["state"]
+    assert first["logged"] == second["logged"]
+    assert "ZeroDivisionError: on rank 1 only" in second["reason"]
+    assert "another process had an error: ZeroDivisionError: on rank 1 only" in first["reason"]
+
+
+def test_a_sharded_checkpoint_has_a_record_beside_it(
+    outcome: Outcome, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    first, second = (outcome("rewriting_sharded", rank) for rank in RANKS)
+    assert first["without"]["shards"] > 20
+    assert str(first["record"]["figures"]) == str(second["record"]["figures"])
+    assert first["record"]["global_step"] == first["fingerprint"]["progress"][0]
+    assert first["record"]["figures"]["rewrite/median_linf"] == first["scalars"]["median_linf"]
+    audit = WatchedAudit()
+    in_one_process(first["weights"], audit)
+    assert audit.record is not None
+    for name, value in audit.record.figures.items():
+        assert first["record"]["figures"][name] == pytest.approx(value, rel=1e-5, nan_ok=True), name

@@ -1,0 +1,490 @@
+"""What is asked of images, which classes they are rewritten to, and the numbers of what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_attngrad.callbacks import rewriting
+from lightning_attngrad.callbacks.look import Probe
+from lightning_attngrad.callbacks.rewriting import (
+    RADII,
+    FrozenTargets,
+    RewriteSettings,
+    RewrittenRows,
+    ill_health,
+    ratio_scalars,
+    rewrite_probe,
+    rewrite_scalars,
+)
+from lightning_attngrad.probe import Normalisation
+from tests.callbacks.small_runs import Squares, tiny_vit
+
+INF, NAN = math.inf, math.nan
+PIXELS = Normalisation((0.0,), (1.0,), "the test")
+
+
+def probe_of(model: nn.Module, images: Tensor, targets: Any = None, known: Normalisation | None = PIXELS) -> Probe:
+    targets = None if targets is None else torch.tensor(targets)
+    return Probe(model.eval(), model, images, targets, images, None, "now", known)
+
+
+class Scores(nn.Module):
+    """Logits that are written in the first pixels of an image."""
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        self.classes = classes
+        self.batches: list[int] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.batches.append(len(images))
+        return images.flatten(1)[:, : self.classes]
+
+
+def scored(*logits: tuple[float, ...]) -> tuple[Scores, Tensor]:
+    """A model, and images that it gives these logits for."""
+    images = torch.zeros(len(logits), 1, 4, 4)
+    images.flatten(1)[:, : len(logits[0])] = torch.tensor(logits)
+    return Scores(len(logits[0])), images
+
+
+# Settings -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("norm", RADII)
+def test_radii_come_with_the_norm(norm: str) -> None:
+    assert RewriteSettings(norm).radii == RADII[norm]
+
+
+def test_the_defaults_are_those_that_order_checkpoints() -> None:
+    settings = RewriteSettings()
+    assert (settings.norm, settings.steps, settings.target, settings.top_share) == ("linf", 16, "random", None)
+    assert [radius * 255 for radius in settings.radii] == pytest.approx([1, 2, 4, 8, 16])
+
+
+@pytest.mark.parametrize("given", [(0.2, 0.1, 0.2), [0.1, 0.2], np.array([0.2, 0.1]), {0.1, 0.2}])
+def test_radii_are_sorted_and_said_once_whatever_holds_them(given: Any) -> None:
+    assert RewriteSettings("l2", radii=given) == RewriteSettings("l2", radii=(0.1, 0.2))
+    assert RewriteSettings("l2", radii=(1, 2)).radii == (1.0, 2.0)
+
+
+def test_settings_as_plain_values_survive_json_and_make_the_same_settings() -> None:
+    settings = RewriteSettings("l2", 20, 3, (0.5, 1.5), 0.25)
+    plain = json.loads(json.dumps(settings.plain()))
+    assert plain == settings.plain()
+    assert plain == {"norm": "l2", "steps": 20, "target": 3, "radii": [0.5, 1.5], "top_share": 0.25}
+    assert RewriteSettings(**plain) == settings
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "expected"),
+    [
+        ("norm", "l1", "linf, l2, l0_patches"),
+        ("norm", None, "linf, l2, l0_patches"),
+        ("steps", 0, "number of gradients"),
+        ("steps", -3, "number of gradients"),
+        ("steps", 2.0, "number of gradients"),
+        ("steps", True, "number of gradients"),
+        ("target", "likely", "random, runner_up, least_likely, all"),
+        ("target", -1, "a class from 0"),
+        ("target", True, "a class from 0"),
+        ("target", 1.0, "a class from 0"),
+        ("target", None, "a class from 0"),
+        ("radii", (0.1,), "two or more"),
+        ("radii", (0.1, 0.1), "two or more"),
+        ("radii", (0.0, 0.1), "positive numbers"),
+        ("radii", (-0.1, 0.1), "positive numbers"),
+        ("radii", (0.1, NAN), "positive numbers"),
+        ("radii", (0.1, INF), "positive numbers"),
+        ("radii", (True, 0.1), "positive numbers"),
+        ("radii", ("4/255", "8/255"), "positive numbers"),
+        ("radii", "4/255", "positive numbers"),
+        ("radii", 0.1, "positive numbers"),
+        ("radii", None, "positive numbers"),
+        ("top_share", 0, "above 0"),
+        ("top_share", 1.5, "at most 1"),
+        ("top_share", True, "above 0"),
+        ("top_share", NAN, "above 0"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_refused(argument: str, value: Any, expected: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        RewriteSettings(**{argument: value})
+    message = str(caught.value)
+    assert message.startswith(f"{argument}: got ")
+    assert expected in message
+
+
+def test_a_share_of_the_patches_is_not_asked_of_the_norm_that_looks_for_it() -> None:
+    with pytest.raises(ValueError, match=r"top_share: got 0\.5; norm='l0_patches' looks for the share"):
+        RewriteSettings("l0_patches", top_share=0.5)
+
+
+@pytest.mark.parametrize(
+    ("norm", "radius", "name"),
+    [
+        ("linf", 4 / 255, "4_255"),
+        ("linf", 16 * (1 / 255), "16_255"),
+        ("linf", 1.0, "255_255"),
+        ("linf", 0.5, "0.5"),
+        ("linf", 0.3 / 255, "0.00117647"),
+        ("l2", 4 / 255, "0.0156863"),
+        ("l2", 1.0, "1"),
+        ("l2", 0.25, "0.25"),
+        ("l0_patches", 0.05, "0.05"),
+    ],
+)
+def test_names_of_radii(norm: str, radius: float, name: str) -> None:
+    assert RewriteSettings(norm).radius_name(radius) == name
+
+
+# Classes --------------------------------------------------------------------------------------------------------
+
+
+def test_a_known_class_is_believed_and_an_unknown_one_is_the_predicted_one() -> None:
+    model, images = scored((0, 5, 1, 2), (0, 5, 1, 2), (0, 5, 1, 2), (7, 0, 0, 0))
+    frozen = FrozenTargets.choose(probe_of(model, images, [3, -1, 4, 0]), "runner_up", seed=0)
+    assert frozen.own.tolist() == [3, 1, 1, 0]  # 4 is no class of this model
+    assert frozen.targets.tolist() == [[1], [3], [3], [1]]
+
+
+def test_without_labels_the_predicted_classes_are_the_images_own() -> None:
+    model, images = scored((0, 5, 1), (9, 5, 1))
+    frozen = FrozenTargets.choose(probe_of(model, images), "least_likely", seed=0)
+    assert frozen.own.tolist() == [1, 0]
+    assert frozen.targets.tolist() == [[0], [2]]
+
+
+def test_random_targets_are_never_the_images_own_and_depend_on_the_seed_alone() -> None:
+    images = torch.rand(40, 1, 4, 4)
+    labels = [index % 5 for index in range(40)]
+    one, again = (FrozenTargets.choose(probe_of(Scores(5), images, labels), "random", seed=3) for _ in range(2))
+    other = FrozenTargets.choose(probe_of(Scores(5), images, labels), "random", seed=4)
+    darker = FrozenTargets.choose(probe_of(Scores(5), images / 2, labels), "random", seed=3)
+    assert (one.targets[:, 0] != one.own).all()
+    assert len(one.targets.unique()) == 5
+    assert torch.equal(one.targets, again.targets)
+    assert torch.equal(one.targets, darker.targets)
+    assert not torch.equal(one.targets, other.targets)
+
+
+def test_all_is_every_class_but_the_images_own() -> None:
+    model, images = scored((0, 5, 1), (9, 5, 1))
+    frozen = FrozenTargets.choose(probe_of(model, images, [2, -1]), "all", seed=0)
+    assert frozen.targets.tolist() == [[0, 1], [1, 2]]
+
+
+def test_a_class_by_number() -> None:
+    model, images = scored((0, 5, 1), (9, 5, 1))
+    assert FrozenTargets.choose(probe_of(model, images), 2, seed=0).targets.tolist() == [[2], [2]]
+    with pytest.raises(ValueError, match=r"target: got 3; the model's classes are 0 to 2"):
+        FrozenTargets.choose(probe_of(model, images), 3, seed=0)
+
+
+def test_the_model_sees_no_more_images_at_once_than_in_a_search() -> None:
+    model = Scores(3)
+    images = torch.rand(19, 1, 4, 4)
+    frozen = FrozenTargets.choose(probe_of(model, images), "random", seed=0)
+    assert model.batches == [8, 8, 3]
+    assert torch.equal(frozen.own, images.flatten(1)[:, :3].argmax(1))
+
+
+@pytest.mark.parametrize("output", [lambda images: images, lambda images: images.mean((1, 2, 3)), lambda images: None])
+def test_a_model_that_gives_no_row_of_logits_is_refused(output: Any) -> None:
+    class Odd(nn.Module):
+        def forward(self, images: Tensor) -> Any:
+            return output(images)
+
+    with pytest.raises(ValueError, match="model: its output is not one row of logits an image; set model="):
+        FrozenTargets.choose(probe_of(Odd(), torch.rand(2, 1, 4, 4)), "random", seed=0)
+
+
+def test_the_hash_stands_for_images_classes_and_settings() -> None:
+    frozen = FrozenTargets(torch.tensor([0, 1]), torch.tensor([[1], [2]]))
+    settings = RewriteSettings()
+    same = FrozenTargets(torch.tensor([0, 1]), torch.tensor([[1], [2]]))
+    assert frozen.hash("images", settings) == same.hash("images", RewriteSettings())
+    others = [
+        frozen.hash("others", settings),
+        frozen.hash(None, settings),
+        FrozenTargets(torch.tensor([0, 2]), frozen.targets).hash("images", settings),
+        FrozenTargets(frozen.own, torch.tensor([[1], [0]])).hash("images", settings),
+        FrozenTargets(frozen.own, torch.tensor([[1, 2]])).hash("images", settings),
+        *(
+            frozen.hash("images", dataclasses.replace(settings, **{name: value}))
+            for name, value in {
+                "norm": "l2",
+                "steps": 17,
+                "target": "all",
+                "radii": (0.1, 0.2),
+                "top_share": 0.5,
+            }.items()
+        ),
+    ]
+    hashes = {frozen.hash("images", settings), *others}
+    assert len(hashes) == 1 + len(others)
+    assert all(len(digest) == 64 for digest in hashes)
+
+
+# Numbers --------------------------------------------------------------------------------------------------------
+
+
+def rows_of(distance: list[float], **columns: Any) -> RewrittenRows:
+    count = len(distance)
+    defaults = {
+        "image": range(count),
+        "own": [0] * count,
+        "target": [1] * count,
+        "predicted": [0] * count,
+        "psnr": [30.0] * count,
+        "ssim": [0.5] * count,
+        "survives": [True] * count,
+        "map_shift": [0.25] * count,
+        "zero_gradient": [0.0] * count,
+        "unconverged": [False] * count,
+        "one_step_better": [False] * count,
+    }
+    columns = {name: torch.tensor(list(values)) for name, values in {**defaults, **columns}.items()}
+    return RewrittenRows(distance=torch.tensor(distance), **columns)
+
+
+def test_every_number_of_four_rows_made_by_hand() -> None:
+    rows = rows_of(
+        [0.02, 0.08, INF, 0.0],
+        own=[0, 1, 2, 3],
+        predicted=[0, 1, 2, 0],  # the last one is not seen as its own class
+        psnr=[20.0, 40.0, 90.0, INF],
+        ssim=[0.2, 0.4, 0.9, 1.0],
+        survives=[True, False, True, True],
+        map_shift=[0.1, NAN, 0.5, 0.3],
+        zero_gradient=[0.0, 0.5, 1.0, 0.0],
+        unconverged=[True, False, True, True],
+        one_step_better=[True, False, False, False],
+    )
+    scalars = rewrite_scalars(rows, RewriteSettings(radii=(0.01, 0.04, 0.16)))
+    log = np.log
+    # Shares of the log radii from 0.01 to 0.16 at which each row is rewritten.
+    area = np.mean([log(0.16 / 0.02) / log(16), log(0.16 / 0.08) / log(16), 0, 1])
+    assert scalars == pytest.approx(
+        {
+            "median_linf": (0.02 + 0.08) / 2,
+            "q25_linf": 0.75 * 0.02,  # place 0.75 between 0 and 0.02
+            "q75_linf": INF,  # place 2.25 leans on a failure
+            "success/0.01": 1 / 4,
+            "success/0.04": 2 / 4,
+            "success/0.16": 3 / 4,
+            "robust_accuracy/0.01": 3 / 4,
+            "robust_accuracy/0.04": 2 / 4,
+            "robust_accuracy/0.16": 1 / 4,
+            "area": float(area),
+            "psnr": 40.0,
+            "ssim": (0.2 + 0.4 + 1.0) / 3,
+            "survives_8_bit": 2 / 3,
+            "map_shift": 0.3,
+            "health/zero_gradient": 0.375,
+            "health/unconverged": 0.75,
+            "health/never_rewritten": 0.25,
+            "health/one_step_better": 0.25,
+        }
+    )
+
+
+def test_names_carry_norm_and_radii() -> None:
+    names = set(rewrite_scalars(rows_of([0.1, 0.2]), RewriteSettings()))
+    levels = ("1_255", "2_255", "4_255", "8_255", "16_255")
+    assert {name for name in names if "255" in name} == {
+        f"{kind}/{level}" for kind in ("success", "robust_accuracy") for level in levels
+    }
+    l2 = set(rewrite_scalars(rows_of([0.1, 0.2]), RewriteSettings("l2")))
+    assert {"median_l2", "q25_l2", "q75_l2", "success/0.25", "robust_accuracy/4"} <= l2
+    patches = set(rewrite_scalars(rows_of([0.1, 0.2]), RewriteSettings("l0_patches", radii=(0.1, 0.5))))
+    assert {"median_l0_patches", "success/0.1", "success/0.5"} <= patches
+    assert not {name for name in l2 | patches if "linf" in name}
+
+
+def test_a_distance_of_a_radius_lies_within_it() -> None:
+    scalars = rewrite_scalars(rows_of([4 / 255, 4 / 255]), RewriteSettings())
+    assert (scalars["success/2_255"], scalars["success/4_255"], scalars["robust_accuracy/4_255"]) == (0, 1, 0)
+
+
+def test_where_nothing_was_rewritten_there_is_no_quality_but_every_other_number() -> None:
+    scalars = rewrite_scalars(rows_of([INF, INF], map_shift=[NAN, NAN]), RewriteSettings())
+    undefined = {name for name, value in scalars.items() if math.isnan(value)}
+    assert undefined == {"psnr", "ssim", "survives_8_bit", "map_shift"}
+    assert scalars["median_linf"] == scalars["q25_linf"] == INF
+    assert scalars["area"] == scalars["success/16_255"] == 0
+    assert scalars["health/never_rewritten"] == scalars["robust_accuracy/16_255"] == 1
+
+
+def test_each_row_against_itself_at_the_reference() -> None:
+    now, reference = torch.tensor([0.1, 0.1, 0.4]), torch.tensor([0.2, 0.2, 0.1])
+    scalars = ratio_scalars(now, reference)
+    assert scalars["log_ratio"] == pytest.approx(math.log(0.5))
+    assert scalars["log_ratio_low"] <= scalars["log_ratio"] <= scalars["log_ratio_high"]
+    assert set(ratio_scalars(now, now).values()) == {0.0}
+    nothing = ratio_scalars(now, None)
+    assert nothing.keys() == scalars.keys()
+    assert all(math.isnan(value) for value in nothing.values())
+
+
+HEALTHY = {"health/zero_gradient": 0.1, "health/never_rewritten": 0.05, "health/unconverged": 0.25} | {
+    "health/one_step_better": 0.05
+}
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({}, ""),
+        ({"health/zero_gradient": 0.11}, "no gradient"),
+        ({"health/never_rewritten": 0.06}, "not rewritten at any radius"),
+        ({"health/unconverged": 0.26}, "unconverged"),
+        ({"health/one_step_better": 0.06}, "unconverged"),
+        (dict.fromkeys(HEALTHY, 1.0), "no gradient, not rewritten at any radius, unconverged"),
+        (dict.fromkeys(HEALTHY, 0.0), ""),
+    ],
+)
+def test_ill_health_in_words(changed: dict[str, float], words: str) -> None:
+    assert ill_health({**HEALTHY, **changed}) == words
+
+
+# Rewriting ------------------------------------------------------------------------------------------------------
+
+
+class Linear(nn.Module):
+    """Two classes: the least change in L∞ is the margin over the sum of the weights' magnitudes."""
+
+    def __init__(self, classes: int = 2) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.weight = nn.Parameter(torch.randn(3 * 64, classes, generator=generator))
+        self.forwards = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.forwards += 1
+        return images.flatten(1) @ self.weight
+
+
+def grey(count: int) -> Tensor:
+    """Images far from black and white, which no clamp touches."""
+    return 0.4 + 0.2 * torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(2))
+
+
+def test_the_distances_are_those_of_a_linear_model_in_closed_form() -> None:
+    model, images = Linear(), grey(11)
+    probe = probe_of(model, images)
+    settings = RewriteSettings(steps=24)
+    frozen = FrozenTargets.choose(probe, "random", seed=0)
+    rows, shown = rewrite_probe(probe, settings, frozen, shown=10)
+    weight = (model.weight[:, 1] - model.weight[:, 0]).detach()
+    expected = (images.flatten(1) @ weight).abs() / weight.abs().sum()
+    assert rows.success.all()
+    assert (rows.distance >= 0.999 * expected).all()  # no rewrite can be shorter
+    torch.testing.assert_close(rows.distance, expected, rtol=0.15, atol=0)
+    assert rows.image.tolist() == list(range(11))
+    assert torch.equal(rows.own, (images.flatten(1) @ model.weight).argmax(1))
+    assert torch.equal(rows.predicted, rows.own)
+    assert torch.equal(rows.target, 1 - rows.own)
+    assert rows.map_shift.isnan().all()  # no attention
+    # of images across two parts: the rows that are shown are the first ones, with their pixels
+    assert [row.row for row in shown] == list(range(10))
+    for row in shown:
+        torch.testing.assert_close(row.original, images[row.row], rtol=0, atol=1e-6)
+        change = (row.rewritten - row.original).abs().max()
+        torch.testing.assert_close(change, rows.distance[row.row], rtol=0, atol=1e-6)
+        assert int(row.after.argmax()) == int(rows.target[row.row])
+        assert int(row.before.argmax()) == int(rows.own[row.row])
+        assert float(row.before.sum()) == pytest.approx(1)
+        assert row.maps is None
+
+
+def test_distances_are_in_pixels_whatever_the_model_takes() -> None:
+    model, images = Linear(), grey(4)
+    settings = RewriteSettings(steps=8)
+    plain = probe_of(model, images)
+    known = Normalisation((0.3, 0.4, 0.5), (0.2, 0.3, 0.4), "the test")
+
+    class Denormalised(Linear):
+        def forward(self, images: Tensor) -> Tensor:
+            mean, std = (torch.tensor(values).view(3, 1, 1) for values in (known.mean, known.std))
+            return super().forward(images * std + mean)
+
+    normalised = probe_of(Denormalised(), known.to_images(images), None, known)
+    frozen = FrozenTargets.choose(plain, "random", seed=0)
+    one, other = (rewrite_probe(probe, settings, frozen)[0] for probe in (plain, normalised))
+    torch.testing.assert_close(one.distance, other.distance, rtol=1e-3, atol=1e-6)
+
+
+def test_all_targets_of_an_image_are_rows_of_its_own() -> None:
+    model = Linear(4)
+    probe = probe_of(model, grey(3), [0, 1, 2])
+    rows, _ = rewrite_probe(probe, RewriteSettings(steps=2), FrozenTargets.choose(probe, "all", seed=0))
+    assert rows.image.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert rows.own.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert rows.target.tolist() == [1, 2, 3, 0, 2, 3, 0, 1, 3]
+
+
+@pytest.mark.parametrize("norm", RADII)
+def test_the_number_of_forwards_does_not_depend_on_what_is_found(norm: str) -> None:
+    images = Squares(11, seed=1).images
+    counts = []
+    for scale in (1.0, 0.0, -1.0):  # as it is, without any gradient, and the other way round
+        vit = tiny_vit()
+        with torch.no_grad():
+            vit.head.weight.mul_(scale)
+            vit.head.bias.copy_(torch.tensor([9.0, 0.0, 0.0]))  # without a gradient nothing is ever rewritten
+        forwards: list[int] = []
+        probe = dataclasses.replace(
+            probe_of(vit, images),
+            forward=lambda some, vit=vit, forwards=forwards: forwards.append(len(some)) or vit(some),
+        )
+        frozen = FrozenTargets.choose(probe, 1, seed=0)
+        rows, _ = rewrite_probe(probe, RewriteSettings(norm, steps=3), frozen)
+        counts.append(forwards)
+        assert scale != 0 or not rows.success.any()
+    assert counts[0] == counts[1] == counts[2]
+
+
+def test_rows_go_through_the_model_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that numbers do not depend on how many processes share them."""
+    monkeypatch.setattr(rewriting, "_ROWS_AT_ONCE", 4)
+    model = Linear()
+    seen: list[int] = []
+    probe = dataclasses.replace(
+        probe_of(model, grey(11)), forward=lambda images: seen.append(len(images)) or model(images)
+    )
+    rewrite_probe(probe, RewriteSettings(steps=2), FrozenTargets.choose(probe, "random", seed=0))
+    assert max(seen) == 4
+    assert set(seen) == {4, 3}
+
+
+def test_attention_gives_maps_and_their_shift() -> None:
+    torch.manual_seed(0)
+    vit = tiny_vit()
+    nn.init.normal_(vit.head.weight, std=0.5)
+    probe = probe_of(vit, Squares(3, seed=1).images)
+    frozen = FrozenTargets.choose(probe, "runner_up", seed=0)
+    rows, shown = rewrite_probe(probe, RewriteSettings(steps=4), frozen, shown=2)
+    assert rows.map_shift.isfinite().all()
+    assert (rows.map_shift >= 0).all()
+    assert (rows.map_shift <= 2).all()
+    assert len(shown) == 2
+    for row in shown:
+        assert row.maps is not None
+        assert row.maps.shape == (2, 4, 4)
+        torch.testing.assert_close(row.maps.mean((1, 2)), torch.ones(2))  # in times the uniform share
+
+
+def test_in_doubt_about_the_normalisation_nothing_is_measured() -> None:
+    images = 3 * (grey(2) - 0.5) / 0.1
+    probe = probe_of(Linear(), images, None, None)
+    with pytest.raises(ValueError, match=r"mean, std: the images lie in .*nothing says how they were normalised"):
+        rewrite_probe(probe, RewriteSettings(), FrozenTargets(torch.tensor([0, 0]), torch.tensor([[1], [1]])))
