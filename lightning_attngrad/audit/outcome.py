@@ -99,7 +99,7 @@ class AuditOutcome:
             now, then = deviations[name]
             lines.append(
                 f"{row.label} does not: {name} is {now:.6g}, logged was {then:.6g} (the largest of {len(deviations)} "
-                "differences; another device, precision or version rounds otherwise)"
+                "differences; another device or version rounds otherwise)"
             )
         return lines
 

@@ -9,9 +9,9 @@ from typing import Any
 from lightning_attngrad.audit.checkpoints import SavedCheckpoint
 from lightning_attngrad.audit.options import AuditError, AuditOptions
 
-#: What the hash of a record stands for, beside the images and classes themselves.
-_HASHED = ("num_images", "seed", "dataloader_idx", "norm", "steps", "target", "radii")
-_ARGUMENTS = (*_HASHED, "image_key", "target_key", "model", "mean", "std")
+#: What the hash of a record stands for, beside the images and classes themselves, and the precision.
+_HASHED = ("num_images", "seed", "dataloader_idx", "norm", "steps", "target", "radii", "model", "mean", "std")
+_ARGUMENTS = (*_HASHED, "image_key", "target_key")
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def choose_settings(options: AuditOptions, checkpoints: Sequence[SavedCheckpoint
         "image_key": options.image_key,
         "target_key": options.target_key,
         "model": options.model_path,
-        "mean": options.mean,
-        "std": options.std,
+        "mean": None if options.mean is None else list(options.mean),
+        "std": None if options.std is None else list(options.std),
     }
     arguments = {name: run[name] for name in _ARGUMENTS if run.get(name) is not None}
     arguments |= {name: value for name, value in asked.items() if value is not None}
@@ -63,7 +63,11 @@ def choose_settings(options: AuditOptions, checkpoints: Sequence[SavedCheckpoint
         arguments.pop("radii", None)  # they are in the units of the other norm
     if options.batch_adapter is not None:
         arguments["batch_adapter"] = options.batch_adapter
-    same = not options.new_images and all(run.get(name) == arguments.get(name) for name in _HASHED)
+    same = (
+        not options.new_images
+        and options.precision in (None, run.get("precision"))
+        and all(run.get(name) == arguments.get(name) for name in _HASHED)
+    )
     hashes = [(record.hash, saved.label) for saved, record in recorded if record.hash is not None]
     if same and len({found for found, _ in hashes}) > 1:
         other = next((found, label) for found, label in hashes if found != hashes[0][0])

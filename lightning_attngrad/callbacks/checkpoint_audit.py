@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from lightning_attngrad.callbacks.rewrite_robustness_monitor import RewriteRobus
 from lightning_attngrad.callbacks.rewriting import (
     FrozenTargets,
     RewriteSettings,
+    conditions_of,
     ill_health,
     rewrite_probe,
     rewrite_scalars,
@@ -127,7 +129,9 @@ class CheckpointAudit(ImageProbe):
         self.distances: list[float] = []  # of the rows of the last look that rewrote
         self._frozen: FrozenTargets | None = None
         self._looked_at: Moment | None = None
-        self._measured: dict[str, float] | None = None  # by a monitor of the same settings, at this step
+        self._conditions = ""  # of the last look
+        self._now: Moment | None = None
+        self._beside: list[RewriteRobustnessMonitor] = []  # what they have measured now is not measured again
         self._described: dict[str, CheckpointFile] = {}  # checkpoints that have their file
         self._may_look = False
         self._could_write = True
@@ -227,11 +231,14 @@ class CheckpointAudit(ImageProbe):
     def look(self, probe: Probe, *, remember: bool) -> Findings:  # noqa: ARG002
         """Maps and rewrites of the frozen images."""
         if self._frozen is None:
-            self._frozen = FrozenTargets.choose(probe, self.settings.target, self._seed)
+            shared = (other.frozen_for(self.settings, self.probe_set, self._seed) for other in self._beside)
+            known = next((frozen for frozen in shared if frozen is not None), None)
+            self._frozen = known or FrozenTargets.choose(probe, self.settings.target, self._seed)
+        self._conditions = conditions_of(probe)
         figures = {f"maps/{name}": value for name, value in _map_figures(probe, self._frozen.own).items()}
-        if self._measured is not None:
-            scalars = {f"rewrite/{name}": self._measured[name] for name in self._measured}
-            return Findings({**figures, **scalars}, dict)
+        for other in self._beside:
+            if (measured := other.measured(self._now, self.hash)) is not None:
+                return Findings({**figures, **{f"rewrite/{name}": value for name, value in measured.items()}}, dict)
         rows, shown = rewrite_probe(probe, self.settings, self._frozen, shown=_SHOWN)
         self.distances = rows.distance.tolist()
         rewritten = rewrite_scalars(rows, self.settings)
@@ -260,7 +267,9 @@ class CheckpointAudit(ImageProbe):
             return
         why = self._why_not(trainer, averaged)
         if not why:
-            self._measured = self._measured_by_a_monitor(trainer)
+            self._now = now
+            # Under averaging a monitor that counts steps has seen the raw weights.
+            self._beside = [] if averaging(trainer) else self._monitors_beside(trainer)
             self._look(trainer, pl_module, _label(trainer))
             self._agree(trainer)
             why = f"the audit rests: {self._why_resting}" if self._resting else ""
@@ -289,7 +298,9 @@ class CheckpointAudit(ImageProbe):
         """Straight to the loggers: nothing can be logged otherwise while a checkpoint is saved."""
         if is_fitting(trainer) and trainer.is_global_zero:
             for logger in trainer.loggers:
-                logger.log_metrics({self._key("seconds"): seconds}, step=scalar_step(trainer))
+                # A logger that fails, or is closed already, must not cost the checkpoint.
+                with contextlib.suppress(Exception):
+                    logger.log_metrics({self._key("seconds"): seconds}, step=scalar_step(trainer))
 
     def _why_not(self, trainer: pl.Trainer, averaged: bool) -> str:
         """Why no look can be made now; empty if it can."""
@@ -303,21 +314,17 @@ class CheckpointAudit(ImageProbe):
             return "the averaged weights are in place during a validation only, and there was none with these"
         return ""
 
-    def _measured_by_a_monitor(self, trainer: pl.Trainer) -> dict[str, float] | None:
-        """What a monitor of the same settings has found at this step, on the same images and classes."""
-        if self._frozen is None or averaging(trainer):  # a monitor that counts steps sees the raw weights
-            return None
-        for other in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(other, RewriteRobustnessMonitor) and other.sees_as(self):
-                found = other.measured(moment(trainer), self.hash)
-                if found is not None:
-                    return found
-        return None
+    def _monitors_beside(self, trainer: pl.Trainer) -> list[RewriteRobustnessMonitor]:
+        """Monitors of this run that see the same images through the same part of the model."""
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        return [other for other in callbacks if isinstance(other, RewriteRobustnessMonitor) and other.sees_as(self)]
 
     @property
     def hash(self) -> str | None:
         """SHA-256 of images, classes and settings; None before the first look. Figures of another do not compare."""
-        return None if self._frozen is None else self._frozen.hash(self.probe_set.hash, self.settings)
+        if self._frozen is None:
+            return None
+        return self._frozen.hash(self.probe_set.hash, self.settings, self._conditions)
 
     # The file beside a checkpoint ---------------------------------------------------------------------------
 

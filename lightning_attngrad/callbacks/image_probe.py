@@ -208,8 +208,9 @@ class ImageProbe(Monitor, ABC):
     def _probe(self, trainer: pl.Trainer, pl_module: pl.LightningModule, label: str) -> Probe:
         assert self._model is not None
         images, targets = self.probe_set.to_device(trainer, pl_module)
-        stated = self._normalisation or find_normalisation(trainer, pl_module)
-        shown = stated or find_normalisation(trainer, pl_module, images=images)
+        place = self.probe_set.dataloader_idx
+        stated = self._normalisation or find_normalisation(trainer, pl_module, dataloader_idx=place)
+        shown = stated or find_normalisation(trainer, pl_module, images=images, dataloader_idx=place)
         return Probe(
             model=self._model,
             forward=probe_forward(trainer, self._model),
@@ -219,6 +220,8 @@ class ImageProbe(Monitor, ABC):
             class_names=find_class_names(trainer, self._class_names),
             label=label,
             normalisation=stated,
+            model_path=self._model_path,
+            precision=str(trainer.precision),
             processes=Processes.of(trainer),
         )
 

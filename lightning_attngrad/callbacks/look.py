@@ -26,6 +26,8 @@ class Probe:
         label: when this is: ``start``, ``epoch 3`` or ``step 200``.
         normalisation: how the images were normalised, where the user or a transform says so; no guess.
         processes: of the run, all of which look at the same moment.
+        model_path: of ``model`` in the LightningModule; None is the module itself.
+        precision: of the run.
     """
 
     model: nn.Module
@@ -37,6 +39,8 @@ class Probe:
     label: str
     normalisation: Normalisation | None = None
     processes: Processes = field(default_factory=Processes)
+    model_path: str | None = None
+    precision: str = "32-true"
 
     def class_name(self, index: int) -> str:
         """The name of a class, or its number."""

@@ -20,12 +20,14 @@ from lightning_attngrad.callbacks.rewrite_figures import rewrite_figures
 from lightning_attngrad.callbacks.rewriting import (
     FrozenTargets,
     RewriteSettings,
+    conditions_of,
     ill_health,
     ratio_scalars,
     rewrite_probe,
     rewrite_scalars,
 )
 from lightning_attngrad.callbacks.timetable import Moment, moment
+from lightning_attngrad.probe import ProbeSet
 
 _log = logging.getLogger("lightning_attngrad")
 
@@ -147,11 +149,16 @@ class RewriteRobustnessMonitor(ProbeMonitor):
         """Drop the history of another run, of other images or of other settings."""
         super().forget()
         self._frozen: FrozenTargets | None = None
+        self._conditions = ""  # of the last look
+        self._forget_looks()
+
+    def _forget_looks(self) -> None:
         self._first: tuple[str, list[float]] | None = None  # label and distances
         self._before: tuple[str, list[float]] | None = None
         self._compared: list[float] | None = None  # distances at the reference
         self._looks = 0  # since the start
         self._short_over_long = math.nan
+        self._history_hash: str | None = None  # that what is remembered was measured under
         self._measured: tuple[Moment, str | None, dict[str, float]] | None = None  # when, hash, and the numbers
 
     def _begin(self, pl_module: pl.LightningModule) -> None:
@@ -166,6 +173,8 @@ class RewriteRobustnessMonitor(ProbeMonitor):
         """Rewrite the images, and compare with earlier looks."""
         if self._frozen is None:
             self._frozen = FrozenTargets.choose(probe, self.settings.target, self._seed)
+        self._conditions = conditions_of(probe)
+        self._refuse_to_compare()
         frozen = self._frozen
         rows, shown = rewrite_probe(probe, self.settings, frozen, shown=_SHOWN)
         distances = rows.distance.tolist()
@@ -174,7 +183,8 @@ class RewriteRobustnessMonitor(ProbeMonitor):
         compared = self._compared
         if compared is None and remember and (counts or self.reference == "start"):
             compared = distances
-        if counts and self.long_every is not None and self._looks % self.long_every == 0:
+        long_is_due = self.long_every is not None and self._looks % self.long_every == 0
+        if counts and long_is_due and self.settings.steps < _LONG_STEPS:
             long, _ = rewrite_probe(probe, replace(self.settings, steps=_LONG_STEPS), frozen)
             self._short_over_long = _median_ratio(rows.distance, long.distance)
         scalars = rewrite_scalars(rows, self.settings)
@@ -189,11 +199,24 @@ class RewriteRobustnessMonitor(ProbeMonitor):
             return rewrite_figures(probe, self.settings, rows, shown, curves, ill_health(scalars))
 
         if remember:
+            self._history_hash = self.rewrite_hash
             self._looks += counts
             self._compared = distances if self.reference == "previous" else compared
             self._first = self._first or (probe.label, distances)
             self._before = (probe.label, distances)
         return Findings(scalars, draw)
+
+    def _refuse_to_compare(self) -> None:
+        """Begin the history anew where it was measured under another hash: a resumed run may normalise otherwise."""
+        if self._history_hash not in (None, self.rewrite_hash):
+            _log.warning(
+                "%s: images, classes, settings, normalisation, model path or precision are not those of the looks "
+                "before (hash %.8s… then, %.8s… now): nothing is compared with them, and the reference is taken anew",
+                type(self).__name__,
+                self._history_hash,
+                self.rewrite_hash,
+            )
+            self._forget_looks()
 
     def knows_enough(self) -> bool:
         """A failure is a number too: ∞."""
@@ -209,10 +232,11 @@ class RewriteRobustnessMonitor(ProbeMonitor):
             "targets": None if frozen is None else frozen.targets,
             "first": None if self._first is None else list(self._first),
             "before": None if self._before is None else list(self._before),
+            "reference": self.reference,
             "compared": self._compared,
             "looks": self._looks,
             "short_over_long": self._short_over_long,
-            "rewrite_hash": self.rewrite_hash,
+            "rewrite_hash": self._history_hash,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -235,6 +259,11 @@ class RewriteRobustnessMonitor(ProbeMonitor):
             for curve in (state_dict["first"], state_dict["before"])
         )
         self._compared = state_dict["compared"]
+        if state_dict["reference"] != self.reference:
+            known = {"start": self._first, "previous": self._before, "first_epoch": None}[self.reference]
+            is_that = known is not None and (self.reference == "previous" or known[0] == "start")
+            self._compared = list(known[1]) if known is not None and is_that else None
+        self._history_hash = state_dict["rewrite_hash"]
         self._looks = state_dict["looks"]
         self._short_over_long = state_dict["short_over_long"]
 
@@ -242,7 +271,12 @@ class RewriteRobustnessMonitor(ProbeMonitor):
         """Whether it looks through the same part of the model, at images that were normalised alike."""
         return self._model is other._model and self._normalisation == other._normalisation
 
-    def measured(self, when: Moment, of: str | None) -> dict[str, float] | None:
+    def frozen_for(self, settings: RewriteSettings, probe_set: ProbeSet, seed: int) -> FrozenTargets | None:
+        """Its classes, if they are those that the same images, settings and seed call for."""
+        same = settings == self.settings and seed == self._seed and probe_set.hash == self.probe_set.hash
+        return self._frozen if same else None
+
+    def measured(self, when: Moment | None, of: str | None) -> dict[str, float] | None:
         """The numbers of the look at this moment, if there was one and its ``rewrite_hash`` was this one."""
         if self._measured is None or of is None or self._measured[:2] != (when, of):
             return None
@@ -250,8 +284,13 @@ class RewriteRobustnessMonitor(ProbeMonitor):
 
     @property
     def rewrite_hash(self) -> str | None:
-        """SHA-256 of images, classes and settings; None before the first look. Numbers of another do not compare."""
-        return None if self._frozen is None else self._frozen.hash(self.probe_set.hash, self.settings)
+        """SHA-256 of images, classes, settings, normalisation, model path and precision; None before the first look.
+
+        Numbers of another do not compare.
+        """
+        if self._frozen is None:
+            return None
+        return self._frozen.hash(self.probe_set.hash, self.settings, self._conditions)
 
 
 def _median_ratio(short: Tensor, long: Tensor) -> float:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from lightning_attngrad.attention import UnsupportedModelError
 from lightning_attngrad.callbacks.look import Probe
-from lightning_attngrad.explain import explain, find_logits
+from lightning_attngrad.explain import NonFiniteOutputError, explain, find_logits
+from lightning_attngrad.explain.evaluation import held_still
 from lightning_attngrad.metrics.functional import (
     area_under_success,
     distance_quantiles,
@@ -82,6 +83,8 @@ class RewriteSettings:
         object.__setattr__(self, "radii", tuple(sorted({float(radius) for radius in radii})))
         if len(self.radii) < 2:
             raise ValueError(f"radii: got {self.radii!r}; expected two or more, between which the area is taken")
+        if len({self.radius_name(radius) for radius in self.radii}) < len(self.radii):
+            raise ValueError(f"radii: got {self.radii!r}; expected radii that differ in their first six digits")
 
     def plain(self) -> dict[str, Any]:
         """As plain values, for a checkpoint and for JSON."""
@@ -113,11 +116,16 @@ class FrozenTargets:
         parts = probe.images.split(_ROWS_AT_ONCE)
 
         def work(part: int) -> Tensor:
-            with torch.no_grad():
+            with torch.no_grad(), held_still(probe.model):  # a compiled model would compile for so many images
                 return _logits(probe.forward(parts[part])).float().cpu()
 
         logits = torch.cat(probe.processes.each(len(parts), work))
         classes = logits.shape[1]
+        if classes < 2:
+            raise ValueError(
+                f"model: its output has {classes} number an image, not one row of logits an image (2 or more classes); "
+                "set model= to the part that classifies"
+            )
         own = logits.argmax(dim=1)
         if probe.targets is not None:
             known = (probe.targets >= 0) & (probe.targets < classes)
@@ -128,9 +136,30 @@ class FrozenTargets:
             raise ValueError(f"target: got {target}; the model's classes are 0 to {classes - 1}")
         return cls(own, torch.full_like(own, target)[:, None])
 
-    def hash(self, images: str | None, settings: RewriteSettings) -> str:
-        """SHA-256 of all that has to be the same for two numbers to compare."""
-        digest = hashlib.sha256(f"{images} {settings.plain()}".encode())
+    def pairs(self) -> tuple[Tensor, Tensor]:
+        """Number of the image, and target, of each of M rows; an image that is of its target class has none.
+
+        Raises:
+            ValueError: if no row is left.
+        """
+        index = torch.arange(len(self.own)).repeat_interleave(self.targets.shape[1])
+        targets = self.targets.flatten()
+        other = targets != self.own[index]
+        if not other.any():
+            raise ValueError(
+                f"target: every one of the {len(self.own)} images is of this class already; choose another"
+            )
+        return index[other], targets[other]
+
+    def hash(self, images: str | None, settings: RewriteSettings, conditions: str = "") -> str:
+        """SHA-256 of all that has to be the same for two numbers to compare.
+
+        Args:
+            images: hash of the images.
+            settings: what is asked of them.
+            conditions: see :func:`conditions_of`.
+        """
+        digest = hashlib.sha256(f"{images} {settings.plain()} {conditions}".encode())
         for tensor in (self.own, self.targets):
             digest.update(str(tensor.tolist()).encode())
         return digest.hexdigest()
@@ -196,6 +225,16 @@ class ShownRow:
     maps: Tensor | None
 
 
+def conditions_of(probe: Probe) -> str:
+    """What else changes distances: the unit of pixels, the part of the module that is looked at, and the precision.
+
+    Raises:
+        UnknownNormalisationError: where it is not certain how the images were normalised.
+    """
+    known = require_normalisation(probe.model, probe.images, probe.normalisation)
+    return f"mean {known.mean} std {known.std} model {probe.model_path} precision {probe.precision}"
+
+
 def rewrite_probe(
     probe: Probe, settings: RewriteSettings, frozen: FrozenTargets, *, shown: int = 0
 ) -> tuple[RewrittenRows, list[ShownRow]]:
@@ -211,23 +250,30 @@ def rewrite_probe(
         All rows and the first few images, on every process alike.
     """
     known = require_normalisation(probe.model, probe.images, probe.normalisation)
-    targets = frozen.targets.flatten()
-    index = torch.arange(len(probe.images)).repeat_interleave(frozen.targets.shape[1])
+    index, targets = frozen.pairs()
 
     def work(part: int) -> tuple[RewrittenRows, list[ShownRow]]:
         rows = torch.arange(len(targets))[part * _ROWS_AT_ONCE : (part + 1) * _ROWS_AT_ONCE]
         images = probe.images[index[rows].to(probe.images.device)]
-        result = rewrite(
-            probe.model,
-            images,
-            targets[rows].to(images.device),
-            norm=settings.norm,
-            steps=settings.steps,
-            top_share=settings.top_share,
-            mean=known.mean,
-            std=known.std,
-            forward=probe.forward,
-        )
+        try:
+            result = rewrite(
+                probe.model,
+                images,
+                targets[rows].to(images.device),
+                norm=settings.norm,
+                steps=settings.steps,
+                top_share=settings.top_share,
+                mean=known.mean,
+                std=known.std,
+                forward=probe.forward,
+            )
+        except NonFiniteOutputError:
+            # Of these images only, perhaps: other processes go on, and a sharded model waits for the passes they make.
+            grey = torch.zeros_like(images)
+            with torch.no_grad():
+                probe.forward(grey)
+            _maps(probe, grey, grey)
+            raise
         survives = survives_8_bits(probe.model, result, known, forward=probe.forward)
         maps = _maps(probe, known.to_images(result.original), result.images)
         found = _found(result, survives, maps, index[rows], frozen.own[index[rows]])

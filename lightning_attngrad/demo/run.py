@@ -190,7 +190,7 @@ def _trainer(
         ModelCheckpoint(Path(board.log_dir) / "checkpoints", filename, every_n_epochs=every, **kept)
         for filename, kept in (
             ("best", {"monitor": "val_accuracy", "mode": "max", "save_last": True}),
-            ("most_robust", {"monitor": "attngrad/rewrite/median_linf", "mode": "max"}),
+            ("most_robust", {"monitor": "attngrad/rewrite/area", "mode": "min"}),
         )
     ]
     loggers: list[TensorBoardLogger | CSVLogger] = [board, table]

@@ -78,9 +78,10 @@ def dataset_chain(dataset: Any) -> Iterator[Any]:
             waiting.extend(parts)
 
 
-def evaluation_datasets(trainer: pl.Trainer) -> Iterator[Any]:
-    """Every data set behind the evaluation loaders, outermost first."""
-    for loader in evaluation_loaders(trainer):
+def evaluation_datasets(trainer: pl.Trainer, dataloader_idx: int | None = None) -> Iterator[Any]:
+    """Every data set behind the evaluation loaders, or behind one of them, outermost first."""
+    loaders = evaluation_loaders(trainer)
+    for loader in loaders if dataloader_idx is None else loaders[dataloader_idx : dataloader_idx + 1]:
         parts = loader.flattened if _is_combined(loader) else [loader]
         for part in parts:
             yield from dataset_chain(getattr(part, "dataset", None))

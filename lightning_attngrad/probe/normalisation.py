@@ -31,6 +31,7 @@ def find_normalisation(
     mean: Sequence[float] | float | None = None,
     std: Sequence[float] | float | None = None,
     images: Tensor | None = None,
+    dataloader_idx: int | None = None,
 ) -> Normalisation | None:
     """Find out how the images of this run were normalised.
 
@@ -45,6 +46,7 @@ def find_normalisation(
         std: likewise.
         images: some images as the model gets them (B, C, H, W). Without them neither of the last two sources
             is used.
+        dataloader_idx: which evaluation loader the images come from; None asks all of them.
 
     Returns:
         The normalisation, or None if nothing tells.
@@ -54,10 +56,10 @@ def find_normalisation(
     """
     if (explicit := check_normalisation(mean, std)) is not None:
         return explicit
-    for place, transform in _candidate_transforms(trainer):
+    for place, transform, certain in _candidate_transforms(trainer, dataloader_idx):
         for step in _walk_transforms(transform):
             if (found := _from_transform(step)) is not None:
-                return Normalisation(*found, f"{type(step).__name__} in {place}")
+                return Normalisation(*found, f"{type(step).__name__} in {place}", certain)
     if images is None:
         return None
     if are_pixels(images, _PIXEL_TOLERANCE):
@@ -65,11 +67,14 @@ def find_normalisation(
     return configured_normalisation(pl_module, channels=images.shape[1])
 
 
-def _candidate_transforms(trainer: pl.Trainer) -> Iterator[tuple[str, Any]]:
-    """Transforms of validation images, each with the name of its place; those of training are left out."""
-    for dataset in evaluation_datasets(trainer):
+def _candidate_transforms(trainer: pl.Trainer, dataloader_idx: int | None) -> Iterator[tuple[str, Any, bool]]:
+    """Transforms of validation images, each with the name of its place; those of training are left out.
+
+    That of the images' own data set is certain; one that lies on the datamodule may be of other images.
+    """
+    for dataset in evaluation_datasets(trainer, dataloader_idx):
         for name in ("transform", "transforms"):
-            yield f"{type(dataset).__name__}.{name}", getattr(dataset, name, None)
+            yield f"{type(dataset).__name__}.{name}", getattr(dataset, name, None), True
     datamodule = getattr(trainer, "datamodule", None)
     if datamodule is None:
         return
@@ -81,7 +86,7 @@ def _candidate_transforms(trainer: pl.Trainer) -> Iterator[tuple[str, Any]]:
     # what says "val" comes first, then the other evaluation transforms, then those without a stage
     names.sort(key=lambda name: (0 if "val" in name else 1 if "test" in name or "predict" in name else 2, name))
     for name in names:
-        yield f"{type(datamodule).__name__}.{name}", getattr(datamodule, name)
+        yield f"{type(datamodule).__name__}.{name}", getattr(datamodule, name), False
 
 
 def _walk_transforms(transform: Any, depth: int = 0) -> Iterator[Any]:

@@ -18,8 +18,9 @@ class Processes:
     """The processes of a run, and which of them this is.
 
     Attributes:
-        rank: of this process, from 0.
-        count: how many there are.
+        rank: of this process among those that see different data, from 0.
+        count: how many of these there are.
+        world: how many processes there are; more than ``count`` where several share the layers of one model.
 
     Example:
         >>> Processes(rank=1, count=2).share(5)
@@ -28,11 +29,18 @@ class Processes:
 
     rank: int = 0
     count: int = 1
+    world: int = 1
 
     @classmethod
     def of(cls, trainer: pl.Trainer) -> Processes:
-        """Those of a Trainer."""
-        return cls(trainer.global_rank, trainer.world_size)
+        """Those of a Trainer.
+
+        Under tensor parallelism several processes compute one model, and have to be given the same images: Lightning
+        tells its samplers which ones see different data.
+        """
+        sampling = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
+        rank, count = sampling.get("rank", trainer.global_rank), sampling.get("num_replicas", trainer.world_size)
+        return cls(rank, count, trainer.world_size)
 
     def share(self, parts: int) -> list[tuple[int, bool]]:
         """The parts of some work that this process does, in turn with the others.
@@ -52,9 +60,9 @@ class Processes:
 
     def gather(self, found: T) -> list[T]:
         """What each process found, in the order of their ranks; a collective operation. Tensors must be on the CPU."""
-        if self.count == 1:
+        if max(self.count, self.world) == 1:
             return [found]
-        everyone: list[T | None] = [None] * self.count
+        everyone: list[T | None] = [None] * max(self.count, self.world)
         torch.distributed.all_gather_object(everyone, found)
         return everyone  # type: ignore[return-value]
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 #: Rounding in half precision, and a bicubic resize, leave pixels a little outside [0, 1].
 PIXEL_TOLERANCE = 0.05
+_BLACK = 0.02  # and white is as far from 1
 
 
 class UnknownNormalisationError(ValueError):
@@ -26,6 +27,8 @@ class Normalisation:
         mean: one number a channel, or a single one for all channels.
         std: likewise, positive.
         source: where they were found, for the log.
+        certain: whether that place speaks of these very images, as an argument and their own transform do; a model's
+            configuration does not.
 
     Raises:
         ValueError: if the lengths differ, or a ``std`` is not positive.
@@ -41,6 +44,7 @@ class Normalisation:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     source: str
+    certain: bool = True
 
     def __post_init__(self) -> None:
         if len(self.mean) != len(self.std) or not self.mean:
@@ -90,6 +94,10 @@ class Normalisation:
     def fits(self, images: Tensor) -> bool:
         """Whether these images can have come from pixels in [0, 1] by this normalisation."""
         return are_pixels(self._unclamped(images))
+
+    def reaches_both_ends(self, images: Tensor) -> bool:
+        """Whether the pixels are in [0, 1] and some are black and some white, as those of photographs are."""
+        return self.fits(images) and _reach_both_ends(self._unclamped(images))
 
     def _unclamped(self, images: Tensor) -> Tensor:
         images = images.detach().float()
@@ -159,7 +167,7 @@ def configured_normalisation(model: nn.Module, channels: int) -> Normalisation |
             if configuration.get("mean") is not None and configuration.get("std") is not None:
                 mean, std = as_numbers(configuration["mean"]), as_numbers(configuration["std"])
                 if len(mean) in (1, channels):
-                    return Normalisation(mean, std, f"{attribute} of {name or type(module).__name__}")
+                    return Normalisation(mean, std, f"{attribute} of {name or type(module).__name__}", certain=False)
     return None
 
 
@@ -173,10 +181,10 @@ def _configurations(module: nn.Module) -> Iterator[tuple[str, Mapping[str, Any]]
 def require_normalisation(model: nn.Module, images: Tensor, known: Normalisation | None) -> Normalisation:
     """How the images were normalised, for sure, or an error that asks.
 
-    Distances are measured in pixels, so a wrong guess would make every one of them wrong. What is ``known`` is only
-    checked against the images. Otherwise images in [0, 1] are pixels if they reach both ends of it, or if the model
-    has no constants of its own; and images outside of [0, 1] that a timm configuration puts back into [0, 1] were
-    normalised by it. Everything else is in doubt.
+    Distances are measured in pixels, so a wrong guess would make every one of them wrong. What the user says, or the
+    images' own transform, is only checked against the images. A hint (a transform elsewhere, a timm configuration) is
+    believed if undoing it gives pixels from black to white, and the images do not look like pixels already. Without
+    any, images in [0, 1] are pixels. Everything else is in doubt.
 
     Args:
         model: the model, whose timm configuration, if any, is looked at.
@@ -191,26 +199,34 @@ def require_normalisation(model: nn.Module, images: Tensor, known: Normalisation
     if not math.isfinite(lowest) or not math.isfinite(highest):
         raise ValueError("images: got NaN or infinite values; look at what loads or normalises them")
     span = f"the images lie in [{lowest:.2f}, {highest:.2f}]"
-    if known is not None:
+    if known is not None and known.certain:
         if not known.fits(images):
             raise UnknownNormalisationError(
                 f"mean, std: got {known.mean} and {known.std} ({known.source}), but {span}, which no pixels in [0, 1] "
                 "give; pass the mean and std with which the images were really normalised"
             )
         return known
-    configured = configured_normalisation(model, images.shape[-3])
+    hint = known or configured_normalisation(model, images.shape[-3])
+    as_they_are = Normalisation((0.0,), (1.0,), "images that lie in [0, 1] already")
     if are_pixels(images):
-        reach_both_ends = lowest <= 1 / 255 and highest >= 254 / 255  # by chance, if they had been normalised
-        if configured is None or configured.is_identity or reach_both_ends:
-            return Normalisation((0.0,), (1.0,), "images that lie in [0, 1] already")
+        if hint is None or hint.is_identity or (known is None and _reach_both_ends(images)):
+            return as_they_are
         raise UnknownNormalisationError(
-            f"mean, std: {span}, but the {configured.source} says mean={configured.mean} and std={configured.std}. "
-            "Pass mean=0, std=1 if the model takes pixels in [0, 1] (or normalises inside), else the two that were used"
+            f"mean, std: {span}, but the {hint.source} says mean={hint.mean} and std={hint.std}. Pass mean=0, std=1 if "
+            "the model takes pixels in [0, 1] (or normalises inside), else the two that were used"
         )
-    if configured is not None and configured.fits(images):
-        return configured
-    hint = "nothing says how they were normalised" if configured is None else f"the {configured.source} does not fit"
+    if hint is not None and hint.reaches_both_ends(images):
+        return hint
+    why = "nothing says how they were normalised"
+    if hint is not None:
+        why = f"the {hint.source} does not {'surely ' if hint.fits(images) else ''}fit"
     raise UnknownNormalisationError(
-        f"mean, std: {span}, and {hint}; pass the mean and std, in units of [0, 1] pixels, with which the images were "
+        f"mean, std: {span}, and {why}; pass the mean and std, in units of [0, 1] pixels, with which the images were "
         "normalised"
     )
+
+
+def _reach_both_ends(pixels: Tensor) -> bool:
+    """From black to white: by chance, if they had been normalised otherwise."""
+    lowest, highest = pixels.detach().float().aminmax()
+    return bool(lowest <= _BLACK and highest >= 1 - _BLACK)

@@ -24,6 +24,8 @@ from lightning_attngrad.rewrite.targets import TARGET_KINDS, choose_targets
 
 Forward: TypeAlias = Callable[[Tensor], Any]
 NORM_NAMES = (*NORMS, "l0_patches")
+#: Rows that are searched at once where there are more of them than images.
+_ROWS_AT_ONCE = 16
 
 
 def rewrite(
@@ -57,7 +59,7 @@ def rewrite(
         images: (B, C, H, W), normalised as the model takes them.
         target: the class to be rewritten to: an int for all images, or one an image, (B,); or ``random``,
             ``runner_up`` or ``least_likely`` among the classes not predicted; or ``all`` of those, which gives K − 1
-            rows an image.
+            rows an image, and as many copies of it in the result.
         norm: ``linf``, ``l2``, or ``l0_patches``: the share of the patches, from the top of a gradient-guided map of
             the target, that have to change when their pixels may change freely.
         steps: gradients; 16 order checkpoints as a long search does, 8 did not.
@@ -98,7 +100,7 @@ def rewrite(
         original = normalisation.to_pixels(images)
         targets = _resolve_target(target, call, normalisation, original, seed)  # (B, T)
         index = torch.arange(len(images), device=images.device).repeat_interleave(targets.shape[1])
-        rows = targets.flatten()
+        rows, at_once = targets.flatten(), max(len(images), _ROWS_AT_ONCE)
         parts = [
             _rewritten(
                 model,
@@ -111,7 +113,7 @@ def rewrite(
                 radius,
                 top_share,
             )
-            for which, classes in zip(index.split(len(images)), rows.split(len(images)), strict=True)
+            for which, classes in zip(index.split(at_once), rows.split(at_once), strict=True)
         ]
         result = joined(parts)
     finite = torch.isfinite(result.logits_before).all(dim=1)

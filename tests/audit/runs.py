@@ -35,15 +35,15 @@ def run(
     epochs: int = 2,
     trainer: Any = pl.Trainer,
     checkpoint: Any = ModelCheckpoint,
+    training: dict[str, Any] | None = None,
     **options: Any,
 ) -> list[Path]:
     """Train for a few steps; the checkpoints of all epochs, the earliest first."""
     torch.manual_seed(0)
     saving = checkpoint(folder, save_top_k=-1, filename="{epoch}", **options)
     module = Classifier(16) if module is None else module
-    trainer(**QUIET, max_epochs=epochs, callbacks=[*callbacks, saving]).fit(
-        module, datamodule=SquaresData() if data is None else data
-    )
+    running = trainer(**QUIET, **(training or {}), max_epochs=epochs, callbacks=[*callbacks, saving])
+    running.fit(module, datamodule=SquaresData() if data is None else data)
     return sorted(folder.glob("*.ckpt"))
 
 

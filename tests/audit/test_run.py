@@ -187,30 +187,37 @@ class TestCodeOfTheUser:
         refused(audit(capsys, tmp_path / "out", saved, *CODE), "--output")
 
 
+def fit_from_the_command_line(folder: Path, module: str, fixed: bool) -> list[Path]:
+    """A run of LightningCLI with fixed classes, or with those that its arguments name; beside it its config.yaml."""
+    options = {**QUIET, "max_epochs": 1, "default_root_dir": str(folder)}
+    settings = [f"--trainer.{name}={value}" for name, value in options.items()]
+    classes = (getattr(project, module), project.SquaresData) if fixed else ()
+    named = [] if fixed else [f"--model={HERE}.{module}", f"--data={HERE}.SquaresData"]
+    LightningCLI(
+        *classes,
+        args=["fit", *settings, *named, "--model.width=16" if fixed else "--model.init_args.width=16"],
+        trainer_defaults={"callbacks": [ModelCheckpoint(folder, filename="{epoch}"), small_audit()]},
+        seed_everything_default=0,
+    )
+    return sorted(folder.glob("*.ckpt"))
+
+
 class TestLightningCLI:
     @pytest.mark.parametrize("fixed", [True, False])
-    def test_its_config_is_enough(
-        self, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, fixed: bool
-    ) -> None:
-        options = {**QUIET, "max_epochs": 1, "default_root_dir": str(tmp_path), "enable_model_summary": False}
-        settings = [f"--trainer.{name}={value}" for name, value in options.items()]
-        saving = ModelCheckpoint(tmp_path, filename="{epoch}")
-        classes = (project.Configured, project.SquaresData) if fixed else ()
-        named = () if fixed else (f"--model={HERE}.Configured", f"--data={HERE}.SquaresData")
-        widths = ("--model.width=16",) if fixed else ("--model.init_args.width=16",)
-        LightningCLI(
-            *classes,
-            args=["fit", *settings, *named, *widths],
-            trainer_defaults={"callbacks": [saving, small_audit()]},
-            seed_everything_default=0,
-        )
-        paths = sorted(tmp_path.glob("*.ckpt"))
-        assert len(paths) == 1
+    def test_its_config_is_enough(self, tmp_path: Path, capsys: pytest.CaptureFixture[str], fixed: bool) -> None:
+        paths = fit_from_the_command_line(tmp_path, "Configured", fixed)
         config = ("--config", str(tmp_path / "config.yaml"))
         if fixed:
             refused(audit(capsys, tmp_path / "out", paths, *config), "the config names no class_path")
             config += ("--model", f"{HERE}.Configured", "--data", f"{HERE}.SquaresData")
         equals_log(audit(capsys, tmp_path / "out", paths, *config), paths)
+
+    @pytest.mark.parametrize("fixed", [True, False])
+    def test_what_it_saved_is_enough(self, tmp_path: Path, capsys: pytest.CaptureFixture[str], fixed: bool) -> None:
+        paths = fit_from_the_command_line(tmp_path, "Classifier", fixed)
+        saved = torch.load(paths[0], weights_only=True)["hyper_parameters"]
+        assert saved["_instantiator"] == "lightning.pytorch.cli.instantiate_module"
+        equals_log(audit(capsys, tmp_path / "out", paths, *CODE), paths)
 
 
 class TestFrozenImages:
@@ -290,6 +297,13 @@ class TestFrozenImages:
         reading = {"model": "net", "image_key": 0, "target_key": 1, "mean": 0.5, "std": 0.25}
         paths = run(tmp_path / "run", small_audit(**reading), epochs=1)
         equals_log(audit(capsys, tmp_path / "out", paths, *CODE), paths)
+
+    def test_the_precision_is_that_of_the_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        paths = run(tmp_path / "run", small_audit(), epochs=1, training={"precision": "bf16-mixed"})
+        equals_log(audit(capsys, tmp_path / "out", paths, *CODE), paths)
+        done = audit(capsys, tmp_path / "out", paths, *CODE, "--precision", "32-true")
+        assert done.code == 0
+        assert done.checkpoints[0]["equals_log"] is None  # other figures were asked for
 
 
 class TestUnsafeCheckpoints:

@@ -78,14 +78,24 @@ def test_without_an_audit_in_the_run_they_are_the_defaults() -> None:
         ("target", "target", 0),
         ("image_key", "image_key", 0),
         ("model_path", "model", "other"),
+        ("mean", "mean", [0.1]),
         ("batch_adapter", "batch_adapter", "a.b"),
     ],
 )
 def test_options_win(option: str, argument: str, value: Any) -> None:
-    settings = choose_settings(asked(**{option: value}), [saved()])
+    both = {option: value, "std": [0.2]} if option == "mean" else {option: value}
+    settings = choose_settings(asked(**both), [saved()])
     assert settings.arguments[argument] == value
-    hashed = argument in ("num_images", "seed", "steps", "target")
+    hashed = argument in ("num_images", "seed", "steps", "target", "model", "mean")
     assert (settings.expected is None) == hashed  # other figures are what was asked for
+
+
+def test_what_is_asked_for_may_be_what_the_run_had() -> None:
+    options = asked(
+        num_images=4, seed=3, target="all", mean=(0.5,), std=(0.2,), model_path="net", precision="bf16-mixed"
+    )
+    assert choose_settings(options, [saved()]).expected == ("all", "a")
+    assert choose_settings(asked(precision="32-true"), [saved()]).expected is None
 
 
 def test_radii_belong_to_their_norm() -> None:

@@ -596,13 +596,14 @@ def test_restored_in_a_validation_the_figures_are_identical_for_one_checkpoint_a
     assert names(tmp_path) == pairs("step=3", "step=6", "step=9")  # nothing is written but in a fit
 
 
-def test_a_test_has_a_record_of_its_own_images(tmp_path: Path) -> None:
-    audit = WatchedAudit()
-    make_trainer(audit).test(bright(), loader(Squares(9, seed=2)), verbose=False)
-    make_trainer(other := WatchedAudit()).validate(bright(), loader(Squares(9, seed=3)), verbose=False)
-    assert other.record is not None
-    assert other.record.figures
-    assert audit.record is None or audit.record.figures
+def test_a_validation_has_a_record_and_a_test_has_none() -> None:
+    validating, testing = WatchedAudit(), WatchedAudit()
+    make_trainer(validating).validate(bright(), loader(Squares(9, seed=3)), verbose=False)
+    make_trainer(testing).test(bright(), loader(Squares(9, seed=2)), verbose=False)
+    assert validating.record is not None
+    assert validating.record.figures
+    assert validating.record.why_empty == ""
+    assert testing.record is None
 
 
 def test_two_audits_of_one_run_write_two_files(tmp_path: Path) -> None:

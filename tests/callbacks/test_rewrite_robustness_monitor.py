@@ -416,7 +416,7 @@ class Configured(Classifier):
 @pytest.mark.parametrize(
     ("module", "options", "words"),
     [
-        (lambda: Regression(tiny_vit(num_classes=1)), {}, "target: got 'random' for a model of 1 output"),
+        (lambda: Regression(tiny_vit(num_classes=1)), {}, "2 or more classes"),
         (lambda: Regression(tiny_vit(num_classes=1)), {"target": 0}, "2 or more classes"),
         (lambda: Regression(OneNumber(tiny_vit(num_classes=1))), {}, "its output is not one row of logits an image"),
         (Classifier, {"target": 3}, "target: got 3; the model's classes are 0 to 2"),
@@ -542,6 +542,25 @@ def test_other_settings_say_so_once_and_start_anew(tmp_path: Path, changed: dict
     assert after.series("log_ratio")[0] == 0
     assert after.state_dict()["first"][0] == "step 6"
     assert after.state_dict()["looks"] == 3
+
+
+@pytest.mark.parametrize("changed", [{"std": 0.5}, {"model": "net"}], ids=str)
+def test_another_unit_or_part_of_the_model_is_not_compared(tmp_path: Path, changed: dict[str, Any]) -> None:
+    """With another std every distance is another number, whatever the model has learnt."""
+    before, after = WatchedRewriting(), WatchedRewriting(**changed)
+    run = resumed(tmp_path, before, after)
+    assert sum("nothing is compared with them" in message for message in run.messages) == 1
+    assert after.rewrite_hash != before.rewrite_hash
+    assert after.series("log_ratio")[0] == 0
+    assert after.state_dict()["first"][0] == "epoch 3"
+
+
+def test_another_reference_is_taken_from_what_is_remembered(tmp_path: Path) -> None:
+    before, after = WatchedRewriting(steps=4), WatchedRewriting(steps=4, reference="start")
+    through = WatchedRewriting(steps=4, reference="start")
+    resumed(tmp_path, before, after)
+    fit(through, module=bright, train=in_order(), max_epochs=4)
+    assert after.series("log_ratio") == through.series("log_ratio")[3:]
 
 
 @pytest.mark.parametrize("every_n_epochs", [1, 9])

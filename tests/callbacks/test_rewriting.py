@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -24,6 +25,7 @@ from lightning_attngrad.callbacks.rewriting import (
     rewrite_probe,
     rewrite_scalars,
 )
+from lightning_attngrad.explain import NonFiniteOutputError
 from lightning_attngrad.probe import Normalisation
 from tests.callbacks.small_runs import Squares, tiny_vit
 
@@ -212,6 +214,7 @@ def test_the_hash_stands_for_images_classes_and_settings() -> None:
     settings = RewriteSettings()
     same = FrozenTargets(torch.tensor([0, 1]), torch.tensor([[1], [2]]))
     assert frozen.hash("images", settings) == same.hash("images", RewriteSettings())
+    assert frozen.hash("images", settings, "std 0.5") != frozen.hash("images", settings, "std 0.25")
     others = [
         frozen.hash("others", settings),
         frozen.hash(None, settings),
@@ -451,6 +454,33 @@ def test_the_number_of_forwards_does_not_depend_on_what_is_found(norm: str) -> N
         counts.append(forwards)
         assert scale != 0 or not rows.success.any()
     assert counts[0] == counts[1] == counts[2]
+
+
+def test_images_that_give_no_numbers_cost_as_many_passes_as_others() -> None:
+    """A sharded model waits in every pass for all processes, also for the one whose images overflow."""
+    vit, counts = tiny_vit(), []
+    for spoil in (False, True):
+        forwards: list[int] = []
+
+        def forward(images: Tensor, forwards: list[int] = forwards, spoil: bool = spoil) -> Tensor:
+            forwards.append(len(images))
+            return vit(images) + (float("nan") if spoil and images.abs().sum() > 0 else 0.0)
+
+        probe = dataclasses.replace(probe_of(vit, Squares(3, seed=1).images), forward=forward)
+        frozen = FrozenTargets(torch.zeros(3).long(), torch.ones(3, 1).long())
+        with pytest.raises(NonFiniteOutputError) if spoil else contextlib.nullcontext():
+            rewrite_probe(probe, RewriteSettings(steps=2), frozen)
+        counts.append(forwards)
+    assert counts[0] == counts[1]
+
+
+def test_images_that_are_of_the_class_already_are_no_rows() -> None:
+    frozen = FrozenTargets(torch.tensor([0, 1, 2]), torch.ones(3, 1, dtype=torch.long))
+    index, targets = frozen.pairs()
+    assert index.tolist() == [0, 2]
+    assert targets.tolist() == [1, 1]
+    with pytest.raises(ValueError, match="every one of the 2 images is of this class already"):
+        FrozenTargets(torch.ones(2).long(), torch.ones(2, 1).long()).pairs()
 
 
 def test_rows_go_through_the_model_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

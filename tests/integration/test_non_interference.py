@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, WeightAveraging
 from torch import Tensor, nn
 
 from lightning_attngrad.callbacks import image_probe
 from lightning_attngrad.callbacks.probe_monitor import Findings, Probe
 from lightning_attngrad.explain import evaluation, forward_pass
 from lightning_attngrad.probe import isolation, probe_set
+from lightning_attngrad.rewrite import quality, rewriting
 from tests.integration import harness
 from tests.integration.harness import (
     Steps,
@@ -100,15 +102,22 @@ def no_graphs_from_before() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def life(variant: Variant, monitor: Callable[[], list[pl.Callback]], precision: str) -> dict[str, Any]:
-    """Fit, then validate and test with Trainers of their own; a fingerprint of each."""
+def life(
+    variant: Variant, monitor: Callable[[], list[pl.Callback]], precision: str, folder: Path | None = None
+) -> dict[str, Any]:
+    """Fit, then validate and test with Trainers of their own; a fingerprint of each.
+
+    With a folder the fit saves checkpoints there, some in the midst of an epoch and some at its end.
+    """
     seed_everything(0)
     module = variant.build()
     if variant.build in (compiled, compiled_in_place):
         torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     around = [*variant.before(), *monitor(), *variant.after()]
-    stages = {"fit": fit(module, around, precision=precision, **variant.options)}
+    saving = [] if folder is None else [ModelCheckpoint(folder, every_n_train_steps=3), ModelCheckpoint(folder / "end")]
+    options = {**variant.options, "enable_checkpointing": folder is not None}
+    stages = {"fit": fit(module, [*around, *saving], precision=precision, **options)}
     for stage in ("validate", "test"):
         around = [*variant.before(), *monitor(), *variant.after()]
         stages[stage] = evaluate(stage, module, around, precision=precision)
@@ -142,6 +151,72 @@ def test_fit_validate_and_test_are_bit_identical(name: str, precision: str) -> N
         assert (validating.labels, testing.labels) == (["validate"], ["test"])
         for watched in monitors:
             assert all(torch.tensor(value).isfinite() for value in watched.scalars.values())
+
+
+#: Cheap, and sure of the normalisation: the pictures are noise around grey.
+REWRITING: dict[str, Any] = {"num_images": 2, "steps": 2, "mean": 0.5, "std": 0.05, "on_error": "raise"}
+
+
+class WatchedRewriting(harness.attngrad.RewriteRobustnessMonitor):
+    """The monitor as it is, drawing nothing."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**REWRITING, "long_every": None, **options})
+        self.labels: list[str] = []
+
+    def look(self, probe: Probe, *, remember: bool) -> Findings:
+        self.labels.append(probe.label)
+        return Findings(super().look(probe, remember=remember).scalars, dict)
+
+
+class WatchedAudit(harness.attngrad.CheckpointAudit):
+    """The audit as it is."""
+
+    def __init__(self) -> None:
+        super().__init__(**REWRITING)
+        self.labels: list[str] = []
+
+    def look(self, probe: Probe, *, remember: bool) -> Findings:
+        self.labels.append(probe.label)
+        return super().look(probe, remember=remember)
+
+
+COMPANIES: dict[str, Callable[[], list[pl.Callback]]] = {
+    "by steps": lambda: [WatchedRewriting(every_n_steps=1), WatchedAudit()],
+    "all at once": lambda: [WatchedMonitor(), WatchedRewriting(), WatchedAudit()],
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_runs_that_rewrite_and_save_are_bit_identical(name: str, tmp_path: Path) -> None:
+    """Beside a run that saves as well, but looks at nothing."""
+    variant = VARIANTS[name]
+    without = life(variant, list, "bf16-mixed", tmp_path / "without")
+    assert list((tmp_path / "without").rglob("*.ckpt"))
+    assert not list((tmp_path / "without").rglob("*.json"))
+    for company, make in COMPANIES.items():
+        made: list[list[Any]] = []
+
+        def callbacks(make: Callable[[], list[pl.Callback]] = make, made: list[list[Any]] = made) -> list[pl.Callback]:
+            made.append(make())
+            return made[-1]
+
+        folder = tmp_path / company
+        assert differences(without, life(variant, callbacks, "bf16-mixed", folder)) == set(), company
+        assert len(list(folder.rglob("*.json"))) == len(list(folder.rglob("*.ckpt"))) == 2
+        for stage, watched in zip(("fit", "validate", "test"), made, strict=True):
+            for callback in watched:
+                no_look = stage == "test" and isinstance(callback, WatchedAudit)  # there is nothing to be saved
+                assert callback.labels if stage == "fit" else callback.labels == ([] if no_look else [stage])
+                assert not callback._resting
+
+
+@pytest.mark.parametrize("alone", [WatchedRewriting, WatchedAudit])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_each_alone_is_bit_identical(alone: Callable[[], pl.Callback], precision: str, tmp_path: Path) -> None:
+    variant = VARIANTS["dropout and drop path"]
+    without = life(variant, list, precision, tmp_path / "without")
+    assert differences(without, life(variant, lambda: [alone()], precision, tmp_path / "with")) == set()
 
 
 @pytest.mark.parametrize("inference_mode", [True, False])
@@ -349,6 +424,28 @@ def test_without_the_isolation_the_run_is_disturbed(removed: str, monkeypatch: p
     for place, name, substitute in patches:
         monkeypatch.setattr(place, name, substitute)
     broken = differences(without, fit(frozen_and_checkpointed(), [WatchedMonitor()]))
+    assert expected <= broken, f"missing: {expected - broken}; broken: {sorted(broken)}"
+
+
+@pytest.mark.parametrize("alone", [WatchedRewriting, WatchedAudit])
+def test_without_the_isolation_a_run_that_rewrites_is_disturbed(
+    alone: Callable[[], pl.Callback], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def once(name: str, *callbacks: pl.Callback) -> dict[str, Any]:
+        seed_everything(0)
+        module = checkpointed()
+        module.backbone.blocks[0].requires_grad_(False).eval()
+        checkpoint = ModelCheckpoint(tmp_path / name, every_n_train_steps=3)
+        return fit(module, [*callbacks, checkpoint], enable_checkpointing=True)
+
+    without = once("without")
+    assert differences(without, once("isolated", alone())) == set()
+    for place, name, substitute in MUTATIONS["everything"][0]:
+        monkeypatch.setattr(place, name, substitute)
+    for place in (rewriting, quality):
+        monkeypatch.setattr(place, "held_still", evaluated_for_good)
+    broken = differences(without, once("disturbed", alone()))
+    expected = MUTATIONS["everything"][1]
     assert expected <= broken, f"missing: {expected - broken}; broken: {sorted(broken)}"
 
 

@@ -79,6 +79,14 @@ def test_the_gradient_is_that_of_the_log_odds(classes: int) -> None:
         torch.testing.assert_close(gradient[row].flatten(), by_hand.detach())
 
 
+def test_the_gradient_is_taken_under_no_grad_too() -> None:
+    margin, pixels = margin_of(linear_model(3, 12), 1), random(1, 3, 2, 2)
+    _, expected = margin.climb(pixels)
+    with torch.no_grad():
+        assert torch.equal(margin.climb(pixels)[1], expected)
+    assert expected.any()
+
+
 def test_the_normalisation_is_inside_the_gradient() -> None:
     model = linear_model(2, 12)
     normalisation = Normalisation((0.1, 0.2, 0.3), (0.5, 0.25, 0.125), "a test")

@@ -196,11 +196,21 @@ def test_a_normalisation_that_is_certain_is_found(model: nn.Module, images: Tens
             r"lie in \[-2.00, 2.00\], and nothing says how they were normalised; pass the mean",
         ),
         (CONFIGURED, span(-2, 2, channels=1), "nothing says"),
+        # Normalised with 0.5 and 0.5: the constants of the configuration would take them for a grey image.
+        (CONFIGURED, span(-1, 1), r"lie in \[-1.00, 1.00\], and the pretrained_cfg of net does not surely fit"),
     ],
 )
 def test_a_doubt_is_an_error_that_says_what_to_pass(model: nn.Module, images: Tensor, message: str) -> None:
     with pytest.raises(UnknownNormalisationError, match=message):
         require_normalisation(model, images, None)
+
+
+def test_a_hint_from_elsewhere_is_believed_only_where_it_surely_fits() -> None:
+    hint = Normalisation(MEAN, STD, "Normalize in Data.transform", certain=False)
+    assert require_normalisation(nn.Identity(), hint.to_images(span(0, 1)), hint) is hint
+    for images in (span(0, 1), span(-1, 1)):  # the model normalises inside; another transform was used
+        with pytest.raises(UnknownNormalisationError, match=r"Normalize in Data\.transform"):
+            require_normalisation(nn.Identity(), images, hint)
 
 
 def test_what_is_known_wins_if_the_images_can_come_from_it() -> None:
