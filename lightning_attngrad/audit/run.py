@@ -84,7 +84,11 @@ def run_audit(options: AuditOptions) -> AuditOutcome:
         model = find_recipe("model", options.model, config, options.model_args)
         data = find_recipe("data", options.data, config, options.data_args)
         assert model is not None  # find_recipe has raised
-        rows = _audit_all(options, settings, checkpoints, model, data)
+        try:
+            rows = _audit_all(options, settings, checkpoints, model, data)
+        except AuditError:
+            _say("")  # ends the line of the checkpoint at which it came
+            raise
     outcome = AuditOutcome(rows, options.thresholds)
     if _is_first_process():
         with _writing():

@@ -119,6 +119,9 @@ def run_demo(options: DemoOptions) -> DemoResult:
         L.seed_everything(options.seed, verbose=False)
         model, origin, data = _model_and_data(options)
         module = FineTuner(model, len(data.class_names), options.peak_learning_rate)
+        # A checkpoint cannot hold a network's class: from these `fine_tuner` makes it anew for the audit.
+        described = {"model_name": options.model_name, "class_count": len(data.class_names)}
+        module.hparams.update(described, image_size=options.image_size)
         trainer, history, loggers = _trainer(options, data)
         directory = Path(loggers[0].log_dir)
         print(f"{data.description}\n{_describe(options, model)}, {origin}\n")

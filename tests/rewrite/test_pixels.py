@@ -196,6 +196,7 @@ def test_a_normalisation_that_is_certain_is_found(model: nn.Module, images: Tens
             r"lie in \[-2.00, 2.00\], and nothing says how they were normalised; pass the mean",
         ),
         (CONFIGURED, span(-2, 2, channels=1), "nothing says"),
+        (CONFIGURED, span(-10, 10), "the pretrained_cfg of net does not fit; pass"),
         # Normalised with 0.5 and 0.5: the constants of the configuration would take them for a grey image.
         (CONFIGURED, span(-1, 1), r"lie in \[-1.00, 1.00\], and the pretrained_cfg of net does not surely fit"),
     ],

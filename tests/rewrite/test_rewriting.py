@@ -126,9 +126,23 @@ def test_all_gives_a_row_for_each_pair_image_by_image() -> None:
     assert torch.equal(result.original, images[result.index])
     assert_true_report(result, model)
     assert counted.batches == {3, 9}  # one look at the images, and all their rows at once: they are few
-    assert counted.forwards == 1 + 3 * 23
+    assert counted.forwards == 1 + 23
     alone = rewrite(model, images, result.target.view(3, 3)[:, 1], **PIXELS)
     torch.testing.assert_close(result.distance[1::3], alone.distance, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize(("number", "batches"), [(7, {7, 16, 5}), (20, {20})])
+def test_many_rows_are_searched_in_parts(number: int, batches: set[int]) -> None:
+    """Of 16 rows, or of as many as there are images, whatever the number of classes."""
+    model = linear_model(4, 48)
+    images = random(number, 3, 4, 4)
+    counted = Counted(model)
+    result = rewrite(counted, images, "all", steps=2, **PIXELS)
+    assert counted.batches == batches
+    assert counted.forwards == 1 + -(-3 * number // max(16, number)) * (2 + 7)
+    assert torch.equal(result.original, images[result.index])
+    assert result.margin.shape == (3, 3 * number)
+    assert_true_report(result, model)
 
 
 @pytest.mark.parametrize("kind", TARGET_KINDS)
