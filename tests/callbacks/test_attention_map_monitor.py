@@ -108,11 +108,13 @@ def _statistics(heatmap: Tensor) -> dict[str, float]:
     patches = shares[0].numel()
     entropy = [-sum(float(p) * math.log(float(p)) for p in share.flatten() if p > 0) for share in shares]
     ring = [float(share.sum() - share[1:-1, 1:-1].sum()) for share in shares]
+    corners = [float(share[::3, ::3].sum()) for share in shares]  # of 4 × 4 patches
     largest = [sum(sorted(share.flatten().tolist())[-math.ceil(patches / 10) :]) for share in shares]
     number = len(shares)
     return {
         "entropy": sum(entropy) / number / math.log(patches),
         "border_mass": sum(ring) / number,
+        "corner_mass": sum(corners) / number,
         "top_decile_mass": sum(largest) / number,
     }
 
@@ -262,7 +264,7 @@ def test_more_images_than_go_through_at_once_give_the_same_numbers(monkeypatch: 
     monkeypatch.setattr("lightning_attngrad.callbacks.attention_map_monitor._BATCH", 4)
     fit(parts, max_epochs=1)
     one, other = (monitor.looks[-1][1].scalars for monitor in (whole, parts))
-    for name in ("entropy", "border_mass", "top_decile_mass"):
+    for name in ("entropy", "border_mass", "corner_mass", "top_decile_mass"):
         assert one[name] == pytest.approx(other[name], abs=1e-5)
 
 
