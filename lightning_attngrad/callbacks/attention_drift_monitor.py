@@ -215,8 +215,8 @@ class AttentionDriftMonitor(ProbeMonitor):
         if self.alarm is not None:
             if remember and self.alarm.hear(drift.ratio[LEADING]):
                 rank_zero_warn(
-                    f"{type(self).__name__}: maps have moved. At {probe.label} their Spearman drift is {scalars[LEADING]:.2f}, "
-                    f"{drift.ratio[LEADING]:.1f} times what noise gives, and above alarm={self.alarm.threshold:g} for "
+                    f"{type(self).__name__}: maps have moved. At {probe.label} their Spearman drift is "
+                    f"{scalars[LEADING]:.2f}, {drift.ratio[LEADING]:.1f} times what noise gives, and above alarm={self.alarm.threshold:g} for "
                     f"{self.alarm.after} looks in a row. {what_moved(probe, drift, maps.layer_names, scalars)}"
                 )
             scalars["alarm"] = float(self.alarm.is_raised)

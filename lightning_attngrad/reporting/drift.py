@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -147,7 +146,7 @@ def drift_curves(
         >>> drift, floor = {"1 − cosine": [0.0, 0.3]}, {"1 − cosine": [0.1, 0.1]}
         >>> figure = drift_curves(drift, floor, ["start", "epoch 1"], title="Drift")
         >>> [text.get_text() for text in figure.axes[0].texts][-4:]
-        ['1 − cosine', 'now 0.300, 3.0 × noise', 'start', 'epoch 1']
+        ['1 − cosine', 'now 0.300, 3.0 × noise', 'epoch 1', 'start']
     """
     if not drift or drift.keys() != floor.keys():
         raise ValueError(f"drift, floor: got {list(drift)} and {list(floor)}; expected the same names, one or more")
@@ -290,20 +289,19 @@ def _draw_panel(axes: Axes, drift: Array, floor: Array) -> None:
 
 
 def _write_looks(axes: Axes, page: Axes, labels: Sequence[str], corner: tuple[float, float], width: float) -> None:
-    """The names of the first and the last look below an axes, and of some between where there is room."""
+    """The names of the last and the first look below an axes, and of some between where there is room."""
     size = NOTE_SIZE - 0.5
     left, y = corner
     last = len(labels) - 1
-    widths = [text_width(label, size) for label in labels]
-    places = [int(place) for place in _evenly(len(labels), 4 if max(widths) * 4 + 0.3 < width else 3)]
-    if sum(widths[place] for place in places) + 0.2 > width:
-        places = sorted({0, last})
-    axes.set_xticks(places, labels=[""] * len(places))
-    for place in places if sum(widths[place] for place in places) + 0.1 <= width else [last]:
-        x = left + (place / max(last, 1) + _ASIDE) / (1 + 2 * _ASIDE) * width
-        at_the_end: Literal["left", "center", "right"] = (
-            "left" if place == 0 else "right" if place == last else "center"
-        )
-        # The labels of the ends stand inside: those of the next panel are near.
-        moved = {"left": -0.06, "right": 0.06}.get(at_the_end, 0.0)
-        write(page, x + moved, y, labels[place], width=width, size=size, colour=SOFT_INK, align=at_the_end)
+    taken: list[tuple[float, float]] = []
+    marked = []
+    for place in [last, 0, *_evenly(len(labels), 4)[1:-1]]:
+        wide = text_width(labels[place], size)
+        middle = (place / max(last, 1) + _ASIDE) / (1 + 2 * _ASIDE) * width
+        # The names of the ends stand inside: the next panel is near.
+        start = min(max(middle - wide / 2, -0.1), width + 0.1 - wide)
+        if all(start > end + 0.1 or start + wide < begin - 0.1 for begin, end in taken):
+            taken.append((start, start + wide))
+            marked.append(int(place))
+            write(page, left + start, y, labels[place], width=width, size=size, colour=SOFT_INK)
+    axes.set_xticks(marked, labels=[""] * len(marked))
