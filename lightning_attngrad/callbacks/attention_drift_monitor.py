@@ -47,8 +47,8 @@ class AttentionDriftMonitor(ProbeMonitor):
     - ``attngrad/drift/spearman``, ``cosine``, ``ssim``, ``top_iou``, ``jensen_shannon``, ``centroid``: the distance to
       the reference, mean of the images, exactly 0 for equal maps;
     - ``floor/<measure>``: the same distance between the maps of the image and of slightly jittered copies of it (one
-      pixel aside; 1 % of noise), by the weights of now: what says nothing;
-    - ``ratio/<measure>``: drift over floor. About 1 is noise;
+      pixel aside, but at most an eighth of a patch; 1 % of noise), by the weights of now;
+    - ``ratio/<measure>``: mean drift over mean floor. About 1 says nothing;
     - ``per_class/<name>``: Spearman drift of the images of a true class, of the first 20 classes;
     - ``flipped_map_stayed``: how many images are predicted otherwise than at the reference while their map is no
       further from it than its own floor; ``moved_prediction_stayed``: how many have a map further than ``alarm`` (else
@@ -198,7 +198,9 @@ class AttentionDriftMonitor(ProbeMonitor):
     def look(self, probe: Probe, *, remember: bool) -> Findings:
         """Explain the images and their jittered copies, and compare with the reference."""
         maps = self.maps.explain(probe)
-        jittered = [self.maps.explain(probe, images) for images in jittered_copies(probe.images, self._seed)]
+        height, width = maps.heatmap.shape[-2:]
+        copies = jittered_copies(probe.images, (height, width), self._seed)
+        jittered = [self.maps.explain(probe, images) for images in copies]
         conditions = conditions_hash(probe, self.maps, self.probe_set.hash, self._reference_id)
         self._refuse_to_compare(conditions)
         now = Reference.of(maps, probe.label)
@@ -216,8 +218,9 @@ class AttentionDriftMonitor(ProbeMonitor):
             if remember and self.alarm.hear(drift.ratio[LEADING]):
                 rank_zero_warn(
                     f"{type(self).__name__}: maps have moved. At {probe.label} their Spearman drift is "
-                    f"{scalars[LEADING]:.2f}, {drift.ratio[LEADING]:.1f} times what noise gives, and above alarm={self.alarm.threshold:g} for "
-                    f"{self.alarm.after} looks in a row. {what_moved(probe, drift, maps.layer_names, scalars)}"
+                    f"{scalars[LEADING]:.2f}, {drift.ratio[LEADING]:.1f} times what noise gives, and above "
+                    f"alarm={self.alarm.threshold:g} for {self.alarm.after} looks in a row. "
+                    f"{what_moved(probe, drift, maps.layer_names, scalars)}"
                 )
             scalars["alarm"] = float(self.alarm.is_raised)
         looks = [*self._looks, LookBack.of(drift, probe.label)]

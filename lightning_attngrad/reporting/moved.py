@@ -99,9 +99,10 @@ def moved_most(
         ValueError: Where shapes or counts do not fit each other.
 
     Example:
+        >>> import torch
         >>> caption = MovedCaption(0.42, 0.05, "cat", 0.9, "dog", 0.6, "cat")
-        >>> maps = np.ones((1, 2, 2))
-        >>> figure = moved_most(np.zeros((1, 3, 8, 8)), maps, maps, [caption], title="epoch 1")
+        >>> maps = torch.ones(1, 2, 2)
+        >>> figure = moved_most(torch.zeros(1, 3, 8, 8), maps, maps, [caption], title="epoch 1")
         >>> caption.verdict, caption.in_floors
         ('drift 0.42', '8.4 × noise 0.05')
     """
