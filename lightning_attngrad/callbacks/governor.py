@@ -55,6 +55,10 @@ class Governor:
         """Share of the fit's time so far that the monitor has taken."""
         return spent / max(time.perf_counter() - self._began, spent, 1e-9)
 
+    def last_look(self, spent: float) -> float:
+        """Seconds of the last look; 0 before the first."""
+        return 0.0 if self._before_look is None else spent - self._before_look
+
     @property
     def stretch(self) -> float:
         """Of how many looks that were due one was taken."""
@@ -69,7 +73,7 @@ class Governor:
         """
         if self.limit is None or self._before_look is None:
             return True
-        expected = spent - self._before_look
+        expected = self.last_look(spent)
         kept = 0.0 if is_last else expected
         return spent + expected + kept <= self.limit * (time.perf_counter() - self._began)
 

@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_attngrad.callbacks.forecast import CostForecast, forecast
 from lightning_attngrad.callbacks.governor import Governor
 from lightning_attngrad.callbacks.image_probe import ImageProbe
 from lightning_attngrad.callbacks.look import Findings, Probe
@@ -43,6 +44,41 @@ class ProbeMonitor(ImageProbe):
         self._timetable = Timetable(Cadence(every_n_epochs, every_n_steps))
         self._governor = Governor(max_overhead)
         self._allowed: bool | None = None  # the look that is due in the validation that now runs
+
+    def dry_cost(
+        self,
+        module: pl.LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: pl.LightningDataModule | None = None,
+        **trainer_options: Any,
+    ) -> CostForecast:
+        """Print what this monitor will cost, before training: from a few steps and a look on a copy of the module.
+
+        Neither the module nor this monitor nor a random stream is changed; a datamodule is set up. On one device, and
+        without the time of validations: what the fit really spends is logged as ``overhead``.
+
+        Args:
+            module: as for ``trainer.fit``.
+            train_dataloaders: likewise.
+            val_dataloaders: likewise.
+            datamodule: likewise.
+            trainer_options: of the Trainer that will be used, such as ``accelerator``, ``precision`` and
+                ``accumulate_grad_batches``.
+
+        Returns:
+            The forecast, which has been printed.
+
+        Raises:
+            ValueError: if the validation images are a stream, or there are no two training batches.
+
+        Example:
+            >>> # monitor = attngrad.AttentionMapMonitor(max_overhead=0.05)
+            >>> # monitor.dry_cost(module, datamodule=data, precision="bf16-mixed")
+        """
+        found = forecast(self, module, train_dataloaders, val_dataloaders, datamodule, trainer_options)
+        print(f"{type(self).__name__} {self.name!r}: {found}")
+        return found
 
     def knows_enough(self) -> bool:
         """Whether the next look can wait until it is due.
