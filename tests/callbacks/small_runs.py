@@ -30,6 +30,7 @@ SCALARS = {
     *COSTS,
     "entropy",
     "border_mass",
+    "corner_mass",
     "top_decile_mass",
     *(f"{kind}/{layer}" for kind in ("head_entropy", "head_distance") for layer in LAYERS),
 }
