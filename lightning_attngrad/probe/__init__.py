@@ -7,7 +7,7 @@ from lightning_attngrad.probe.class_names import check_class_names, find_class_n
 from lightning_attngrad.probe.isolation import isolated, probe_forward
 from lightning_attngrad.probe.normalisation import Normalisation, check_normalisation, find_normalisation
 from lightning_attngrad.probe.probe_set import ProbeSet
-from lightning_attngrad.probe.processes import Processes
+from lightning_attngrad.probe.processes import PartTooLargeError, Processes
 from lightning_attngrad.probe.resolve import (
     ModelPathError,
     ProbeInputError,
@@ -15,14 +15,17 @@ from lightning_attngrad.probe.resolve import (
     resolve_model,
     split_batch,
 )
+from lightning_attngrad.probe.row_sharing import RowSharing
 
 __all__ = [
     "Cadence",
     "ModelPathError",
     "Normalisation",
+    "PartTooLargeError",
     "ProbeInputError",
     "ProbeSet",
     "Processes",
+    "RowSharing",
     "check_class_names",
     "check_normalisation",
     "find_class_names",
