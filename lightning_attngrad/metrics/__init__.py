@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lightning_attngrad.metrics.faithfulness import Deletion, Insertion, SymmetricRelevanceGain
     from lightning_attngrad.metrics.rewrite import (
         AreaUnderSuccess,
         EightBitSurvival,
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AreaUnderSuccess",
+    "Deletion",
     "EightBitSurvival",
+    "Insertion",
     "MapShift",
     "PairedLogRatio",
     "RewriteDistance",
@@ -26,7 +29,15 @@ __all__ = [
     "RewriteQuality",
     "RewriteSuccess",
     "RobustAccuracy",
+    "SymmetricRelevanceGain",
 ]
+#: Where the names are that are not in `rewrite`.
+_MODULES = {
+    "Deletion": "faithfulness",
+    "Insertion": "faithfulness",
+    "MapShift": "similarity",
+    "SymmetricRelevanceGain": "faithfulness",
+}
 
 
 def __dir__() -> list[str]:
@@ -37,6 +48,5 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> object:
     """Classes are loaded when they are asked for: the functions need torch alone, and torchmetrics takes seconds."""
     if name in __all__:
-        module = "similarity" if name == "MapShift" else "rewrite"
-        return getattr(import_module(f"{__name__}.{module}"), name)
+        return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'rewrite')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

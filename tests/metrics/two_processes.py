@@ -25,6 +25,7 @@ from lightning_attngrad.metrics import functional
 TIMEOUT = 60
 ROOT = Path(__file__).parents[2]
 ROWS = 23
+PATCHES, STEPS = 9, 4  # of faithfulness curves: shares that are rounded to whole patches
 RADII = [1 / 255, 4 / 255, 16 / 255]
 
 Rows = dict[str, Tensor]
@@ -54,6 +55,8 @@ def _rows() -> Rows:
     rewritten = (original + 0.2 * torch.rand(ROWS, 3, 8, 8, generator=generator)).clamp(0, 1)
     before, after = torch.rand(2, ROWS, 4, 5, generator=generator)
     after[2] = 0  # a map that has no order
+    morf, lerf = torch.rand(2, ROWS, STEPS + 1, generator=generator)
+    morf[4], lerf[11, 3] = torch.nan, torch.nan  # a map that is not finite, and an output that is not
     return {
         "distance": distance,
         "reference": reference,
@@ -66,6 +69,8 @@ def _rows() -> Rows:
         "rewritten": rewritten,
         "before": before,
         "after": after,
+        "morf": morf,
+        "lerf": lerf,
     }
 
 
@@ -73,6 +78,10 @@ def _quality(original: Tensor, rewritten: Tensor, success: Tensor) -> dict[str, 
     quality = functional.image_quality(original[success], rewritten[success])
     psnr = quality.psnr.quantile(0.5) if len(quality.psnr) else torch.tensor(torch.nan)
     return {"psnr": psnr, "ssim": quality.ssim.mean()}
+
+
+def _areas(curve: Tensor) -> Tensor:
+    return functional.area_under_curve(curve, functional.replaced_shares(PATCHES, STEPS))
 
 
 def _cases() -> dict[str, Case]:
@@ -114,6 +123,15 @@ def _cases() -> dict[str, Case]:
             metrics.MapShift,
             "before after",
             lambda before, after: (1 - functional.map_spearman(before, after)).nanmean(),
+        ),
+        "deletion": case(lambda: metrics.Deletion(PATCHES, STEPS), "morf", lambda morf: _areas(morf).nanmean()),
+        "insertion": case(lambda: metrics.Insertion(PATCHES, STEPS), "lerf", lambda lerf: _areas(lerf).nanmean()),
+        "srg": case(
+            lambda: metrics.SymmetricRelevanceGain(PATCHES, STEPS),
+            "morf lerf",
+            lambda morf, lerf: functional.Faithfulness(
+                functional.replaced_shares(PATCHES, STEPS), morf, lerf
+            ).srg.nanmean(),
         ),
     }
 

@@ -4,6 +4,7 @@ from lightning_attngrad.metrics.functional.faithfulness import (
     Faithfulness,
     area_under_curve,
     faithfulness_curves,
+    replaced_shares,
 )
 from lightning_attngrad.metrics.functional.heads import HeadStatistics, head_statistics
 from lightning_attngrad.metrics.functional.maps import (
@@ -47,6 +48,7 @@ __all__ = [
     "map_statistics",
     "median_matrix",
     "paired_log_ratio",
+    "replaced_shares",
     "robust_accuracy",
     "share_surviving",
     "success_at",

@@ -141,8 +141,7 @@ def _curves(
     forward: Callable[[Tensor], Any],
 ) -> Faithfulness:
     count, patches = len(images), heatmap.shape[-2] * heatmap.shape[-1]
-    replaced = [(2 * step * patches + steps) // (2 * steps) for step in range(steps + 1)]  # halves rounded up
-    inner = replaced[1:-1]
+    inner = _replaced_patches(patches, steps)[1:-1]
     # Variants of an image: from which place in the ranking on, and up to which, patches are replaced.
     begin = torch.tensor([0, 0, *(0 for _ in inner), *(patches - number for number in inner)], device=images.device)
     end = torch.tensor([0, patches, *inner, *(patches for _ in inner)], device=images.device)
@@ -164,10 +163,31 @@ def _curves(
         .split([1, 1, len(inner), len(inner)], dim=1)
     )
     return Faithfulness(
-        shares=torch.tensor(replaced, dtype=torch.float32, device=images.device) / patches,
+        shares=replaced_shares(patches, steps).to(images.device),
         morf=torch.cat([whole, first, none], dim=1),
         lerf=torch.cat([whole, last, none], dim=1),
     )
+
+
+def replaced_shares(patches: int, steps: int) -> Tensor:
+    """Shares of the patches that are replaced at each point of a curve: even, but for rounding to whole patches.
+
+    Args:
+        patches: of the map.
+        steps: S.
+
+    Returns:
+        (S + 1,) float32, from 0 to 1.
+
+    Example:
+        >>> replaced_shares(patches=9, steps=2) * 9
+        tensor([0., 5., 9.])
+    """
+    return torch.tensor(_replaced_patches(patches, steps), dtype=torch.float32) / patches
+
+
+def _replaced_patches(patches: int, steps: int) -> list[int]:
+    return [(2 * step * patches + steps) // (2 * steps) for step in range(steps + 1)]  # halves rounded up
 
 
 def area_under_curve(curve: Tensor, shares: Tensor) -> Tensor:
