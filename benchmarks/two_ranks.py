@@ -35,7 +35,7 @@ def main() -> None:
 
     print(
         f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}; torch {torch.__version__}, lightning "
-        f"{lightning.__version__}, timm {timm.__version__}; {options.model}, {IMAGES} images, gloo, one thread a process"
+        f"{lightning.__version__}, timm {timm.__version__}; {options.model}, {IMAGES} images, gloo, one thread each"
     )
     found: dict[str, list[float]] = {}
     for number in range(options.rounds):
