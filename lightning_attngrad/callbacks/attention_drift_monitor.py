@@ -65,6 +65,8 @@ class AttentionDriftMonitor(ProbeMonitor):
         num_images: how many validation images are looked at.
         every_n_epochs: look in every n-th epoch's validation; 1 where neither this nor ``every_n_steps`` is given.
         every_n_steps: look after every n-th optimizer step instead.
+        max_overhead: share of the fit's time that this monitor may take, such as 0.05: it passes over looks that are
+            due rather than take more, and never looks less closely. None is no limit.
         reference: ``start`` compares with the starting weights, ``previous`` with the look before; anything else is the
             path of a checkpoint of this model, whose weights are compared with.
         method: any that :func:`lightning_attngrad.explain` knows.
@@ -101,6 +103,7 @@ class AttentionDriftMonitor(ProbeMonitor):
         num_images: int = 16,
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
+        max_overhead: float | None = None,
         reference: str = "start",
         method: str = DEFAULT_METHOD,
         objective: Literal["logit", "margin"] | Callable[[Any], Tensor] = "logit",
@@ -125,6 +128,7 @@ class AttentionDriftMonitor(ProbeMonitor):
             num_images=num_images,
             every_n_epochs=every_n_epochs,
             every_n_steps=every_n_steps,
+            max_overhead=max_overhead,
             class_names=class_names,
             image_key=image_key,
             target_key=target_key,

@@ -46,7 +46,7 @@ SCALARS = {
     *(f"floor/{name}" for name in MEASURES),
     *(f"ratio/{name}" for name in MEASURES),
     *(f"per_class/{index}" for index in range(3)),
-    *("flipped_map_stayed", "moved_prediction_stayed", "seconds"),
+    *("flipped_map_stayed", "moved_prediction_stayed", "seconds", "overhead"),
 }
 KEY = "attngrad/drift/spearman"
 
