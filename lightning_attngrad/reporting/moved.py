@@ -66,7 +66,7 @@ class MovedCaption:
         """The same in units of the noise floor; empty where that says nothing."""
         if not (math.isfinite(self.drift) and math.isfinite(self.floor)):
             return ""
-        return f"{self.drift / self.floor:.1f} × noise {self.floor:.2f}" if self.floor > 0 else "noise 0.00"
+        return f"{self.drift / self.floor:.1f} × noise ({self.floor:.2g})" if self.floor > 0 else "noise: 0"
 
 
 def moved_most(
@@ -104,7 +104,7 @@ def moved_most(
         >>> maps = torch.ones(1, 2, 2)
         >>> figure = moved_most(torch.zeros(1, 3, 8, 8), maps, maps, [caption], title="epoch 1")
         >>> caption.verdict, caption.in_floors
-        ('drift 0.42', '8.4 × noise 0.05')
+        ('drift 0.42', '8.4 × noise (0.05)')
     """
     pictures = checked_images(pixels)
     then = checked_maps("before", before, pictures, dimensions=3)

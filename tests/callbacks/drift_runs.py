@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 import lightning_attngrad as attngrad
 from lightning_attngrad.callbacks.look import Findings, Probe
+from tests.callbacks.small_runs import COSTS
 
 MEASURES = ("spearman", "cosine", "ssim", "top_iou", "jensen_shannon", "centroid")
 
@@ -58,4 +59,4 @@ def saved(module: Any, path: Path) -> str:
 
 
 def numbers(scalars: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in scalars.items() if name != "seconds"}
+    return {name: value for name, value in scalars.items() if name not in COSTS}

@@ -42,7 +42,7 @@ def test_the_maps_stand_in_the_colours_of_every_other_figure():
 def test_words_say_how_far_and_what_was_predicted_then_and_now():
     figure = draw([FLIPPED, KEPT], images=16)
     said = words(figure)
-    assert {"drift 0.42", "8.4 × noise 0.05", "drift 0.20", "2.0 × noise 0.10", "reference", "now"} <= set(said)
+    assert {"drift 0.42", "8.4 × noise (0.05)", "drift 0.20", "2.0 × noise (0.1)", "reference", "now"} <= set(said)
     assert {"p = 0.93", "p = 0.51", "p = 0.81", "dog"} <= set(said)
     assert any(word.startswith("2 of 16 images") for word in said)
     # a flip is told by a sign of its own, and not by the colour alone
@@ -60,8 +60,9 @@ def test_without_classes_only_the_distance_is_told():
 @pytest.mark.parametrize(
     ("drift", "floor", "verdict", "in_floors"),
     [
-        (0.3, 0.1, "drift 0.30", "3.0 × noise 0.10"),
-        (0.3, 0.0, "drift 0.30", "noise 0.00"),
+        (0.3, 0.1, "drift 0.30", "3.0 × noise (0.1)"),
+        (0.48, 0.0047, "drift 0.48", "102.1 × noise (0.0047)"),
+        (0.3, 0.0, "drift 0.30", "noise: 0"),
         (math.nan, 0.1, "no map to compare", ""),
         (0.3, math.nan, "drift 0.30", ""),
     ],
