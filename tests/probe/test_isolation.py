@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import copy
 import random
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
@@ -217,3 +219,28 @@ def test_what_lightning_remembers_of_the_last_log_is_put_back() -> None:
         assert trainer._results is before[2]
 
     inside(body, Logging(), hook="on_train_start")
+
+
+def test_other_weights_are_run_in_the_place_of_the_models_own() -> None:
+    class Explained(pl.Callback):
+        def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+            images = torch.rand(2, 3, 8, 8)
+            before = {name: value.clone() for name, value in pl_module.state_dict().items()}
+            other = copy.deepcopy(pl_module)
+            with torch.no_grad():
+                for value in other.state_dict().values():
+                    value.copy_(value + 1)  # buffers as well
+            weights = {name: value.clone() for name, value in other.state_dict().items()}
+            with isolated(trainer, pl_module):
+                found = probe_forward(trainer, pl_module, weights)(images)
+                own = probe_forward(trainer, pl_module)(images)
+            with isolated(trainer, other):
+                expected = probe_forward(trainer, other)(images)
+            assert torch.equal(found, expected)
+            assert not torch.equal(found, own)
+            assert all(torch.equal(before[name], value) for name, value in pl_module.state_dict().items())
+            self.seen = True
+
+    explained = Explained()
+    run("fit", TinyModule(), explained)
+    assert explained.seen
