@@ -125,9 +125,9 @@ class CheckpointAudit(ImageProbe):
             "std": None if known is None else list(known.std),
         }
         self.main_scalars = {
-            f"rewrite/median_{norm}": "smallest change found that rewrites; less is easier",
-            "rewrite/area": "share rewritten, over all radii; more is easier",
-            "maps/entropy": "of the maps; 0 = one patch, 1 = spread evenly",
+            f"rewrite/median_{norm}": "smallest change found; less is easier",
+            "rewrite/area": "under success; more is easier",
+            "maps/entropy": "0 = one patch, 1 = spread evenly",
         }
         self.record: AuditRecord | None = None
         self.distances: list[float] = []  # of the rows of the last look that rewrote

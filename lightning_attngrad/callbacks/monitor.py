@@ -66,6 +66,7 @@ class Monitor(pl.Callback):
         self._all_rest = False  # and every process knows
         self._why_resting = ""
         self._could_draw = True
+        self._could_report = True
         self._pending: Findings | None = None  # looked at, and not yet logged
         self._seconds = 0.0  # spent, and not yet logged
         self.spent = 0.0
@@ -92,24 +93,27 @@ class Monitor(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """The last monitor writes the summary of all, and the charts that another layout has pushed aside."""
         monitors = self._all_of(trainer)
-        if monitors[-1] is self:
-            self._report(lambda: write_layout(trainer, monitors))
-            self._report(lambda: write_summary(trainer, monitors, time.perf_counter() - self._fit_began))
+        first, last = monitors[0], monitors[-1]
+        if last is self:
+            first._report(lambda: write_layout(trainer, monitors))
+            first._report(lambda: write_summary(trainer, monitors, time.perf_counter() - first._fit_began))
 
     def _all_of(self, trainer: pl.Trainer) -> list[Monitor]:
         return [other for other in trainer.callbacks if isinstance(other, Monitor)]  # type: ignore[attr-defined]
 
     def _report(self, write: Callable[[], None]) -> None:
-        """An error of what one process writes for all costs no more than that."""
+        """Write something for all monitors; an error costs no more than that, and is reported once."""
         try:
             write()
         except Exception as error:
             if self.on_error == "raise":
                 raise
-            rank_zero_warn(
-                f"{type(self).__name__} could not write the charts or the summary of the monitors: "
-                f"{type(error).__name__}: {error}. The run is not concerned."
-            )
+            if self._could_report:
+                self._could_report = False
+                rank_zero_warn(
+                    "attngrad could not write the charts or the summary of its monitors: "
+                    f"{type(error).__name__}: {error}. Nothing else is missing."
+                )
 
     @property
     def state_key(self) -> str:

@@ -146,11 +146,11 @@ class RewriteRobustnessMonitor(ProbeMonitor):
         self.long_every = long_every
         self._now: Moment = (0, 0, 0)  # of the look
         self.main_scalars = {
-            f"median_{norm}": "smallest change found that rewrites; less is easier",
-            "area": "share rewritten, over all radii; more is easier",
-            "log_ratio": "log of the change needed over that at the reference; below 0 is easier",
-            "map_shift": "how far the map moves when the class is rewritten",
-            "health/never_rewritten": "share never rewritten; above 0.05 the search is ill",
+            f"median_{norm}": "smallest change found; less is easier",
+            "area": "under success; more is easier",
+            "log_ratio": "against the reference; below 0 is easier",
+            "map_shift": "of the map when rewritten; 0 = none",
+            "health/never_rewritten": "share; above 0.05 the search is ill",
         }
         self.forget()
 

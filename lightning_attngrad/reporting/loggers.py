@@ -330,7 +330,7 @@ def _loggers(trainer: Trainer) -> list[Any]:
 
 def _short_path(path: str) -> str:
     """From the working directory, where that is shorter."""
-    return path if "://" in path else min(path, os.path.relpath(path), key=len)
+    return path if "://" in path else min(path.rstrip("/"), os.path.relpath(path), key=len)
 
 
 def _writer_of(logger: Any, writers: Mapping[str, T]) -> T | None:

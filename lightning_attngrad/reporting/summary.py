@@ -73,7 +73,7 @@ def summary_text(accounts: Sequence[Account], fit_seconds: float, places: Sequen
     for account in accounts:
         lines += ["", *_of_monitor(account, fit_seconds)]
     if places:
-        lines += ["", "written to", *(_shortened(f"{_INDENT}{place}") for place in places)]
+        lines += ["", "written to", *(_middle_out(f"{_INDENT}{place}") for place in places)]
     return "\n".join(lines)
 
 
@@ -131,7 +131,11 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _shortened(line: str) -> str:
-    """A line too long loses its middle: the end of a path tells more than what stands before it."""
+    return line if len(line) <= _COLUMNS else f"{line[: _COLUMNS - 1]}…"
+
+
+def _middle_out(line: str) -> str:
+    """The end of a path tells more than what stands before it."""
     if len(line) <= _COLUMNS:
         return line
     head = _COLUMNS // 3
