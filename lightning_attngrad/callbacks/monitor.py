@@ -130,7 +130,7 @@ class Monitor(pl.Callback):
 
     def _values(self, trainer: pl.Trainer) -> dict[str, Tensor]:
         """The scalars to be logged: the same keys on every process, so that EarlyStopping decides alike on all."""
-        self.scalars["seconds"], self._seconds = self._seconds, 0.0
+        self.scalars |= self._costs()
         self._agree(trainer)
         scalars = self.scalars
         if self._resting:
@@ -138,12 +138,17 @@ class Monitor(pl.Callback):
             scalars = {name: self.scalars.get(name, math.nan) for name in self._awaited(trainer)}
         return {self._key(name): torch.tensor(value, dtype=torch.float32) for name, value in scalars.items()}
 
+    def _costs(self) -> dict[str, float]:
+        """What the monitor took since it was last asked."""
+        seconds, self._seconds = self._seconds, 0.0
+        return {"seconds": seconds}
+
     def _write_now(self, trainer: pl.Trainer) -> None:
         """Straight to the loggers: for moments at which nothing reaches them through ``log``."""
         if self._pending is None:
             return
         self._log_figures(trainer)
-        self.scalars["seconds"], self._seconds = self._seconds, 0.0
+        self.scalars |= self._costs()
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.log_metrics(self._keyed(self.scalars), step=scalar_step(trainer))

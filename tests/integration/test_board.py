@@ -26,7 +26,7 @@ from lightning_attngrad.callbacks.look import Findings, Probe
 from lightning_attngrad.callbacks.probe_monitor import ProbeMonitor
 from tests.callbacks.small_runs import Classifier, WatchedMonitor, events, fit, listening, small_convnet, tensorboard
 
-RANK_ZERO = "lightning.pytorch.utilities.rank_zero"
+CORE = ("entropy", "border_mass", "corner_mass", "top_decile_mass")
 
 
 class Counter(ProbeMonitor):
@@ -37,7 +37,7 @@ class Counter(ProbeMonitor):
     def __init__(self, **options: Any) -> None:
         given = {"class_names": None, "image_key": None, "target_key": None, "batch_adapter": None, "model": None}
         more = {"mean": None, "std": None, "dataloader_idx": 0, "seed": 0, "every_n_epochs": None}
-        more |= {"every_n_steps": None, "num_images": 2, "name": "counter", "on_error": "raise"}
+        more |= {"every_n_steps": None, "max_overhead": None, "num_images": 2, "name": "counter", "on_error": "raise"}
         super().__init__(**{**given, **more, **options})
         self.count = 0
 
@@ -123,12 +123,13 @@ def test_tensorboard_draws_related_curves_in_one_chart(tmp_path: Path) -> None:
         ]
         assert set(curves("losses")) == {"a.b-train_loss", "a.b-val_loss"}
         spread = curves("how spread out, and where")
-        assert set(spread) == {f"a.b-attngrad/maps/{name}" for name in ("entropy", "border_mass", "top_decile_mass")}
+        assert set(spread) == {f"a.b-attngrad/maps/{name}" for name in CORE}
         assert [step for _, step, _ in spread["a.b-attngrad/maps/entropy"]] == [0, 2]
         assert len(curves("entropy of the heads, by layer")) == len(curves("distance of the heads, by layer")) == 2
         assert len(curves("success within each radius")) == len(curves("robust accuracy at each radius")) == 5
         assert len(curves("health of the search")) == 5
-        assert set(curves("seconds taken")) == {f"a.b-attngrad/{name}/seconds" for name in ("maps", "rewrite")}
+        for title, name in (("seconds taken", "seconds"), ("share of the time of the fit", "overhead")):
+            assert set(curves(title)) == {f"a.b-attngrad/{monitor}/{name}" for monitor in ("maps", "rewrite")}
         logged = ask("plugin/scalars/tags")["run"]
         bands = [chart["margin"]["series"][0] for chart in charts.values() if "margin" in chart]
         assert len(bands) == 2
@@ -183,6 +184,13 @@ def test_a_monitor_that_rests_says_why(tmp_path: Path, said: pytest.LogCaptureFi
         r"^maps \(WatchedMonitor\), no look\n    took .*\n    rests: in its look at start: ", text, re.MULTILINE
     )
     assert "counter (Counter), 2 looks since start" in text
+
+
+def test_a_monitor_that_had_no_time_says_so(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
+    fit(Counter(max_overhead=1e-9), logger=False, default_root_dir=tmp_path, max_epochs=2)
+    (text,) = summaries(said)
+    assert "counter (Counter), 1 look, at start" in text
+    assert re.search(r"^    passed over \d looks that were due, to keep max_overhead=1e-09$", text, re.MULTILINE)
 
 
 def test_a_resumed_run_goes_on_with_the_first_values(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
