@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -28,6 +29,7 @@ from lightning_attngrad.reporting.figures import (
     layer_strip,
     map_grid,
 )
+from lightning_attngrad.reporting.layout import Charts
 
 #: Images in the figures that show several maps of each.
 _STRIPS = 4
@@ -83,6 +85,14 @@ class AttentionMapMonitor(ProbeMonitor):
         >>> # trainer = L.Trainer(callbacks=[monitor])
     """
 
+    main_scalars: Mapping[str, str] = MappingProxyType(
+        {
+            "entropy": "0 = one patch, 1 = spread evenly",
+            "border_mass": "share of the map on the border of the image",
+            "corner_mass": "share of the map in the corners",
+            "top_decile_mass": "share of the map on a tenth of the patches",
+        }
+    )
     rows_at_once = 4  # half of the default images: two processes take half of the time
 
     def __init__(
@@ -137,6 +147,14 @@ class AttentionMapMonitor(ProbeMonitor):
         self.classes = tuple(classes)
         self._scale = ColourScale("signed" if self.maps.signed else "share")
         self._film: list[tuple[str, Tensor, tuple[str, float | None, str | None, float | None]]] = []
+
+    def charts(self) -> Charts:
+        """How spread out the maps are and where they lie, and the heads of each layer."""
+        return {
+            "how spread out, and where": ("entropy", "border_mass", "corner_mass", "top_decile_mass"),
+            "entropy of the heads, by layer": ("head_entropy/",),
+            "distance of the heads, by layer": ("head_distance/",),
+        }
 
     def forget(self) -> None:
         """Drop the history of another run."""

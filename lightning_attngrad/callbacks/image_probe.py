@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightning_attngrad.callbacks.look import ROWS_AT_ONCE, Findings, Probe, shown_pixels
 from lightning_attngrad.callbacks.monitor import Monitor
+from lightning_attngrad.callbacks.story import Story
 from lightning_attngrad.callbacks.timetable import is_fitting
 from lightning_attngrad.probe import (
     ProbeSet,
@@ -102,6 +103,7 @@ class ImageProbe(Monitor, ABC):
     def forget(self) -> None:
         """Drop the history: it is of another run, or of other images."""
         self.scalars = {}
+        self.story = Story()
 
     # Before anything runs -----------------------------------------------------------------------------------
 
@@ -112,9 +114,10 @@ class ImageProbe(Monitor, ABC):
             self.forget()
             self.probe_set = self._new_probe_set()
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the model; a wrong path is an error now rather than in the first look."""
         self._begin(pl_module)
+        super().on_fit_start(trainer, pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Freeze the images as early as there are loaders: in the sanity check, or in a validation of its own."""
@@ -209,6 +212,8 @@ class ImageProbe(Monitor, ABC):
             processes.share_buffers(probe.model)
             self._pending = self.look(probe, remember=is_fitting(trainer))
             self.scalars = dict(self._pending.scalars)
+            if is_fitting(trainer):
+                self.story.goes_on(label, self.scalars, self.main_scalars)
 
     def _probe(self, trainer: pl.Trainer, pl_module: pl.LightningModule, label: str) -> Probe:
         assert self._model is not None
@@ -238,10 +243,16 @@ class ImageProbe(Monitor, ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors only: checkpoints are read with ``weights_only=True``."""
-        return {"probe_set": self.probe_set.state_dict(), "scalars": dict(self.scalars), "hash": self._hash}
+        return {
+            "probe_set": self.probe_set.state_dict(),
+            "scalars": dict(self.scalars),
+            "hash": self._hash,
+            "story": self.story.plain(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Same images, and the last values until the next look."""
         self.probe_set.load_state_dict(state_dict["probe_set"])
         self.scalars = dict(state_dict["scalars"])
         self._hash = state_dict["hash"]
+        self.story = Story.of(state_dict.get("story"))
