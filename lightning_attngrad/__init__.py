@@ -16,9 +16,15 @@ from lightning_attngrad.explain import (
 from lightning_attngrad.rewrite import Rewrite, rewrite
 
 if TYPE_CHECKING:
-    from lightning_attngrad.callbacks import AttentionMapMonitor, CheckpointAudit, RewriteRobustnessMonitor
+    from lightning_attngrad.callbacks import (
+        AttentionDriftMonitor,
+        AttentionMapMonitor,
+        CheckpointAudit,
+        RewriteRobustnessMonitor,
+    )
 
 __all__ = [
+    "AttentionDriftMonitor",
     "AttentionMapMonitor",
     "AttentionStep",
     "CheckpointAudit",

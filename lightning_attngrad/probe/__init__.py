@@ -6,6 +6,7 @@ from lightning_attngrad.probe.cadence import Cadence
 from lightning_attngrad.probe.class_names import check_class_names, find_class_names
 from lightning_attngrad.probe.global_state import seeded_rng
 from lightning_attngrad.probe.isolation import isolated, probe_forward
+from lightning_attngrad.probe.jitter import jittered_copies
 from lightning_attngrad.probe.normalisation import Normalisation, check_normalisation, find_normalisation
 from lightning_attngrad.probe.probe_set import ProbeSet
 from lightning_attngrad.probe.processes import PartTooLargeError, Processes
@@ -32,6 +33,7 @@ __all__ = [
     "find_class_names",
     "find_normalisation",
     "isolated",
+    "jittered_copies",
     "load_batch_adapter",
     "probe_forward",
     "resolve_model",

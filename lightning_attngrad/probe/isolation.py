@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from lightning_attngrad.probe.global_state import preserved_flags, seeded_rng
 from lightning_attngrad.probe.module_state import preserved_module
@@ -86,7 +87,9 @@ def _owner_of_results(trainer: pl.Trainer) -> Any:
     return None
 
 
-def probe_forward(trainer: pl.Trainer, model: nn.Module) -> Callable[[Tensor], Any]:
+def probe_forward(
+    trainer: pl.Trainer, model: nn.Module, weights: Mapping[str, Tensor] | None = None
+) -> Callable[[Tensor], Any]:
     """The forward pass in the precision of the run.
 
     Autocast is off in hooks: a bare ``model(images)`` under ``bf16-mixed`` would explain another, float32,
@@ -96,18 +99,21 @@ def probe_forward(trainer: pl.Trainer, model: nn.Module) -> Callable[[Tensor], A
         trainer: the Trainer, whose precision plugin converts the images and holds the forward context.
         model: the module to run: ``pl_module`` or a part of it, never ``trainer.strategy.model``, whose
             wrapper would wait for gradients that a probe does not deliver.
+        weights: parameters and buffers to run it with instead of its own, by the names of its ``state_dict()``, on its
+            device; those that are missing stay its own. The model itself is not touched.
 
     Returns:
         A function from images (B, C, H, W) to whatever ``model`` returns. Take gradients of it after it has
         returned, outside the precision context, and convert logits to float32 first.
     """
     precision = trainer.precision_plugin
+    swapped = None if weights is None else dict(weights)
 
     def forward(images: Tensor) -> Any:
         if images.is_inference():
             images = images.clone()
         images = precision.convert_input(images)
         with precision.forward_context():
-            return model(images)
+            return model(images) if swapped is None else functional_call(model, swapped, (images,))
 
     return forward

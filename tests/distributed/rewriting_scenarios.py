@@ -39,7 +39,7 @@ class WatchedRewriting(attngrad.RewriteRobustnessMonitor):
     def look(self, probe: Probe, *, remember: bool) -> Findings:
         self.labels.append(probe.label)
         self.passes.append([])
-        counted = _counting(probe, self.passes[-1])
+        counted = counting(probe, self.passes[-1])
         findings = super().look(counted, remember=remember)
         return Findings(findings.scalars, dict)
 
@@ -55,10 +55,10 @@ class WatchedAudit(attngrad.CheckpointAudit):
 
     def look(self, probe: Probe, *, remember: bool) -> Findings:
         self.passes.append([])
-        return Findings(super().look(_counting(probe, self.passes[-1]), remember=remember).scalars, dict)
+        return Findings(super().look(counting(probe, self.passes[-1]), remember=remember).scalars, dict)
 
 
-def _counting(probe: Probe, sizes: list[int]) -> Probe:
+def counting(probe: Probe, sizes: list[int]) -> Probe:
     def forward(images: Tensor) -> Any:
         sizes.append(len(images))
         return probe.forward(images)

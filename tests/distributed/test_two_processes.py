@@ -18,7 +18,9 @@ import torch
 from filelock import FileLock
 
 from lightning_attngrad.callbacks.rewriting import FrozenTargets
+from tests.distributed import drift_scenarios
 from tests.distributed.all_scenarios import SCENARIOS
+from tests.distributed.drift_scenarios import WatchedDrift
 from tests.distributed.rewriting_scenarios import (
     IMAGES,
     ROWS_AT_ONCE,
@@ -435,3 +437,76 @@ def test_a_sharded_checkpoint_has_a_record_beside_it(
     assert audit.record is not None
     for name, value in audit.record.figures.items():
         assert first["record"]["figures"][name] == pytest.approx(value, rel=1e-5, nan_ok=True), name
+
+
+# Drift: three explanations a look, shared --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("scenario", ["drifting", "drifting_sharded"])
+def test_a_run_that_measures_drift_is_bit_identical(outcome: Outcome, scenario: str, rank: int) -> None:
+    left = outcome(scenario, rank)
+    assert left["without"]["steps"]
+    assert differences(left["without"], left["fingerprint"]) == set()
+
+
+@pytest.mark.parametrize("scenario", ["drifting", "drifting_alarmed", "drifting_sharded"])
+def test_both_processes_have_the_same_drift_from_as_many_passes(outcome: Outcome, scenario: str) -> None:
+    first, second = (outcome(scenario, rank) for rank in RANKS)
+    for left in (first, second):
+        assert left["labels"] == ["start", "epoch 1", "epoch 2"]
+        assert not left["resting"]
+    assert first["hash"] == second["hash"]
+    assert {name: str(value) for name, value in first["scalars"].items()} == {
+        name: str(value) for name, value in second["scalars"].items()
+    }
+    assert first["scalars"]["spearman"] > 0
+    # 11 images in parts of 4, three times over: two parts for each process, of which one that the second repeats
+    for one, other in zip(first["passes"], second["passes"], strict=True):
+        assert len(one) == len(other)
+        assert sorted(set(one)) == [IMAGES % ROWS_AT_ONCE, ROWS_AT_ONCE]
+        assert set(other) == {ROWS_AT_ONCE}
+
+
+@pytest.mark.parametrize("scenario", ["drifting", "drifting_sharded"])
+def test_drift_against_the_start_is_that_of_one_process(outcome: Outcome, scenario: str) -> None:
+    two = outcome(scenario, 0)
+    monitor = WatchedDrift(**({"batch_adapter": unlabelled} if scenario == "drifting" else {}))
+    # The maps and classes of the start, as the checkpoint of the run would hold them.
+    monitor.maps.target, monitor._reference = two["target"], drift_scenarios.reference_of(two)
+    in_one_process(two["weights"], monitor)
+    _compare_with_one_process(monitor, two["scalars"])
+    if scenario == "drifting":
+        for rank in RANKS:
+            logged = outcome(scenario, rank)["logged"]
+            for name, value in two["scalars"].items():
+                assert logged[f"attngrad/drift/{name}"] == pytest.approx(value, rel=1e-6, nan_ok=True), name
+
+
+def _compare_with_one_process(monitor: WatchedDrift, scalars: dict[str, float]) -> None:
+    assert len(scalars) >= 20
+    for name, value in scalars.items():
+        assert monitor.scalars[name] == pytest.approx(value, abs=1e-6, rel=1e-6, nan_ok=True), name
+
+
+def test_drift_against_a_checkpoint_is_that_of_one_process(outcome: Outcome) -> None:
+    two = outcome("drifting", 0)
+    monitor = WatchedDrift(name="checkpoint", reference=two["reference path"])
+    in_one_process(two["weights"], monitor)
+    assert monitor.scalars["spearman"] > 0
+    _compare_with_one_process(monitor, two["against the checkpoint"]["scalars"])
+    first, second = (outcome("drifting", rank)["against the checkpoint"] for rank in RANKS)
+    assert first["scalars"] == second["scalars"]
+    assert [len(one) for one in first["passes"]] == [len(other) for other in second["passes"]]
+
+
+@pytest.mark.parametrize("rank", RANKS)
+def test_the_alarm_of_drift_ends_the_run_on_both_processes(outcome: Outcome, rank: int) -> None:
+    left = outcome("drifting_alarmed", rank)
+    assert (left["epochs"], left["steps"]) == (2, 2)
+    assert left["scalars"]["alarm"] == 1
+
+
+@pytest.mark.parametrize("rank", RANKS)
+def test_a_checkpoint_in_the_place_of_shards_is_refused(outcome: Outcome, rank: int) -> None:
+    assert "sharded parameters" in outcome("drifting_sharded", rank)["refused"]

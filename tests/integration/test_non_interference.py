@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -181,9 +182,34 @@ class WatchedAudit(harness.attngrad.CheckpointAudit):
         return super().look(probe, remember=remember)
 
 
+class WatchedDrift(harness.attngrad.AttentionDriftMonitor):
+    """The monitor as it is, drawing nothing."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"num_images": 2, "on_error": "raise", **options})
+        self.labels: list[str] = []
+
+    def look(self, probe: Probe, *, remember: bool) -> Findings:
+        self.labels.append(probe.label)
+        return Findings(super().look(probe, remember=remember).scalars, dict)
+
+
+class DriftFromACheckpoint(WatchedDrift):
+    """Compares with other weights than the model's own, which are run in their place."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        redrawn = {
+            name: value + 0.1 if value.is_floating_point() else value for name, value in pl_module.state_dict().items()
+        }
+        with tempfile.NamedTemporaryFile(suffix=".ckpt") as file:
+            torch.save({"state_dict": redrawn}, file.name)
+            self.reference = file.name
+            super().setup(trainer, pl_module, stage)
+
+
 COMPANIES: dict[str, Callable[[], list[pl.Callback]]] = {
-    "by steps": lambda: [WatchedRewriting(every_n_steps=1), WatchedAudit()],
-    "all at once": lambda: [WatchedMonitor(), WatchedRewriting(), WatchedAudit()],
+    "by steps": lambda: [WatchedRewriting(every_n_steps=1), WatchedDrift(every_n_steps=1), WatchedAudit()],
+    "all at once": lambda: [WatchedMonitor(), WatchedDrift(), WatchedRewriting(), WatchedAudit()],
 }
 
 
@@ -211,7 +237,7 @@ def test_runs_that_rewrite_and_save_are_bit_identical(name: str, tmp_path: Path)
                 assert not callback._resting
 
 
-@pytest.mark.parametrize("alone", [WatchedRewriting, WatchedAudit])
+@pytest.mark.parametrize("alone", [WatchedRewriting, WatchedDrift, DriftFromACheckpoint, WatchedAudit])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_each_alone_is_bit_identical(alone: Callable[[], pl.Callback], precision: str, tmp_path: Path) -> None:
     variant = VARIANTS["dropout and drop path"]

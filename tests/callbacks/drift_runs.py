@@ -1,0 +1,61 @@
+"""The drift monitor as the tests run it: few images, nothing drawn, every look kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+import lightning_attngrad as attngrad
+from lightning_attngrad.callbacks.look import Findings, Probe
+
+MEASURES = ("spearman", "cosine", "ssim", "top_iou", "jensen_shannon", "centroid")
+
+
+class WatchedDrift(attngrad.AttentionDriftMonitor):
+    """The monitor as it is, which keeps what it saw; it draws only where asked to."""
+
+    def __init__(self, *, draws: bool = False, **options: Any) -> None:
+        super().__init__(**{"num_images": 3, "on_error": "raise", **options})
+        self.draws = draws
+        self.looks: list[tuple[Probe, Findings]] = []
+
+    @property
+    def labels(self) -> list[str]:
+        return [probe.label for probe, _ in self.looks]
+
+    def series(self, name: str) -> list[float]:
+        return [findings.scalars[name] for _, findings in self.looks]
+
+    def look(self, probe: Probe, *, remember: bool) -> Findings:
+        findings = super().look(probe, remember=remember)
+        self.looks.append((probe, findings))
+        return findings if self.draws else Findings(findings.scalars, dict)
+
+
+class Smooth(Dataset[tuple[Tensor, int]]):
+    """Pictures in which a pixel is like its neighbours, as in photographs: a shift by one of them changes little."""
+
+    def __init__(self, length: int = 8) -> None:
+        coarse = torch.rand(length, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+        self.images = F.interpolate(coarse, size=(32, 32), mode="bicubic")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], index % 3
+
+
+def saved(module: Any, path: Path) -> str:
+    """A checkpoint of a module's weights as they are."""
+    torch.save({"state_dict": module.state_dict()}, path)
+    return str(path)
+
+
+def numbers(scalars: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in scalars.items() if name != "seconds"}
