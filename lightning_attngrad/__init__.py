@@ -16,7 +16,12 @@ from lightning_attngrad.explain import (
 from lightning_attngrad.rewrite import Rewrite, rewrite
 
 if TYPE_CHECKING:
-    from lightning_attngrad.callbacks import AttentionMapMonitor, CheckpointAudit, RewriteRobustnessMonitor
+    from lightning_attngrad.callbacks import (
+        AttentionMapMonitor,
+        CheckpointAudit,
+        FaithfulnessMonitor,
+        RewriteRobustnessMonitor,
+    )
 
 __all__ = [
     "AttentionMapMonitor",
@@ -24,6 +29,7 @@ __all__ = [
     "CheckpointAudit",
     "Contrast",
     "Explanation",
+    "FaithfulnessMonitor",
     "Mixture",
     "Region",
     "Rewrite",

@@ -181,9 +181,30 @@ class WatchedAudit(harness.attngrad.CheckpointAudit):
         return super().look(probe, remember=remember)
 
 
+class WatchedFaithfulness(harness.attngrad.FaithfulnessMonitor):
+    """The monitor as it is, drawing nothing."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"num_images": 2, "steps": 2, "on_error": "raise", **options})
+        self.labels: list[str] = []
+
+    def look(self, probe: Probe, *, remember: bool) -> Findings:
+        self.labels.append(probe.label)
+        return Findings(super().look(probe, remember=remember).scalars, dict)
+
+
 COMPANIES: dict[str, Callable[[], list[pl.Callback]]] = {
-    "by steps": lambda: [WatchedRewriting(every_n_steps=1), WatchedAudit()],
-    "all at once": lambda: [WatchedMonitor(), WatchedRewriting(), WatchedAudit()],
+    "by steps": lambda: [
+        WatchedRewriting(every_n_steps=1),
+        WatchedFaithfulness(every_n_steps=1, replacement="blur"),
+        WatchedAudit(),
+    ],
+    "all at once": lambda: [
+        WatchedMonitor(),
+        WatchedRewriting(),
+        WatchedFaithfulness(every_n_epochs=1),
+        WatchedAudit(),
+    ],
 }
 
 
@@ -211,7 +232,7 @@ def test_runs_that_rewrite_and_save_are_bit_identical(name: str, tmp_path: Path)
                 assert not callback._resting
 
 
-@pytest.mark.parametrize("alone", [WatchedRewriting, WatchedAudit])
+@pytest.mark.parametrize("alone", [WatchedRewriting, WatchedFaithfulness, WatchedAudit])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_each_alone_is_bit_identical(alone: Callable[[], pl.Callback], precision: str, tmp_path: Path) -> None:
     variant = VARIANTS["dropout and drop path"]
@@ -427,7 +448,7 @@ def test_without_the_isolation_the_run_is_disturbed(removed: str, monkeypatch: p
     assert expected <= broken, f"missing: {expected - broken}; broken: {sorted(broken)}"
 
 
-@pytest.mark.parametrize("alone", [WatchedRewriting, WatchedAudit])
+@pytest.mark.parametrize("alone", [WatchedRewriting, WatchedFaithfulness, WatchedAudit])
 def test_without_the_isolation_a_run_that_rewrites_is_disturbed(
     alone: Callable[[], pl.Callback], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
