@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from tests.distributed import rewriting_scenarios, scenarios
+from tests.distributed import faithfulness_scenarios, rewriting_scenarios, scenarios
 
-SCENARIOS = (*scenarios.SCENARIOS, *rewriting_scenarios.SCENARIOS)
+SCENARIOS = (*scenarios.SCENARIOS, *rewriting_scenarios.SCENARIOS, *faithfulness_scenarios.SCENARIOS)
 
 
 def main(directory: Path) -> None:
