@@ -42,8 +42,8 @@ class AttentionMapMonitor(ProbeMonitor):
     - ``attngrad/maps/layers``: what each layer adds to the map (for methods that have such parts);
     - ``attngrad/maps/classes``: the most probable classes side by side on one scale;
     - ``attngrad/maps/film``: one image through training, the starting weights first;
-    - scalars ``attngrad/maps/entropy``, ``border_mass``, ``top_decile_mass`` (means over the images; one
-      whose map is zero everywhere counts in none),
+    - scalars ``attngrad/maps/entropy``, ``border_mass``, ``corner_mass``, ``top_decile_mass`` (means over the
+      images; one whose map is zero everywhere counts in none),
       ``head_entropy/<layer>`` and ``head_distance/<layer>`` (means over heads and images), and ``seconds``.
 
     The map of an image is that of its true class, or, where the data has none, of the class predicted at the first
@@ -54,6 +54,8 @@ class AttentionMapMonitor(ProbeMonitor):
         num_images: how many validation images are looked at.
         every_n_epochs: look in every n-th epoch's validation; 1 where neither this nor ``every_n_steps`` is given.
         every_n_steps: look after every n-th optimizer step instead.
+        max_overhead: share of the fit's time that this monitor may take, such as 0.05: it passes over looks that are
+            due rather than take more, and never looks less closely. None is no limit.
         method: any that :func:`lightning_attngrad.explain` knows.
         objective: ``logit``, ``margin``, or a function from the model's output to one number an image: for regression,
             and for backbones without a classifier, such as ``lambda embedding: embedding.norm(dim=1)``.
@@ -89,6 +91,7 @@ class AttentionMapMonitor(ProbeMonitor):
         num_images: int = 8,
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
+        max_overhead: float | None = None,
         method: str = DEFAULT_METHOD,
         objective: Literal["logit", "margin"] | Callable[[Any], Tensor] = "logit",
         correction: CorrectionName = "positive",
@@ -111,6 +114,7 @@ class AttentionMapMonitor(ProbeMonitor):
             num_images=num_images,
             every_n_epochs=every_n_epochs,
             every_n_steps=every_n_steps,
+            max_overhead=max_overhead,
             class_names=class_names,
             image_key=image_key,
             target_key=target_key,

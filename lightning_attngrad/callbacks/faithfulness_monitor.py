@@ -16,7 +16,7 @@ from lightning_attngrad.callbacks.look import Findings, Probe
 from lightning_attngrad.callbacks.probe_monitor import ProbeMonitor
 from lightning_attngrad.explain import DEFAULT_METHOD
 from lightning_attngrad.explain.corrections import CorrectionName
-from lightning_attngrad.metrics.functional import Faithfulness, faithfulness_curves, map_spearman
+from lightning_attngrad.metrics.functional import Faithfulness, class_sensitivity, faithfulness_curves
 from lightning_attngrad.metrics.functional.faithfulness import REPLACEMENTS
 from lightning_attngrad.reporting.perturbation import PerturbationCurves, perturbation_curves
 
@@ -44,7 +44,7 @@ class FaithfulnessMonitor(ProbeMonitor):
       that misleads;
     - ``class_sensitivity``: 1 − rank correlation between the maps of the predicted class and of the runner-up; near 0
       the maps hardly depend on the class, however well they find the object. Models of one output have none;
-    - ``seconds``;
+    - ``seconds`` and ``overhead``;
     - a figure ``curves``: both curves of this look, against those of the first one.
 
     All are means over the images; one whose map is zero everywhere, as with a fresh head of zeros, counts in none. The
@@ -57,6 +57,8 @@ class FaithfulnessMonitor(ProbeMonitor):
         num_images: how many validation images are looked at.
         every_n_epochs: look in every n-th epoch's validation; 5 where neither this nor ``every_n_steps`` is given.
         every_n_steps: look after every n-th optimizer step instead.
+        max_overhead: share of the fit's time that this monitor may take, such as 0.05: it passes over looks that are
+            due rather than take more, and never looks less closely. None is no limit.
         method: of the maps, any that :func:`lightning_attngrad.explain` knows.
         correction: for ``method="gradient_guided"``.
         steps: points of a curve; a look takes ``2 · steps`` forwards an image, beside the maps.
@@ -86,6 +88,7 @@ class FaithfulnessMonitor(ProbeMonitor):
         num_images: int = 16,
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
+        max_overhead: float | None = None,
         method: str = DEFAULT_METHOD,
         correction: CorrectionName = "positive",
         steps: int = 8,
@@ -104,6 +107,7 @@ class FaithfulnessMonitor(ProbeMonitor):
             num_images=num_images,
             every_n_epochs=_EVERY_N_EPOCHS if every_n_epochs is None and every_n_steps is None else every_n_epochs,
             every_n_steps=every_n_steps,
+            max_overhead=max_overhead,
             class_names=None,
             image_key=image_key,
             target_key=target_key,
@@ -187,7 +191,7 @@ class FaithfulnessMonitor(ProbeMonitor):
     def _class_sensitivity(self, probe: Probe, logits: Tensor) -> Tensor:
         """(N,) of the classes that are most probable now; a collective operation."""
         heatmaps = self.maps.of_classes(probe, logits.topk(2, dim=1).indices)  # (N, 2, h, w)
-        return 1 - map_spearman(heatmaps[:, 0], heatmaps[:, 1])
+        return class_sensitivity(heatmaps[:, 0], heatmaps[:, 1])
 
     @property
     def _settings(self) -> str:

@@ -4,7 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lightning_attngrad.metrics.drift import MapDrift
     from lightning_attngrad.metrics.faithfulness import Deletion, Insertion, SymmetricRelevanceGain
+    from lightning_attngrad.metrics.heads import AttentionHeadStatistics
+    from lightning_attngrad.metrics.localisation import EnergyInMask, MaskAveragePrecision, PointingGame
+    from lightning_attngrad.metrics.maps import MapStatistics
     from lightning_attngrad.metrics.rewrite import (
         AreaUnderSuccess,
         EightBitSurvival,
@@ -15,28 +19,47 @@ if TYPE_CHECKING:
         RewriteSuccess,
         RobustAccuracy,
     )
+    from lightning_attngrad.metrics.sensitivity import ClassSensitivity, SanityCheck, TwoObjectShare
     from lightning_attngrad.metrics.similarity import MapShift
 
 __all__ = [
     "AreaUnderSuccess",
+    "AttentionHeadStatistics",
+    "ClassSensitivity",
     "Deletion",
     "EightBitSurvival",
+    "EnergyInMask",
     "Insertion",
+    "MapDrift",
     "MapShift",
+    "MapStatistics",
+    "MaskAveragePrecision",
     "PairedLogRatio",
+    "PointingGame",
     "RewriteDistance",
     "RewriteMatrix",
     "RewriteQuality",
     "RewriteSuccess",
     "RobustAccuracy",
+    "SanityCheck",
     "SymmetricRelevanceGain",
+    "TwoObjectShare",
 ]
 #: Where the names are that are not in `rewrite`.
 _MODULES = {
+    "AttentionHeadStatistics": "heads",
+    "ClassSensitivity": "sensitivity",
     "Deletion": "faithfulness",
+    "EnergyInMask": "localisation",
     "Insertion": "faithfulness",
+    "MapDrift": "drift",
     "MapShift": "similarity",
+    "MapStatistics": "maps",
+    "MaskAveragePrecision": "localisation",
+    "PointingGame": "localisation",
+    "SanityCheck": "sensitivity",
     "SymmetricRelevanceGain": "faithfulness",
+    "TwoObjectShare": "sensitivity",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning_attngrad.probe.cadence import Cadence
 from lightning_attngrad.probe.class_names import check_class_names, find_class_names
+from lightning_attngrad.probe.global_state import seeded_rng
 from lightning_attngrad.probe.isolation import isolated, probe_forward
 from lightning_attngrad.probe.normalisation import Normalisation, check_normalisation, find_normalisation
 from lightning_attngrad.probe.probe_set import ProbeSet
@@ -34,5 +35,6 @@ __all__ = [
     "load_batch_adapter",
     "probe_forward",
     "resolve_model",
+    "seeded_rng",
     "split_batch",
 ]

@@ -20,6 +20,7 @@ from lightning_attngrad.callbacks import faithfulness_monitor
 from lightning_attngrad.callbacks.frozen_maps import FrozenMaps
 from lightning_attngrad.callbacks.look import Findings, Probe
 from tests.callbacks.small_runs import (
+    COSTS,
     Classifier,
     Run,
     Squares,
@@ -36,7 +37,7 @@ from tests.callbacks.small_runs import (
 )
 from tests.references import faithfulness as reference
 
-SCALARS = {"srg", "deletion", "insertion", "class_sensitivity", "seconds"}
+SCALARS = {"srg", "deletion", "insertion", "class_sensitivity", *COSTS}
 STEPS = 4
 #: The default one finds nothing in favour of some classes in a model that has learnt so little.
 METHOD = "gradient_guided"
@@ -277,7 +278,7 @@ def test_validations_and_tests_of_their_own(stage: str) -> None:
     trainer = make_trainer(monitor)
     getattr(trainer, stage)(Classifier(), loader(Squares(9, seed=1)), verbose=False)
     assert monitor.labels == [stage]
-    for name in SCALARS - {"seconds"}:
+    for name in SCALARS - COSTS:
         assert float(trainer.callback_metrics[f"attngrad/faithfulness/{name}"]) == pytest.approx(monitor.scalars[name])
     assert monitor.state_dict()["first"] is None  # no history outside a fit
 
@@ -306,6 +307,7 @@ def test_without_attention_it_says_so_and_rests() -> None:
         ("replacement", "noise"),
         ("method", "magic"),
         ("correction", "signed"),
+        ("max_overhead", -1),
         ("num_images", 0),
         ("every_n_epochs", 0),
     ],
@@ -331,7 +333,7 @@ def test_a_resumed_run_goes_on_with_its_images_classes_and_first_look(tmp_path: 
     fit(through, train=loader(Squares()), max_epochs=4)
     assert run.complaints == []
     assert after.labels == ["epoch 3", "epoch 4"]
-    for name in SCALARS - {"seconds"}:
+    for name in SCALARS - COSTS:
         assert after.series(name) == through.series(name)[3:], name
     assert torch.equal(after.maps.target, through.maps.target)
     mine, other = after.state_dict()["first"], through.state_dict()["first"]
