@@ -70,7 +70,7 @@ def test_top_share_of_tied_patches_equals_exact_fractions(seed: int, levels: int
 
 @pytest.mark.parametrize("size", [(14, 14), (11, 16), (12, 7), (7, 7), (5, 9), (4, 4), (3, 3)])
 def test_ssim_equals_scikit_image(size: tuple[int, int]) -> None:
-    """Mirrored at the edges beforehand, since scikit-image mirrors otherwise; a window of 11, or the widest that fits."""
+    """Mirrored at the edges beforehand, since scikit-image repeats the edge; a window of 11, or as wide as fits."""
     a, b = _maps(0, *size), _maps(1, *size)
     b[0] = a[0] + 0.1 * b[0]
     window = min(11, *(side - 1 + side % 2 for side in size))
@@ -98,7 +98,7 @@ FINITE = arrays.arrays(
 @settings(max_examples=200, deadline=None)
 @given(FINITE)
 def test_identical_maps_have_drifted_by_exactly_nothing(values: np.ndarray) -> None:
-    """Any finite float32: subnormal, near the largest, of both signs. Another layout of the memory makes no difference."""
+    """Any finite float32: subnormal, near the largest, of both signs; also where it lies otherwise in memory."""
     maps = torch.from_numpy(values)
     elsewhere = maps.mT.contiguous().mT
     constant = [bool((one == one.flatten()[0]).all()) for one in maps]
