@@ -74,7 +74,7 @@ def test_equal_loops_and_scikit_learn(seed: int, rows: int, columns: int, levels
 
 @pytest.mark.parametrize("scale", [1, 4])
 def test_equal_quantus(scale: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """RelevanceMassAccuracy is the energy in a mask, PointingGame the pointing game, both of a map as large as the mask."""
+    """RelevanceMassAccuracy is the energy in a mask; its maps are as large as the mask."""
     monkeypatch.setenv("LD_LIBRARY_PATH", os.environ.get("LD_LIBRARY_PATH", ""))  # its OpenCV writes there
     quantus = pytest.importorskip("quantus")
     maps = _maps(0, 8, 8, batch=20).abs()

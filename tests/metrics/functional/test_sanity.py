@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 import lightning_attngrad as attngrad
 from lightning_attngrad.metrics.functional import map_spearman, redrawn_state, sanity_check
-from tests.zoo import ZOO
+from tests.zoo import ZOO, _timm
 
 HEADS = {
     "vit": {"head.weight", "head.bias"},
@@ -156,7 +156,8 @@ def test_what_cannot_be_redrawn_is_refused() -> None:
     model = ZOO["vit"].build()
     with pytest.raises(ValueError, match=r"which: got 'body'; expected 'all' or 'head'"):
         redrawn_state(model, "body")  # type: ignore[arg-type]
-    for headless in (nn.Conv2d(1, 1, 1), Wrapper(model.__class__(img_size=32, patch_size=8, embed_dim=32, depth=1, num_heads=2, num_classes=0))):  # fmt: skip
+    features = _timm("vit_tiny_patch16_224", num_classes=0)()  # its get_classifier() gives an identity
+    for headless in (nn.Conv2d(1, 1, 1), features, Wrapper(features)):
         with pytest.raises(ValueError, match="has no classifier head to redraw"):
             redrawn_state(headless, "head")
     with pytest.raises(ValueError, match="target: got several classes an image"):
