@@ -16,8 +16,11 @@ from lightning_attngrad.explain import DEFAULT_METHOD
 from lightning_attngrad.explain.corrections import CorrectionName
 from lightning_attngrad.metrics.functional import (
     HeadStatistics,
+    energy_in_mask,
     head_statistics,
     map_statistics,
+    mask_average_precision,
+    pointing_game,
     times_uniform_share,
 )
 from lightning_attngrad.reporting.figures import (
@@ -42,13 +45,17 @@ class AttentionMapMonitor(ProbeMonitor):
     - ``attngrad/maps/layers``: what each layer adds to the map (for methods that have such parts);
     - ``attngrad/maps/classes``: the most probable classes side by side on one scale;
     - ``attngrad/maps/film``: one image through training, the starting weights first;
-    - scalars ``attngrad/maps/entropy``, ``border_mass``, ``top_decile_mass`` (means over the images; one
-      whose map is zero everywhere counts in none),
+    - scalars ``attngrad/maps/entropy``, ``border_mass``, ``corner_mass``, ``top_decile_mass`` (means over the images;
+      one whose map is zero everywhere counts in none),
       ``head_entropy/<layer>`` and ``head_distance/<layer>`` (means over heads and images), and ``seconds``.
 
     The map of an image is that of its true class, or, where the data has none, of the class predicted at the first
     look: a class that never changes, so that the numbers of different epochs compare. Colours show each patch's share
     of its map in multiples of an equal share, on one scale for all epochs.
+
+    With ``mask=``, which says where the object is, also ``mass_in_mask``, ``mass_outside_mask``, ``pointing`` (whether the
+    largest patch lies on the object) and ``mask_average_precision``, and the overlay draws its outline. An image whose
+    mask is empty or full counts in none of them.
 
     Args:
         num_images: how many validation images are looked at.
@@ -64,6 +71,9 @@ class AttentionMapMonitor(ProbeMonitor):
         image_key: where the images are in a batch, as in ``pixel_values`` or ``inputs.image``; else it is found out.
         target_key: where the classes are in a batch.
         batch_adapter: function, or its import path, from a batch to ``(images, targets or None)``.
+        mask: where the masks of the images are in a batch, in the same way: a tensor (B, H, W) or (B, 1, H, W) of the
+            images' size, bool or in [0, 1], 1 on the object; or a function from the batch to them, or its import path,
+            which has a colon: ``package.module:function``.
         model: path of the part of the LightningModule that maps images to logits; None is the module itself.
         mean: per channel, with which the images were normalised; else it is looked for. Only for showing them.
         std: likewise.
@@ -98,6 +108,7 @@ class AttentionMapMonitor(ProbeMonitor):
         image_key: str | int | None = None,
         target_key: str | int | None = None,
         batch_adapter: Callable[[Any], tuple[Tensor, Tensor | None]] | str | None = None,
+        mask: str | int | Callable[[Any], Tensor] | None = None,
         model: str | None = None,
         mean: Sequence[float] | float | None = None,
         std: Sequence[float] | float | None = None,
@@ -115,6 +126,7 @@ class AttentionMapMonitor(ProbeMonitor):
             image_key=image_key,
             target_key=target_key,
             batch_adapter=batch_adapter,
+            mask=mask,
             model=model,
             mean=mean,
             std=std,
@@ -145,6 +157,8 @@ class AttentionMapMonitor(ProbeMonitor):
         explanation = self._explain(probe)
         captions = [self._caption(probe, explanation, index) for index in range(len(explanation.heatmap))]
         scalars = map_statistics(explanation.heatmap) | _head_scalars(probe)
+        if probe.masks is not None:
+            scalars |= _mask_scalars(explanation.heatmap, probe.masks)
 
         shares = times_uniform_share(explanation.heatmap)
         film = [*self._film, (probe.label, shares[0].clone(), _plain(captions[0]))]
@@ -161,6 +175,7 @@ class AttentionMapMonitor(ProbeMonitor):
                     captions,
                     title=f"Where it looks · {probe.label} · {method}",
                     scale=self._scale,
+                    masks=probe.masks,
                 ),
                 "film": film_strip(
                     probe.pixels[0],
@@ -232,6 +247,18 @@ class AttentionMapMonitor(ProbeMonitor):
         super().load_state_dict(state_dict)
         self._film = [(frame["label"], frame["map"], tuple(frame["caption"])) for frame in state_dict["film"]]
         self.maps.target = state_dict["target"]
+
+
+def _mask_scalars(heatmap: Tensor, masks: Tensor) -> dict[str, float]:
+    """Means over the images that have an object, and a map."""
+    inside = energy_in_mask(heatmap, masks)
+    values = {
+        "mass_in_mask": inside,
+        "mass_outside_mask": 1 - inside,
+        "pointing": pointing_game(heatmap, masks),
+        "mask_average_precision": mask_average_precision(heatmap, masks),
+    }
+    return {name: float(value.nanmean()) for name, value in values.items()}
 
 
 def _head_scalars(probe: Probe) -> dict[str, float]:

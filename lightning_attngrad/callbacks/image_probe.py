@@ -14,6 +14,7 @@ from lightning_attngrad.callbacks.look import ROWS_AT_ONCE, Findings, Probe, sho
 from lightning_attngrad.callbacks.monitor import Monitor
 from lightning_attngrad.callbacks.timetable import is_fitting
 from lightning_attngrad.probe import (
+    MaskSource,
     ProbeSet,
     Processes,
     RowSharing,
@@ -55,6 +56,7 @@ class ImageProbe(Monitor, ABC):
         dataloader_idx: int,
         seed: int,
         on_error: Literal["log", "raise"],
+        mask: MaskSource | None = None,
     ) -> None:
         super().__init__(name, on_error)
         if model is not None and (not isinstance(model, str) or not model):
@@ -78,6 +80,7 @@ class ImageProbe(Monitor, ABC):
             image_key=image_key,
             target_key=target_key,
             batch_adapter=batch_adapter,
+            mask=mask,
             dataloader_idx=dataloader_idx,
         )
         self.probe_set = self._new_probe_set()
@@ -228,6 +231,7 @@ class ImageProbe(Monitor, ABC):
             model_path=self._model_path,
             precision=str(trainer.precision),
             processes=Processes.of(trainer),
+            masks=self.probe_set.masks,
             sharing=self._sharing,
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning_attngrad.probe.cadence import Cadence
 from lightning_attngrad.probe.class_names import check_class_names, find_class_names
 from lightning_attngrad.probe.isolation import isolated, probe_forward
+from lightning_attngrad.probe.masks import MaskSource, load_mask_source, read_masks
 from lightning_attngrad.probe.normalisation import Normalisation, check_normalisation, find_normalisation
 from lightning_attngrad.probe.probe_set import ProbeSet
 from lightning_attngrad.probe.processes import PartTooLargeError, Processes
@@ -19,6 +20,7 @@ from lightning_attngrad.probe.row_sharing import RowSharing
 
 __all__ = [
     "Cadence",
+    "MaskSource",
     "ModelPathError",
     "Normalisation",
     "PartTooLargeError",
@@ -32,7 +34,9 @@ __all__ = [
     "find_normalisation",
     "isolated",
     "load_batch_adapter",
+    "load_mask_source",
     "probe_forward",
+    "read_masks",
     "resolve_model",
     "split_batch",
 ]
