@@ -45,17 +45,17 @@ class AttentionMapMonitor(ProbeMonitor):
     - ``attngrad/maps/layers``: what each layer adds to the map (for methods that have such parts);
     - ``attngrad/maps/classes``: the most probable classes side by side on one scale;
     - ``attngrad/maps/film``: one image through training, the starting weights first;
-    - scalars ``attngrad/maps/entropy``, ``border_mass``, ``corner_mass``, ``top_decile_mass`` (means over the images;
-      one whose map is zero everywhere counts in none),
+    - scalars ``attngrad/maps/entropy``, ``border_mass``, ``corner_mass``, ``top_decile_mass`` (means over the
+      images; one whose map is zero everywhere counts in none),
       ``head_entropy/<layer>`` and ``head_distance/<layer>`` (means over heads and images), and ``seconds``.
 
     The map of an image is that of its true class, or, where the data has none, of the class predicted at the first
     look: a class that never changes, so that the numbers of different epochs compare. Colours show each patch's share
     of its map in multiples of an equal share, on one scale for all epochs.
 
-    With ``mask=``, which says where the object is, also ``mass_in_mask``, ``mass_outside_mask``, ``pointing`` (whether the
-    largest patch lies on the object) and ``mask_average_precision``, and the overlay draws its outline. An image whose
-    mask is empty or full counts in none of them.
+    With ``mask=``, which says where the object is, also ``mass_in_mask``, ``mass_outside_mask``, ``pointing`` (whether
+    the largest patch lies on the object) and ``mask_average_precision``, and the overlay draws its outline. An image
+    whose mask is empty or full counts in none of them.
 
     Args:
         num_images: how many validation images are looked at.

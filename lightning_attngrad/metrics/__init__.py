@@ -4,6 +4,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lightning_attngrad.metrics.drift import MapDrift
+    from lightning_attngrad.metrics.heads import AttentionHeadStatistics
+    from lightning_attngrad.metrics.localisation import EnergyInMask, MaskAveragePrecision, PointingGame
+    from lightning_attngrad.metrics.maps import MapStatistics
     from lightning_attngrad.metrics.rewrite import (
         AreaUnderSuccess,
         EightBitSurvival,
@@ -14,19 +18,42 @@ if TYPE_CHECKING:
         RewriteSuccess,
         RobustAccuracy,
     )
+    from lightning_attngrad.metrics.sensitivity import ClassSensitivity, SanityCheck, TwoObjectShare
     from lightning_attngrad.metrics.similarity import MapShift
 
 __all__ = [
     "AreaUnderSuccess",
+    "AttentionHeadStatistics",
+    "ClassSensitivity",
     "EightBitSurvival",
+    "EnergyInMask",
+    "MapDrift",
     "MapShift",
+    "MapStatistics",
+    "MaskAveragePrecision",
     "PairedLogRatio",
+    "PointingGame",
     "RewriteDistance",
     "RewriteMatrix",
     "RewriteQuality",
     "RewriteSuccess",
     "RobustAccuracy",
+    "SanityCheck",
+    "TwoObjectShare",
 ]
+#: Where the names are that are not in `rewrite`.
+_MODULES = {
+    "AttentionHeadStatistics": "heads",
+    "ClassSensitivity": "sensitivity",
+    "EnergyInMask": "localisation",
+    "MapDrift": "drift",
+    "MapShift": "similarity",
+    "MapStatistics": "maps",
+    "MaskAveragePrecision": "localisation",
+    "PointingGame": "localisation",
+    "SanityCheck": "sensitivity",
+    "TwoObjectShare": "sensitivity",
+}
 
 
 def __dir__() -> list[str]:
@@ -37,6 +64,5 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> object:
     """Classes are loaded when they are asked for: the functions need torch alone, and torchmetrics takes seconds."""
     if name in __all__:
-        module = "similarity" if name == "MapShift" else "rewrite"
-        return getattr(import_module(f"{__name__}.{module}"), name)
+        return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'rewrite')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

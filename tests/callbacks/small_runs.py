@@ -27,6 +27,7 @@ LAYERS = ("net.blocks.0.attn", "net.blocks.1.attn")
 SCALARS = {
     "entropy",
     "border_mass",
+    "corner_mass",
     "top_decile_mass",
     "seconds",
     *(f"{kind}/{layer}" for kind in ("head_entropy", "head_distance") for layer in LAYERS),

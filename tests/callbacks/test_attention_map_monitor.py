@@ -108,11 +108,13 @@ def _statistics(heatmap: Tensor) -> dict[str, float]:
     patches = shares[0].numel()
     entropy = [-sum(float(p) * math.log(float(p)) for p in share.flatten() if p > 0) for share in shares]
     ring = [float(share.sum() - share[1:-1, 1:-1].sum()) for share in shares]
+    corners = [float(share[::3, ::3].sum()) for share in shares]  # of 4 × 4 patches
     largest = [sum(sorted(share.flatten().tolist())[-math.ceil(patches / 10) :]) for share in shares]
     number = len(shares)
     return {
         "entropy": sum(entropy) / number / math.log(patches),
         "border_mass": sum(ring) / number,
+        "corner_mass": sum(corners) / number,
         "top_decile_mass": sum(largest) / number,
     }
 
