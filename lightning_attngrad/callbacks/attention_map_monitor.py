@@ -61,6 +61,8 @@ class AttentionMapMonitor(ProbeMonitor):
         num_images: how many validation images are looked at.
         every_n_epochs: look in every n-th epoch's validation; 1 where neither this nor ``every_n_steps`` is given.
         every_n_steps: look after every n-th optimizer step instead.
+        max_overhead: share of the fit's time that this monitor may take, such as 0.05: it passes over looks that are
+            due rather than take more, and never looks less closely. None is no limit.
         method: any that :func:`lightning_attngrad.explain` knows.
         objective: ``logit``, ``margin``, or a function from the model's output to one number an image: for regression,
             and for backbones without a classifier, such as ``lambda embedding: embedding.norm(dim=1)``.
@@ -99,6 +101,7 @@ class AttentionMapMonitor(ProbeMonitor):
         num_images: int = 8,
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
+        max_overhead: float | None = None,
         method: str = DEFAULT_METHOD,
         objective: Literal["logit", "margin"] | Callable[[Any], Tensor] = "logit",
         correction: CorrectionName = "positive",
@@ -122,6 +125,7 @@ class AttentionMapMonitor(ProbeMonitor):
             num_images=num_images,
             every_n_epochs=every_n_epochs,
             every_n_steps=every_n_steps,
+            max_overhead=max_overhead,
             class_names=class_names,
             image_key=image_key,
             target_key=target_key,

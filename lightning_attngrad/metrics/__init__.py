@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lightning_attngrad.metrics.drift import MapDrift
+    from lightning_attngrad.metrics.faithfulness import Deletion, Insertion, SymmetricRelevanceGain
     from lightning_attngrad.metrics.heads import AttentionHeadStatistics
     from lightning_attngrad.metrics.localisation import EnergyInMask, MaskAveragePrecision, PointingGame
     from lightning_attngrad.metrics.maps import MapStatistics
@@ -25,8 +26,10 @@ __all__ = [
     "AreaUnderSuccess",
     "AttentionHeadStatistics",
     "ClassSensitivity",
+    "Deletion",
     "EightBitSurvival",
     "EnergyInMask",
+    "Insertion",
     "MapDrift",
     "MapShift",
     "MapStatistics",
@@ -39,19 +42,23 @@ __all__ = [
     "RewriteSuccess",
     "RobustAccuracy",
     "SanityCheck",
+    "SymmetricRelevanceGain",
     "TwoObjectShare",
 ]
 #: Where the names are that are not in `rewrite`.
 _MODULES = {
     "AttentionHeadStatistics": "heads",
     "ClassSensitivity": "sensitivity",
+    "Deletion": "faithfulness",
     "EnergyInMask": "localisation",
+    "Insertion": "faithfulness",
     "MapDrift": "drift",
     "MapShift": "similarity",
     "MapStatistics": "maps",
     "MaskAveragePrecision": "localisation",
     "PointingGame": "localisation",
     "SanityCheck": "sensitivity",
+    "SymmetricRelevanceGain": "faithfulness",
     "TwoObjectShare": "sensitivity",
 }
 

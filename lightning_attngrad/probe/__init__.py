@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning_attngrad.probe.cadence import Cadence
 from lightning_attngrad.probe.class_names import check_class_names, find_class_names
+from lightning_attngrad.probe.global_state import seeded_rng
 from lightning_attngrad.probe.isolation import isolated, probe_forward
 from lightning_attngrad.probe.masks import MaskSource, load_mask_source, read_masks
 from lightning_attngrad.probe.normalisation import Normalisation, check_normalisation, find_normalisation
@@ -38,5 +39,6 @@ __all__ = [
     "probe_forward",
     "read_masks",
     "resolve_model",
+    "seeded_rng",
     "split_batch",
 ]

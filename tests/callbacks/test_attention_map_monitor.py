@@ -19,6 +19,7 @@ import lightning_attngrad as attngrad
 from lightning_attngrad.explain import METHODS
 from tests.callbacks.small_runs import (
     CLASSES,
+    COSTS,
     FIGURES,
     LAYERS,
     SCALARS,
@@ -96,7 +97,7 @@ def test_scalars_equal_what_explain_gives_on_the_same_weights(written: tuple[Run
         module.load_state_dict(monitor.weights[look])
         expected = _statistics(attngrad.explain(module, probe.images, probe.targets).heatmap)
         expected |= _head_statistics(module, probe.images)
-        assert expected.keys() == SCALARS - {"seconds"}
+        assert expected.keys() == SCALARS - COSTS
         for name, value in expected.items():
             logged = scalar_points(accumulator, f"attngrad/maps/{name}")[look][1]
             assert logged == pytest.approx(value, abs=1e-5), (look, name)
@@ -151,7 +152,7 @@ def test_the_numbers_of_the_callback_metrics_are_those_of_the_last_look(
 ) -> None:
     run, monitor, _ = written
     for name, value in monitor.looks[-1][1].scalars.items():
-        if name != "seconds":
+        if name not in COSTS:
             assert float(run.trainer.callback_metrics[f"attngrad/maps/{name}"]) == pytest.approx(value)
 
 

@@ -17,7 +17,7 @@ import lightning_attngrad as attngrad
 from lightning_attngrad.callbacks import image_probe, rewriting
 from lightning_attngrad.callbacks.look import Findings, Probe
 from tests.distributed.scenarios import dropping, fit_sharded, two_processes
-from tests.integration.harness import BATCH, TRAINING_IMAGES, Pictures, fit, make_trainer, plain
+from tests.integration.harness import BATCH, COSTS, TRAINING_IMAGES, Pictures, fit, make_trainer, plain
 
 MEDIAN = "attngrad/rewrite/median_linf"
 #: Images of the look: with four rows at once three parts, which do not go round among two processes.
@@ -72,7 +72,7 @@ def loaders() -> tuple[Any, Any]:
 
 
 def numbers(scalars: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in scalars.items() if name != "seconds"}
+    return {name: value for name, value in scalars.items() if name not in COSTS}
 
 
 def seen_by(monitor: WatchedRewriting) -> dict[str, Any]:

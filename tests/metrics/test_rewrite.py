@@ -195,6 +195,16 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: metrics.PointingGame().update(torch.ones(2, 4, 4), torch.ones(1, 4, 4)), "heatmap, mask: got"),
     (lambda: metrics.EnergyInMask().update(torch.ones(2, 4, 4), torch.ones(2, 4, 4) * 2), "mask: got"),
     (lambda: metrics.ClassSensitivity().update(torch.ones(2, 4, 4), torch.ones(2, 4, 5)), "a, b: got"),
+    (lambda: metrics.Deletion(0), "patches: got"),
+    (lambda: metrics.Deletion(4, steps=0), "steps: got"),
+    (lambda: metrics.Deletion(4, 2).update(torch.ones(2, 2)), r"morf: got shape \(2, 2\)"),
+    (lambda: metrics.Insertion(4, 2).update(torch.ones(3)), "lerf: got shape"),
+    (lambda: metrics.Insertion(4, 2).update(torch.ones(1, 3, dtype=torch.long)), "lerf: got shape"),
+    (lambda: metrics.Deletion(4, 2).update(torch.full((1, 3), 1.5)), "morf: got values from 1.5 to 1.5"),
+    (
+        lambda: metrics.SymmetricRelevanceGain(4, 2).update(torch.ones(2, 3), torch.ones(1, 3)),
+        r"morf, lerf: got \[2, 1\] rows",
+    ),
 ]
 
 
@@ -258,6 +268,20 @@ def test_a_share_is_drawn_over_its_radii(make: type[Metric], radii: list[float])
         assert axis.get_xscale() == ("log" if min(radii) > 0 else "symlog")
     else:
         assert list(line.get_ydata()) == pytest.approx([float(metric.compute())])
+
+
+@pytest.mark.parametrize("name", ["deletion", "insertion", "srg"])
+def test_faithfulness_is_drawn_as_its_mean_curves(name: str) -> None:
+    case = CASES[name]
+    metric = _updated(case, [list(range(ROWS))])
+    figure, axis = metric.plot()
+    figure.canvas.draw()
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == list(case.rows)
+    known = ~torch.stack([curve.isnan().any(dim=1) for curve in case.rows.values()]).any(dim=0)
+    for line, curve in zip(axis.get_lines(), case.rows.values(), strict=True):
+        assert [round(9 * share) for share in line.get_xdata()] == [0, 2, 5, 7, 9]
+        assert list(line.get_ydata()) == pytest.approx(curve[known].mean(dim=0).tolist())
+    assert len(axis.collections) == (name == "srg")  # the area between
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -25,6 +25,7 @@ from lightning_attngrad.metrics import functional
 TIMEOUT = 60
 ROOT = Path(__file__).parents[2]
 ROWS = 23
+PATCHES, STEPS = 9, 4  # of faithfulness curves: shares that are rounded to whole patches
 RADII = [1 / 255, 4 / 255, 16 / 255]
 
 Rows = dict[str, Tensor]
@@ -61,6 +62,8 @@ def _rows() -> Rows:
     entropy, distance_of_heads, prefix_mass = torch.rand(3, ROWS, 3, 2, generator=generator)
     high_norm_share = torch.rand(ROWS, 3, generator=generator)
     high_norm_share[:, 0] = torch.nan  # a layer without a normalisation before it
+    morf, lerf = torch.rand(2, ROWS, STEPS + 1, generator=generator)
+    morf[4], lerf[11, 3] = torch.nan, torch.nan  # a map that is not finite, and an output that is not
     return {
         "distance": distance,
         "reference": reference,
@@ -82,6 +85,8 @@ def _rows() -> Rows:
         "distance_of_heads": distance_of_heads,
         "prefix_mass": prefix_mass,
         "high_norm_share": high_norm_share,
+        "morf": morf,
+        "lerf": lerf,
     }
 
 
@@ -104,6 +109,10 @@ def _map_statistics(heatmap: Tensor) -> dict[str, Tensor]:
     row, column = functional.map_centroid(heatmap).nanmean(dim=0)
     numbers = {name: torch.tensor(value) for name, value in functional.map_statistics(heatmap).items()}
     return {**numbers, "centroid_row": row, "centroid_column": column}
+
+
+def _areas(curve: Tensor) -> Tensor:
+    return functional.area_under_curve(curve, functional.replaced_shares(PATCHES, STEPS))
 
 
 def _cases() -> dict[str, Case]:
@@ -145,6 +154,15 @@ def _cases() -> dict[str, Case]:
             metrics.MapShift,
             "before after",
             lambda before, after: (1 - functional.map_spearman(before, after)).nanmean(),
+        ),
+        "deletion": case(lambda: metrics.Deletion(PATCHES, STEPS), "morf", lambda morf: _areas(morf).nanmean()),
+        "insertion": case(lambda: metrics.Insertion(PATCHES, STEPS), "lerf", lambda lerf: _areas(lerf).nanmean()),
+        "srg": case(
+            lambda: metrics.SymmetricRelevanceGain(PATCHES, STEPS),
+            "morf lerf",
+            lambda morf, lerf: functional.Faithfulness(
+                functional.replaced_shares(PATCHES, STEPS), morf, lerf
+            ).srg.nanmean(),
         ),
     }
 

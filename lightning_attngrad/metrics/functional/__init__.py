@@ -7,6 +7,12 @@ from lightning_attngrad.metrics.functional.drift import (
     jensen_shannon,
     map_drift,
 )
+from lightning_attngrad.metrics.functional.faithfulness import (
+    Faithfulness,
+    area_under_curve,
+    faithfulness_curves,
+    replaced_shares,
+)
 from lightning_attngrad.metrics.functional.heads import HeadStatistics, head_statistics
 from lightning_attngrad.metrics.functional.localisation import (
     energy_in_mask,
@@ -46,9 +52,11 @@ from lightning_attngrad.metrics.functional.similarity import map_cosine, map_spe
 
 __all__ = [
     "DRIFT_MEASURES",
+    "Faithfulness",
     "HeadStatistics",
     "ImageQuality",
     "LogRatio",
+    "area_under_curve",
     "area_under_success",
     "border_mass",
     "centroid_shift",
@@ -57,6 +65,7 @@ __all__ = [
     "distance_quantiles",
     "drift_ratio",
     "energy_in_mask",
+    "faithfulness_curves",
     "head_statistics",
     "image_quality",
     "jensen_shannon",
@@ -74,6 +83,7 @@ __all__ = [
     "paired_log_ratio",
     "pointing_game",
     "redrawn_state",
+    "replaced_shares",
     "robust_accuracy",
     "sanity_check",
     "sanity_correlation",
