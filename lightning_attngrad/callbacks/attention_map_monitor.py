@@ -20,9 +20,11 @@ from lightning_attngrad.metrics.functional import (
     head_statistics,
     map_statistics,
     mask_average_precision,
+    mask_on_grid,
     pointing_game,
     times_uniform_share,
 )
+from lightning_attngrad.metrics.functional.localisation import COVERED
 from lightning_attngrad.reporting.figures import (
     Caption,
     ColourScale,
@@ -55,7 +57,7 @@ class AttentionMapMonitor(ProbeMonitor):
 
     With ``mask=``, which says where the object is, also ``mass_in_mask``, ``mass_outside_mask``, ``pointing`` (whether
     the largest patch lies on the object) and ``mask_average_precision``, and the overlay draws its outline. An image
-    whose mask is empty or full counts in none of them.
+    whose mask is empty or full counts in none of them; where all are, none of them is logged.
 
     Args:
         num_images: how many validation images are looked at.
@@ -254,14 +256,19 @@ class AttentionMapMonitor(ProbeMonitor):
 
 
 def _mask_scalars(heatmap: Tensor, masks: Tensor) -> dict[str, float]:
-    """Means over the images that have an object, and a map."""
-    inside = energy_in_mask(heatmap, masks)
-    values = {
-        "mass_in_mask": inside,
-        "mass_outside_mask": 1 - inside,
-        "pointing": pointing_game(heatmap, masks),
-        "mask_average_precision": mask_average_precision(heatmap, masks),
-    }
+    """Means over the images that have an object, and a map.
+
+    A number for which no image has an object (for the last two it has to fill half of a patch) is left out, at this
+    look and at all others, rather than a NaN that a later look might mend.
+    """
+    coverage = mask_on_grid(masks, (heatmap.shape[1], heatmap.shape[2])).flatten(1)
+    values: dict[str, Tensor] = {}
+    if bool(((coverage.amax(dim=1) > 0) & (coverage.amin(dim=1) < 1)).any()):
+        inside = energy_in_mask(heatmap, masks)
+        values |= {"mass_in_mask": inside, "mass_outside_mask": 1 - inside}
+    if bool(((coverage.amax(dim=1) >= COVERED) & (coverage.amin(dim=1) < COVERED)).any()):
+        values["pointing"] = pointing_game(heatmap, masks)
+        values["mask_average_precision"] = mask_average_precision(heatmap, masks)
     return {name: float(value.nanmean()) for name, value in values.items()}
 
 

@@ -6,11 +6,11 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -21,7 +21,7 @@ from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from lightning_attngrad.callbacks import AttentionMapMonitor, CheckpointAudit, RewriteRobustnessMonitor
-from lightning_attngrad.demo.data import DigitsDataModule, FolderDataModule, count_folder_classes
+from lightning_attngrad.demo.data import DigitsDataModule, FolderDataModule, count_folder_classes, digit_strokes
 from lightning_attngrad.demo.models import build_model, load_backbone, load_weights
 from lightning_attngrad.demo.module import FineTuner
 from lightning_attngrad.demo.options import DEMO_MODEL, DemoError, DemoOptions
@@ -124,12 +124,14 @@ def run_demo(options: DemoOptions) -> DemoResult:
         module.hparams.update(described, image_size=options.image_size)
         trainer, history, loggers = _trainer(options, data)
         directory = Path(loggers[0].log_dir)
-        print(f"{data.description}\n{_describe(options, model)}, {origin}\n")
-        before = _trainer_without_traces(options).validate(module, datamodule=data, verbose=False)
-        history.start.update(before[0])
+        planted = "\na mark in the upper left corner of each gives its class away" if options.plant_shortcut else ""
+        print(f"{data.description}{planted}\n{_describe(options, model)}, {origin}\n")
+        history.start.update(_validate(options, module, data))
         began = time.perf_counter()
         trainer.fit(module, datamodule=data)
         seconds = time.perf_counter() - began
+        if options.plant_shortcut:
+            history.history[-1] |= _accuracy_without_shortcut(options, module, data)
     table = summary_table(history.history, seconds, directory) if trainer.is_global_zero else ""
     print(table)
     return DemoResult(history.history, seconds, directory, table)
@@ -149,7 +151,7 @@ def _model_and_data(
         origin = load_weights(model, options.weights)
     elif options.pretrained:
         origin = "weights from timm"
-    elif options.model_name == DEMO_MODEL and not options.from_scratch:
+    elif options.model_name == DEMO_MODEL and not (options.from_scratch or options.plant_shortcut):
         load_backbone(model)
         origin = "weights from the backbone that ships with this package"
     configuration: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
@@ -159,9 +161,15 @@ def _model_and_data(
     if height != width:
         raise DemoError(f"--model: {options.model_name} takes {height}×{width} pixels; expected a square input")
     if options.data is None:
-        return model, origin, DigitsDataModule(options.batch_size, channels, height)
+        return model, origin, DigitsDataModule(options.batch_size, channels, height, options.plant_shortcut)
     data = FolderDataModule(
-        options.data, options.batch_size, height, configuration["mean"], configuration["std"], options.seed
+        options.data,
+        options.batch_size,
+        height,
+        configuration["mean"],
+        configuration["std"],
+        options.seed,
+        options.plant_shortcut,
     )
     return model, origin, data
 
@@ -184,7 +192,7 @@ def _trainer(
     # Beside the event files: a logger without pictures of its own gets the figures as PNG files.
     table = CSVLogger(options.output, name="", version=board.version)
     every = min(_REWRITE_EVERY, epochs)
-    maps = AttentionMapMonitor()
+    maps = AttentionMapMonitor(mask=digit_strokes if options.data is None else None)
     rewriting: dict[str, Any] = {"radii": data.radii, "mean": data.mean, "std": data.std}
     rewrites = RewriteRobustnessMonitor(every_n_epochs=every, **rewriting)
     audit = CheckpointAudit(**rewriting)  # of the same settings: what one has measured the other takes over
@@ -212,10 +220,12 @@ def _trainer(
     return trainer, history, loggers
 
 
-def _trainer_without_traces(options: DemoOptions) -> L.Trainer:
-    """For the accuracy of the starting weights."""
+def _validate(
+    options: DemoOptions, module: FineTuner, data: DigitsDataModule | FolderDataModule
+) -> Mapping[str, float]:
+    """Accuracy and loss, by a trainer that leaves no traces."""
     with _trainer_errors():
-        return L.Trainer(
+        trainer = L.Trainer(
             accelerator=options.accelerator,
             devices=options.devices,
             logger=False,
@@ -223,6 +233,19 @@ def _trainer_without_traces(options: DemoOptions) -> L.Trainer:
             enable_model_summary=False,
             enable_progress_bar=False,
         )
+    return trainer.validate(module, datamodule=data, verbose=False)[0]
+
+
+def _accuracy_without_shortcut(
+    options: DemoOptions, module: FineTuner, data: DigitsDataModule | FolderDataModule
+) -> dict[str, float]:
+    """What the accuracy is worth: that on images without the mark, and on images with the mark of another class."""
+    found = {}
+    shown: tuple[tuple[str, Literal["none", "wrong"]], ...] = (("without_mark", "none"), ("wrong_mark", "wrong"))
+    for name, data.marks in shown:
+        found[f"val_accuracy_{name}"] = _validate(options, module, data)["val_accuracy"]
+    data.marks = "own"
+    return found
 
 
 @contextmanager

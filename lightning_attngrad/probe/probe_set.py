@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -14,6 +14,7 @@ from lightning_attngrad.probe.global_state import check_seed
 from lightning_attngrad.probe.isolation import isolated
 from lightning_attngrad.probe.loaders import evaluation_loaders, is_map_style
 from lightning_attngrad.probe.masks import MaskSource, load_mask_source, read_masks
+from lightning_attngrad.probe.parts import Part, joined
 from lightning_attngrad.probe.reading import read_batches
 from lightning_attngrad.probe.resolve import (
     BatchAdapter,
@@ -30,14 +31,6 @@ logger = logging.getLogger("lightning_attngrad")
 #: Images of a stream beyond this size are not kept in a checkpoint.
 STATE_LIMIT_BYTES = 64 * 2**20
 _CANDIDATES_PER_IMAGE = 8
-
-
-class _Part(NamedTuple):
-    """Some images, their targets (B,) and their masks (B, H, W)."""
-
-    images: Tensor
-    targets: Tensor | None
-    masks: Tensor | None = None
 
 
 class ProbeSet:
@@ -104,7 +97,7 @@ class ProbeSet:
         self.indices: list[int] | None = None
         self.hash: str | None = None
         self._batches: list[Any] | None = None  # as collated; None for a stream
-        self._gathered: list[_Part] = []
+        self._gathered: list[Part] = []
         self._dataset_length: int | None = None
         self._resumed: dict[str, Any] | None = None
         self._said: set[str] = set()
@@ -155,12 +148,13 @@ class ProbeSet:
         with isolated(trainer, pl_module, seed=self.seed):  # anew: the choice may have drawn random numbers
             batches = read_batches(loader, indices)
             # Inside, as outside of it a validation hook would make inference tensors of them.
-            read = _joined([self._split(batch, require_float=False) for batch in batches], self.num_images)
+            read = joined([self._split(batch, require_float=False) for batch in batches], self.num_images)
         if self._mask is not None:  # where the hooks have put them: they may crop images and masks alike
             read = read._replace(masks=self._transferred(trainer, pl_module, batches, with_masks=True).masks)
         self._batches, self._dataset_length, self.indices = batches, length, indices
         self._set(*read)
         self._compare_with_state(trainer)
+        self._say_if_masks_are_useless(trainer)
         return True
 
     def collect(self, batch: Any, dataloader_idx: int = 0) -> None:
@@ -176,7 +170,7 @@ class ProbeSet:
             part = self._split(batch, require_float=True, with_masks=True)
             # Cloned, since the memory of a batch may be reused; freeze() makes normal tensors of inference ones.
             kept = [None if rows is None else rows[:missing].detach().clone().cpu() for rows in part]
-            self._gathered.append(_Part(*kept))  # type: ignore[arg-type]  # there are images
+            self._gathered.append(Part(*kept))  # type: ignore[arg-type]  # there are images
 
     def start_over(self) -> None:
         """Drop what has been gathered: the stream begins again, and its first images would be taken twice."""
@@ -204,8 +198,9 @@ class ProbeSet:
             )
         self._set(*received)
         self._compare_with_state(trainer)
+        self._say_if_masks_are_useless(trainer)
 
-    def _all_gathered(self) -> _Part | str:
+    def _all_gathered(self) -> Part | str:
         """What went by, or why there is nothing to use."""
         if not self._gathered:
             return (
@@ -213,7 +208,7 @@ class ProbeSet:
                 f"limit_val_batches and dataloader_idx={self.dataloader_idx}"
             )
         try:
-            return _joined(self._gathered, self.num_images)
+            return joined(self._gathered, self.num_images)
         except ProbeInputError as error:
             return str(error)
 
@@ -242,12 +237,12 @@ class ProbeSet:
 
     def _transferred(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batches: list[Any], *, with_masks: bool = False
-    ) -> _Part:
+    ) -> Part:
         """The images of collated batches as a validation step would get them, the same at each call."""
         with isolated(trainer, pl_module, seed=self.seed), torch.no_grad():
             transferred = [transfer_batch(trainer, pl_module, batch, self.dataloader_idx) for batch in batches]
             parts = [self._split(batch, require_float=True, with_masks=with_masks) for batch in transferred]
-            return _joined(parts, self.num_images)
+            return joined(parts, self.num_images)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain Python and tensors: settings, indices and hash; for a stream the images as well.
@@ -342,7 +337,7 @@ class ProbeSet:
             found.append(int(target))
         return [candidates[position] for position in balanced_choice(found, self.num_images, self.seed)]
 
-    def _split(self, batch: Any, *, require_float: bool, with_masks: bool = False) -> _Part:
+    def _split(self, batch: Any, *, require_float: bool, with_masks: bool = False) -> Part:
         images, targets = split_batch(
             batch,
             image_key=self._image_key,
@@ -351,35 +346,25 @@ class ProbeSet:
             require_float=require_float,
         )
         masks = read_masks(batch, self._mask, images) if with_masks and self._mask is not None else None
-        return _Part(images, targets, masks)
+        return Part(images, targets, masks)
 
     def _set(self, images: Tensor, targets: Tensor | None, masks: Tensor | None = None) -> None:
         self.images, self.targets, self.masks = images, targets, masks
         self.hash = _hash(images, targets, masks)
+
+    def _say_if_masks_are_useless(self, trainer: pl.Trainer) -> None:
+        if self.masks is not None and not bool((self.masks.flatten(1).amax(1) != self.masks.flatten(1).amin(1)).any()):
+            self._say(
+                trainer,
+                f"mask: those of all {len(self)} probe images are empty or full, and do not say where the object is; "
+                "give other masks, or a larger num_images",
+            )
 
     def _say(self, trainer: pl.Trainer, message: str) -> None:
         """Once a set, on rank zero. As a warning, since Python shows nothing below that unless asked to."""
         if message not in self._said and trainer.is_global_zero:
             logger.warning(message)
         self._said.add(message)
-
-
-def _joined(parts: list[_Part], count: int) -> _Part:
-    """All parts as one, cut to ``count`` images; targets only if every part has them."""
-    sizes = {tuple(part.images.shape[1:]) for part in parts}
-    if len(sizes) > 1:
-        raise ProbeInputError(
-            f"validation data: the images have different sizes (C, H, W): {sorted(sizes)}; resize them to "
-            "one size in the validation transform or in a batch_adapter, or set num_images=1"
-        )
-    images = torch.cat([part.images for part in parts])[:count]
-    targets = [part.targets for part in parts if part.targets is not None]
-    masks = [part.masks for part in parts if part.masks is not None]
-    return _Part(
-        images,
-        torch.cat(targets)[:count] if len(targets) == len(parts) else None,
-        torch.cat(masks)[:count] if masks else None,
-    )
 
 
 def _hash(images: Tensor, targets: Tensor | None, masks: Tensor | None = None) -> str:
