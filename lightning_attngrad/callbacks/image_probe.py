@@ -15,6 +15,7 @@ from lightning_attngrad.callbacks.monitor import Monitor
 from lightning_attngrad.callbacks.story import Story
 from lightning_attngrad.callbacks.timetable import is_fitting
 from lightning_attngrad.probe import (
+    MaskSource,
     ProbeSet,
     Processes,
     RowSharing,
@@ -56,6 +57,7 @@ class ImageProbe(Monitor, ABC):
         dataloader_idx: int,
         seed: int,
         on_error: Literal["log", "raise"],
+        mask: MaskSource | None = None,
     ) -> None:
         super().__init__(name, on_error)
         if model is not None and (not isinstance(model, str) or not model):
@@ -79,6 +81,7 @@ class ImageProbe(Monitor, ABC):
             image_key=image_key,
             target_key=target_key,
             batch_adapter=batch_adapter,
+            mask=mask,
             dataloader_idx=dataloader_idx,
         )
         self.probe_set = self._new_probe_set()
@@ -233,6 +236,7 @@ class ImageProbe(Monitor, ABC):
             model_path=self._model_path,
             precision=str(trainer.precision),
             processes=Processes.of(trainer),
+            masks=self.probe_set.masks,
             sharing=self._sharing,
         )
 
