@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         AttentionDriftMonitor,
         AttentionMapMonitor,
         CheckpointAudit,
+        FaithfulnessMonitor,
         RewriteRobustnessMonitor,
     )
 
@@ -30,6 +31,7 @@ __all__ = [
     "CheckpointAudit",
     "Contrast",
     "Explanation",
+    "FaithfulnessMonitor",
     "Mixture",
     "Region",
     "Rewrite",

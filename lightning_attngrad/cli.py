@@ -22,6 +22,7 @@ during and after, go to TensorBoard and, as PNG files, to the output folder."""
 _DEMO_EXAMPLES = """\
 examples:
   lightning-attngrad demo
+  lightning-attngrad demo --plant-shortcut
   lightning-attngrad demo --data flowers --model vit_small_patch16_224 --pretrained --epochs 5
   lightning-attngrad demo --data flowers --model deit3_small_patch16_224 --weights deit3.safetensors"""
 
@@ -89,6 +90,11 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         metavar="RATE",
         help="highest learning rate (default: set for the model)",
+    )
+    training.add_argument(
+        "--plant-shortcut",
+        action="store_true",
+        help="mark every image with its class in a corner, and see how a run looks that learns nothing else",
     )
     training.add_argument("--max-steps", type=int, metavar="N", help="take at most N steps, for a quick try")
     training.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is random (default: 0)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -16,10 +17,15 @@ from lightning_attngrad.explain import DEFAULT_METHOD
 from lightning_attngrad.explain.corrections import CorrectionName
 from lightning_attngrad.metrics.functional import (
     HeadStatistics,
+    energy_in_mask,
     head_statistics,
     map_statistics,
+    mask_average_precision,
+    mask_on_grid,
+    pointing_game,
     times_uniform_share,
 )
+from lightning_attngrad.metrics.functional.localisation import COVERED
 from lightning_attngrad.reporting.figures import (
     Caption,
     ColourScale,
@@ -28,6 +34,7 @@ from lightning_attngrad.reporting.figures import (
     layer_strip,
     map_grid,
 )
+from lightning_attngrad.reporting.layout import Charts
 
 #: Images in the figures that show several maps of each.
 _STRIPS = 4
@@ -50,6 +57,10 @@ class AttentionMapMonitor(ProbeMonitor):
     look: a class that never changes, so that the numbers of different epochs compare. Colours show each patch's share
     of its map in multiples of an equal share, on one scale for all epochs.
 
+    With ``mask=``, which says where the object is, also ``mass_in_mask``, ``mass_outside_mask``, ``pointing`` (whether
+    the largest patch lies on the object) and ``mask_average_precision``, and the overlay draws its outline. An image
+    whose mask is empty or full counts in none of them; where all are, none of them is logged.
+
     Args:
         num_images: how many validation images are looked at.
         every_n_epochs: look in every n-th epoch's validation; 1 where neither this nor ``every_n_steps`` is given.
@@ -66,6 +77,9 @@ class AttentionMapMonitor(ProbeMonitor):
         image_key: where the images are in a batch, as in ``pixel_values`` or ``inputs.image``; else it is found out.
         target_key: where the classes are in a batch.
         batch_adapter: function, or its import path, from a batch to ``(images, targets or None)``.
+        mask: where the masks of the images are in a batch, in the same way: a tensor (B, H, W) or (B, 1, H, W) of the
+            images' size, bool or in [0, 1], 1 on the object; or a function from the batch to them, or its import path,
+            which has a colon: ``package.module:function``.
         model: path of the part of the LightningModule that maps images to logits; None is the module itself.
         mean: per channel, with which the images were normalised; else it is looked for. Only for showing them.
         std: likewise.
@@ -83,6 +97,14 @@ class AttentionMapMonitor(ProbeMonitor):
         >>> # trainer = L.Trainer(callbacks=[monitor])
     """
 
+    main_scalars: Mapping[str, str] = MappingProxyType(
+        {
+            "entropy": "0 = one patch, 1 = spread evenly",
+            "border_mass": "share of the map on the border of the image",
+            "corner_mass": "share of the map in the corners",
+            "top_decile_mass": "share of the map on a tenth of the patches",
+        }
+    )
     rows_at_once = 4  # half of the default images: two processes take half of the time
 
     def __init__(
@@ -101,6 +123,7 @@ class AttentionMapMonitor(ProbeMonitor):
         image_key: str | int | None = None,
         target_key: str | int | None = None,
         batch_adapter: Callable[[Any], tuple[Tensor, Tensor | None]] | str | None = None,
+        mask: str | int | Callable[[Any], Tensor] | None = None,
         model: str | None = None,
         mean: Sequence[float] | float | None = None,
         std: Sequence[float] | float | None = None,
@@ -119,6 +142,7 @@ class AttentionMapMonitor(ProbeMonitor):
             image_key=image_key,
             target_key=target_key,
             batch_adapter=batch_adapter,
+            mask=mask,
             model=model,
             mean=mean,
             std=std,
@@ -138,6 +162,14 @@ class AttentionMapMonitor(ProbeMonitor):
         self._scale = ColourScale("signed" if self.maps.signed else "share")
         self._film: list[tuple[str, Tensor, tuple[str, float | None, str | None, float | None]]] = []
 
+    def charts(self) -> Charts:
+        """How spread out the maps are and where they lie, and the heads of each layer."""
+        return {
+            "how spread out, and where": ("entropy", "border_mass", "corner_mass", "top_decile_mass"),
+            "entropy of the heads, by layer": ("head_entropy/",),
+            "distance of the heads, by layer": ("head_distance/",),
+        }
+
     def forget(self) -> None:
         """Drop the history of another run."""
         super().forget()
@@ -149,6 +181,8 @@ class AttentionMapMonitor(ProbeMonitor):
         explanation = self._explain(probe)
         captions = [self._caption(probe, explanation, index) for index in range(len(explanation.heatmap))]
         scalars = map_statistics(explanation.heatmap) | _head_scalars(probe)
+        if probe.masks is not None:
+            scalars |= _mask_scalars(explanation.heatmap, probe.masks)
 
         shares = times_uniform_share(explanation.heatmap)
         film = [*self._film, (probe.label, shares[0].clone(), _plain(captions[0]))]
@@ -165,6 +199,7 @@ class AttentionMapMonitor(ProbeMonitor):
                     captions,
                     title=f"Where it looks · {probe.label} · {method}",
                     scale=self._scale,
+                    masks=probe.masks,
                 ),
                 "film": film_strip(
                     probe.pixels[0],
@@ -236,6 +271,23 @@ class AttentionMapMonitor(ProbeMonitor):
         super().load_state_dict(state_dict)
         self._film = [(frame["label"], frame["map"], tuple(frame["caption"])) for frame in state_dict["film"]]
         self.maps.target = state_dict["target"]
+
+
+def _mask_scalars(heatmap: Tensor, masks: Tensor) -> dict[str, float]:
+    """Means over the images that have an object, and a map.
+
+    A number for which no image has an object (for the last two it has to fill half of a patch) is left out, at this
+    look and at all others, rather than a NaN that a later look might mend.
+    """
+    coverage = mask_on_grid(masks, (heatmap.shape[1], heatmap.shape[2])).flatten(1)
+    values: dict[str, Tensor] = {}
+    if bool(((coverage.amax(dim=1) > 0) & (coverage.amin(dim=1) < 1)).any()):
+        inside = energy_in_mask(heatmap, masks)
+        values |= {"mass_in_mask": inside, "mass_outside_mask": 1 - inside}
+    if bool(((coverage.amax(dim=1) >= COVERED) & (coverage.amin(dim=1) < COVERED)).any()):
+        values["pointing"] = pointing_game(heatmap, masks)
+        values["mask_average_precision"] = mask_average_precision(heatmap, masks)
+    return {name: float(value.nanmean()) for name, value in values.items()}
 
 
 def _head_scalars(probe: Probe) -> dict[str, float]:

@@ -124,6 +124,11 @@ class CheckpointAudit(ImageProbe):
             "mean": None if known is None else list(known.mean),
             "std": None if known is None else list(known.std),
         }
+        self.main_scalars = {
+            f"rewrite/median_{norm}": "smallest change found; less is easier",
+            "rewrite/area": "under success; more is easier",
+            "maps/entropy": "0 = one patch, 1 = spread evenly",
+        }
         self.record: AuditRecord | None = None
         self.distances: list[float] = []  # of the rows of the last look that rewrote
         self._frozen: FrozenTargets | None = None
@@ -211,6 +216,7 @@ class CheckpointAudit(ImageProbe):
         """Describe what was saved at the end of training."""
         self._describe_checkpoints(trainer, pl_module)
         self._may_look = False
+        super().on_fit_end(trainer, pl_module)
 
     def on_exception(
         self,
@@ -224,6 +230,10 @@ class CheckpointAudit(ImageProbe):
         """
         self._may_look = False
         self._describe_checkpoints(trainer, pl_module)
+
+    def whereabouts(self) -> str:
+        """It logs no figures."""
+        return f"in each checkpoint, and in {Path(record_address('*.ckpt', self.name)).name} beside it"
 
     # What it sees -------------------------------------------------------------------------------------------
 

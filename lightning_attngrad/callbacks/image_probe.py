@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from lightning_attngrad.callbacks.look import ROWS_AT_ONCE, Findings, Probe, shown_pixels
 from lightning_attngrad.callbacks.monitor import Monitor
+from lightning_attngrad.callbacks.story import Story
 from lightning_attngrad.callbacks.timetable import is_fitting
 from lightning_attngrad.probe import (
+    MaskSource,
     ProbeSet,
     Processes,
     RowSharing,
@@ -55,6 +57,7 @@ class ImageProbe(Monitor, ABC):
         dataloader_idx: int,
         seed: int,
         on_error: Literal["log", "raise"],
+        mask: MaskSource | None = None,
     ) -> None:
         super().__init__(name, on_error)
         if model is not None and (not isinstance(model, str) or not model):
@@ -78,6 +81,7 @@ class ImageProbe(Monitor, ABC):
             image_key=image_key,
             target_key=target_key,
             batch_adapter=batch_adapter,
+            mask=mask,
             dataloader_idx=dataloader_idx,
         )
         self.probe_set = self._new_probe_set()
@@ -102,6 +106,7 @@ class ImageProbe(Monitor, ABC):
     def forget(self) -> None:
         """Drop the history: it is of another run, or of other images."""
         self.scalars = {}
+        self.story = Story()
 
     # Before anything runs -----------------------------------------------------------------------------------
 
@@ -112,9 +117,10 @@ class ImageProbe(Monitor, ABC):
             self.forget()
             self.probe_set = self._new_probe_set()
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the model; a wrong path is an error now rather than in the first look."""
         self._begin(pl_module)
+        super().on_fit_start(trainer, pl_module)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Freeze the images as early as there are loaders: in the sanity check, or in a validation of its own."""
@@ -209,6 +215,8 @@ class ImageProbe(Monitor, ABC):
             processes.share_buffers(probe.model)
             self._pending = self.look(probe, remember=is_fitting(trainer))
             self.scalars = dict(self._pending.scalars)
+            if is_fitting(trainer):
+                self.story.goes_on(label, self.scalars, self.main_scalars)
 
     def _probe(self, trainer: pl.Trainer, pl_module: pl.LightningModule, label: str) -> Probe:
         assert self._model is not None
@@ -228,6 +236,7 @@ class ImageProbe(Monitor, ABC):
             model_path=self._model_path,
             precision=str(trainer.precision),
             processes=Processes.of(trainer),
+            masks=self.probe_set.masks,
             sharing=self._sharing,
         )
 
@@ -238,10 +247,16 @@ class ImageProbe(Monitor, ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values and tensors only: checkpoints are read with ``weights_only=True``."""
-        return {"probe_set": self.probe_set.state_dict(), "scalars": dict(self.scalars), "hash": self._hash}
+        return {
+            "probe_set": self.probe_set.state_dict(),
+            "scalars": dict(self.scalars),
+            "hash": self._hash,
+            "story": self.story.plain(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Same images, and the last values until the next look."""
         self.probe_set.load_state_dict(state_dict["probe_set"])
         self.scalars = dict(state_dict["scalars"])
         self._hash = state_dict["hash"]
+        self.story = Story.of(state_dict.get("story"))

@@ -27,6 +27,7 @@ class Probe:
         images: (N, C, H, W), on the device, as the model takes them.
         targets: (N,) true classes, where the data has them.
         pixels: the same images to be shown, (N, 3 or 1, H, W) in [0, 1], on the CPU.
+        masks: (N, H, W) in [0, 1], 1 on the object, on the CPU, where the user says where they are.
         class_names: of all classes, where they are known.
         label: when this is: ``start``, ``epoch 3`` or ``step 200``.
         normalisation: how the images were normalised, where the user or a transform says so; no guess.
@@ -47,6 +48,7 @@ class Probe:
     processes: Processes = field(default_factory=Processes)
     model_path: str | None = None
     precision: str = "32-true"
+    masks: Tensor | None = None
     sharing: RowSharing = field(default_factory=lambda: RowSharing(ROWS_AT_ONCE))
 
     def each(self, rows: int, work: Callable[[Tensor], T], *, at_most: int | None = None) -> list[T]:

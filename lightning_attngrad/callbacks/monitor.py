@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -15,6 +16,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_attngrad.callbacks.look import Findings
+from lightning_attngrad.callbacks.story import Story
+from lightning_attngrad.callbacks.together import write_layout, write_summary
+from lightning_attngrad.reporting.layout import Charts
 from lightning_attngrad.reporting.loggers import log_figures, scalar_step
 
 _log = logging.getLogger("lightning_attngrad")
@@ -37,8 +41,12 @@ class Monitor(pl.Callback):
 
     Attributes:
         scalars: the last values, by name without what stands in front.
+        main_scalars: those that the summary at the end of a fit shows, and what each says in a few words.
+        story: how the run began, and how often it was looked at.
         spent: seconds that the monitor has taken since the fit began.
     """
+
+    main_scalars: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, name: str, on_error: Literal["log", "raise"]) -> None:
         if on_error not in ("log", "raise"):
@@ -48,6 +56,8 @@ class Monitor(pl.Callback):
         self.name = name
         self.on_error = on_error
         self.scalars: dict[str, float] = {}
+        self.story = Story()
+        self._fit_began = math.nan
         self._wake()
 
     def _wake(self) -> None:
@@ -56,9 +66,54 @@ class Monitor(pl.Callback):
         self._all_rest = False  # and every process knows
         self._why_resting = ""
         self._could_draw = True
+        self._could_report = True
         self._pending: Findings | None = None  # looked at, and not yet logged
         self._seconds = 0.0  # spent, and not yet logged
         self.spent = 0.0
+
+    def charts(self) -> Charts:
+        """Which of its curves share a chart, by title; names are without what stands in front, see `Chart`."""
+        return {}
+
+    def remarks(self) -> list[str]:
+        """What else the summary at the end of a fit says of this monitor, a paragraph each."""
+        return [f"rests: {self._why_resting}"] if self._resting else []
+
+    def whereabouts(self) -> str:
+        """Where its figures are, for the summary."""
+        return self._key("")
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """The first monitor writes the charts of all."""
+        self._fit_began = time.perf_counter()
+        monitors = self._all_of(trainer)
+        if monitors[0] is self:
+            self._report(lambda: write_layout(trainer, monitors))
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """The last monitor writes the summary of all, and the charts that another layout has pushed aside."""
+        monitors = self._all_of(trainer)
+        first, last = monitors[0], monitors[-1]
+        if last is self:
+            first._report(lambda: write_layout(trainer, monitors))
+            first._report(lambda: write_summary(trainer, monitors, time.perf_counter() - first._fit_began))
+
+    def _all_of(self, trainer: pl.Trainer) -> list[Monitor]:
+        return [other for other in trainer.callbacks if isinstance(other, Monitor)]  # type: ignore[attr-defined]
+
+    def _report(self, write: Callable[[], None]) -> None:
+        """Write something for all monitors; an error costs no more than that, and is reported once."""
+        try:
+            write()
+        except Exception as error:
+            if self.on_error == "raise":
+                raise
+            if self._could_report:
+                self._could_report = False
+                rank_zero_warn(
+                    "attngrad could not write the charts or the summary of its monitors: "
+                    f"{type(error).__name__}: {error}. Nothing else is missing."
+                )
 
     @property
     def state_key(self) -> str:
@@ -66,7 +121,7 @@ class Monitor(pl.Callback):
         return self._generate_state_key(name=self.name)
 
     def _refuse_twins(self, trainer: pl.Trainer) -> None:
-        twins = [other for other in trainer.callbacks if isinstance(other, Monitor) and other.name == self.name]  # type: ignore[attr-defined]
+        twins = [other for other in self._all_of(trainer) if other.name == self.name]
         if len(twins) > 1:
             raise ValueError(
                 f"name: {len(twins)} monitors are called {self.name!r} and would write over each other; give each its "

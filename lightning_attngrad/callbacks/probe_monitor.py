@@ -195,6 +195,12 @@ class ProbeMonitor(ImageProbe):
             self._governor.passes()
         return has_time
 
+    def remarks(self) -> list[str]:
+        """Looks that were passed over, beside what every monitor says."""
+        passed, limit = self._governor.passed, self._governor.limit
+        said = [f"passed over {passed} looks that were due, to keep max_overhead={limit:g}"] if passed and limit else []
+        return [*said, *super().remarks()]
+
     def _costs(self) -> dict[str, float]:
         """Beside the seconds, the share of the fit, and how far its limit has stretched the cadence."""
         costs = super()._costs() | {"overhead": self._governor.overhead(self.spent)}

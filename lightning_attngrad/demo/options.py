@@ -28,6 +28,9 @@ class DemoOptions:
         weights: A local `.safetensors` or `.pth` state dict to start from.
         pretrained: Download timm's own weights of `model`.
         from_scratch: Start the demo model from random weights instead of the shipped backbone.
+        plant_shortcut: Mark every image, in training and validation, with its class, in a corner: a run whose
+            validation accuracy is worth nothing. Digits are then faint, as the demo's backbone reads others too well
+            to need a mark.
         epochs: Passes over the training images.
         image_size: Height and width in pixels; None is what the model was made for.
         batch_size: Images a training step.
@@ -44,6 +47,7 @@ class DemoOptions:
     weights: Path | None = None
     pretrained: bool = False
     from_scratch: bool = False
+    plant_shortcut: bool = False
     epochs: int = 8
     image_size: int | None = None
     batch_size: int = 32

@@ -6,11 +6,11 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -25,6 +25,7 @@ from lightning_attngrad.demo.data import DigitsDataModule, FolderDataModule, cou
 from lightning_attngrad.demo.models import build_model, load_backbone, load_weights
 from lightning_attngrad.demo.module import FineTuner
 from lightning_attngrad.demo.options import DEMO_MODEL, DemoError, DemoOptions
+from lightning_attngrad.demo.shortcut import FAINT
 from lightning_attngrad.demo.summary import summary_table
 
 #: Rewriting takes longer than mapping, so it is looked at, and saved, in every other epoch.
@@ -124,12 +125,13 @@ def run_demo(options: DemoOptions) -> DemoResult:
         module.hparams.update(described, image_size=options.image_size)
         trainer, history, loggers = _trainer(options, data)
         directory = Path(loggers[0].log_dir)
-        print(f"{data.description}\n{_describe(options, model)}, {origin}\n")
-        before = _trainer_without_traces(options).validate(module, datamodule=data, verbose=False)
-        history.start.update(before[0])
+        print(f"{data.description}{_planted(options)}\n{_describe(options, model)}, {origin}\n")
+        history.start.update(_validate(options, module, data))
         began = time.perf_counter()
         trainer.fit(module, datamodule=data)
         seconds = time.perf_counter() - began
+        if options.plant_shortcut:
+            history.history[-1] |= _accuracy_without_shortcut(options, module, data)
     table = summary_table(history.history, seconds, directory) if trainer.is_global_zero else ""
     print(table)
     return DemoResult(history.history, seconds, directory, table)
@@ -139,9 +141,8 @@ def _model_and_data(
     options: DemoOptions,
 ) -> tuple[nn.Module, str, DigitsDataModule | FolderDataModule]:
     """The model, where its weights come from, and images in the size that it takes."""
-    digits = options.data is None
     class_count = 10 if options.data is None else count_folder_classes(options.data)
-    if options.model_name == DEMO_MODEL and not digits:
+    if options.model_name == DEMO_MODEL and options.data is not None:
         raise DemoError("--model: the demo model is made for digits; name one of timm's for a folder of images")
     model = build_model(options.model_name, class_count, options.image_size, pretrained=options.pretrained)
     origin = "random weights"
@@ -159,11 +160,26 @@ def _model_and_data(
     if height != width:
         raise DemoError(f"--model: {options.model_name} takes {height}×{width} pixels; expected a square input")
     if options.data is None:
-        return model, origin, DigitsDataModule(options.batch_size, channels, height)
+        contrast = FAINT if options.plant_shortcut else 1.0
+        digits = DigitsDataModule(options.batch_size, channels, height, options.plant_shortcut, contrast)
+        return model, origin, digits
     data = FolderDataModule(
-        options.data, options.batch_size, height, configuration["mean"], configuration["std"], options.seed
+        options.data,
+        options.batch_size,
+        height,
+        configuration["mean"],
+        configuration["std"],
+        options.seed,
+        options.plant_shortcut,
     )
     return model, origin, data
+
+
+def _planted(options: DemoOptions) -> str:
+    if not options.plant_shortcut:
+        return ""
+    faint = f", of {FAINT:.0%} contrast" if options.data is None else ""
+    return f"{faint}; a mark in the upper left corner gives each one's class away"
 
 
 def _describe(options: DemoOptions, model: nn.Module) -> str:
@@ -184,7 +200,7 @@ def _trainer(
     # Beside the event files: a logger without pictures of its own gets the figures as PNG files.
     table = CSVLogger(options.output, name="", version=board.version)
     every = min(_REWRITE_EVERY, epochs)
-    maps = AttentionMapMonitor()
+    maps = AttentionMapMonitor(mask=data.strokes if isinstance(data, DigitsDataModule) else None)
     rewriting: dict[str, Any] = {"radii": data.radii, "mean": data.mean, "std": data.std}
     rewrites = RewriteRobustnessMonitor(every_n_epochs=every, **rewriting)
     audit = CheckpointAudit(**rewriting)  # of the same settings: what one has measured the other takes over
@@ -212,10 +228,12 @@ def _trainer(
     return trainer, history, loggers
 
 
-def _trainer_without_traces(options: DemoOptions) -> L.Trainer:
-    """For the accuracy of the starting weights."""
+def _validate(
+    options: DemoOptions, module: FineTuner, data: DigitsDataModule | FolderDataModule
+) -> Mapping[str, float]:
+    """Accuracy and loss, by a trainer that leaves no traces."""
     with _trainer_errors():
-        return L.Trainer(
+        trainer = L.Trainer(
             accelerator=options.accelerator,
             devices=options.devices,
             logger=False,
@@ -223,6 +241,19 @@ def _trainer_without_traces(options: DemoOptions) -> L.Trainer:
             enable_model_summary=False,
             enable_progress_bar=False,
         )
+    return trainer.validate(module, datamodule=data, verbose=False)[0]
+
+
+def _accuracy_without_shortcut(
+    options: DemoOptions, module: FineTuner, data: DigitsDataModule | FolderDataModule
+) -> dict[str, float]:
+    """What the accuracy is worth: that on images without the mark, and on images with the mark of another class."""
+    found = {}
+    shown: tuple[tuple[str, Literal["none", "wrong"]], ...] = (("without_mark", "none"), ("wrong_mark", "wrong"))
+    for name, data.marks in shown:
+        found[f"val_accuracy_{name}"] = _validate(options, module, data)["val_accuracy"]
+    data.marks = "own"
+    return found
 
 
 @contextmanager

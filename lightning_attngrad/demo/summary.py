@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 import shutil
 import sys
@@ -11,9 +10,13 @@ from pathlib import Path
 
 _ROWS = (
     ("val_accuracy", "validation accuracy", "{:.1%}"),
+    ("val_accuracy_without_mark", "accuracy without the mark", "{:.1%}"),
+    ("val_accuracy_wrong_mark", "accuracy, others' marks", "{:.1%}"),
     ("val_loss", "validation loss", "{:.3f}"),
     ("attngrad/maps/entropy", "map entropy", "{:.3f}"),
     ("attngrad/maps/border_mass", "map mass at the border", "{:.1%}"),
+    ("attngrad/maps/corner_mass", "map mass in the corners", "{:.1%}"),
+    ("attngrad/maps/mass_in_mask", "map mass on the strokes", "{:.1%}"),
     ("attngrad/maps/top_decile_mass", "map mass in the top tenth", "{:.1%}"),
     ("attngrad/rewrite/median_linf", "change that rewrites, L∞", "{:.3f}"),
     ("attngrad/rewrite/survives_8_bit", "rewrites left after 8 bits", "{:.0%}"),
@@ -51,7 +54,7 @@ def summary_table(history: Sequence[Mapping[str, float]], training_seconds: floa
     lines = ["", f"{'':26}{'start':>6}{'end':>8}", rule]
     for key, label, pattern in _ROWS:
         if key in first or key in last:
-            start, end = (pattern.format(scalars.get(key, math.nan)) for scalars in (first, last))
+            start, end = (pattern.format(scalars[key]) if key in scalars else "" for scalars in (first, last))
             lines.append(f"{label:26}{start:>6}{end:>8}")
     lines += [
         rule,

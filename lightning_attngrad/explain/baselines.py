@@ -32,7 +32,7 @@ def rollout(forward: ForwardPass, seeds: Seeds, options: Options) -> TokenScores
     return TokenScores(row.unsqueeze(1), zero_gradient)
 
 
-@register_method("grad_cam", source="Selvaraju et al., arXiv 1610.02391", start="embedding")
+@register_method("grad_cam", source="Selvaraju et al., arXiv 1610.02391", start="embedding", class_sensitive=True)
 def grad_cam(forward: ForwardPass, seeds: Seeds, options: Options) -> TokenScores:
     """Channels of the normalised tokens in front of the last self-attention, weighted by their mean gradient, ReLU.
 

@@ -12,13 +12,25 @@ from lightning_attngrad.explain.objectives import Seeds
 from lightning_attngrad.explain.registry import Options, TokenScores, register_method
 
 
-@register_method("conservative", source="Ali et al., arXiv 2202.07304", start="embedding", rules=CONSERVATIVE)
+@register_method(
+    "conservative",
+    source="Ali et al., arXiv 2202.07304",
+    start="embedding",
+    rules=CONSERVATIVE,
+    class_sensitive=True,
+)
 def conservative(forward: ForwardPass, seeds: Seeds, options: Options) -> TokenScores:
     """Embedding × gradient with LayerNorm, activation and attention linearised; without biases it sums to the logit."""
     return _token_relevance(forward, seeds, options)
 
 
-@register_method("attn_lrp", source="Achtibat et al., arXiv 2402.05602", start="embedding", rules=ATTN_LRP)
+@register_method(
+    "attn_lrp",
+    source="Achtibat et al., arXiv 2402.05602",
+    start="embedding",
+    rules=ATTN_LRP,
+    class_sensitive=True,
+)
 def attn_lrp(forward: ForwardPass, seeds: Seeds, options: Options) -> TokenScores:
     """Embedding × gradient where the factors of each product in the attention share the gradient."""
     return _token_relevance(forward, seeds, options)

@@ -62,6 +62,9 @@ class Method:
         rules: what replaces the plain gradient.
         takes_corrections: whether ``correction=`` changes the map.
         takes_region: whether ``objective=Region(...)`` has a meaning.
+        class_sensitive: whether its maps are claimed to depend on the class: 1 − rank correlation between the maps of
+            the two most probable classes is at least 0.45 on the models of docs/methods.md, and the maps of a model
+            whose weights are redrawn have nothing to do with those before.
     """
 
     name: str
@@ -71,6 +74,7 @@ class Method:
     rules: BackwardRules
     takes_corrections: bool
     takes_region: bool
+    class_sensitive: bool = False
 
 
 METHODS: dict[str, Method] = {}
@@ -84,6 +88,7 @@ def register_method(
     rules: BackwardRules = PLAIN,
     takes_corrections: bool = False,
     takes_region: bool = False,
+    class_sensitive: bool = False,
 ) -> Callable[[MethodFunction], MethodFunction]:
     """Decorator that makes a function known to :func:`explain` under ``name``.
 
@@ -104,7 +109,7 @@ def register_method(
         raise ValueError(f"name: a method {name!r} is registered already; choose another")
 
     def register(compute: MethodFunction) -> MethodFunction:
-        METHODS[name] = Method(name, compute, source, start, rules, takes_corrections, takes_region)
+        METHODS[name] = Method(name, compute, source, start, rules, takes_corrections, takes_region, class_sensitive)
         return compute
 
     return register

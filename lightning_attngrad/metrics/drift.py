@@ -35,8 +35,6 @@ class MapDrift(RowMetric):
         (tensor(0.4000), tensor(True))
     """
 
-    higher_is_better: bool = False
-    plot_lower_bound: float = 0.0
     moved: Tensor
     moved_images: Tensor
     jitter: Tensor
@@ -81,6 +79,7 @@ class MapDrift(RowMetric):
             figure, ax = super().plot(val, ax)
             ax.axhline(1, color="k", linewidth=1)  # nothing but noise
             ax.set_ylabel("drift / noise floor")
+            ax.set_ylim(bottom=0)
             return figure, ax
         figure, ax = self._empty_axis(ax, "", "mean distance")
         for kind, style in (("", {"marker": "o"}), ("_floor", {"marker": "_", "markersize": 18, "color": "0.4"})):
@@ -92,7 +91,7 @@ class MapDrift(RowMetric):
         names = [f"{name.replace('_', ' ')}\n×{float(val[f'{name}_ratio']):.3g}" for name in DRIFT_MEASURES]
         ax.set_xticks(range(len(names)), names, rotation=0, fontsize=8)
         ax.set(xlim=(-0.5, len(names) - 0.5))
-        ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncol=2)
         return figure, ax
 
     def _drawn(self, result: Any) -> Any:

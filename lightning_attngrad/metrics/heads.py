@@ -12,6 +12,7 @@ from lightning_attngrad.metrics.functional import rows
 from lightning_attngrad.metrics.row_metric import RowMetric
 
 _OF_HEADS = ("entropy", "distance", "prefix_mass")
+_SHARES = ("entropy", "prefix_mass", "high_norm_share")
 
 
 class AttentionHeadStatistics(RowMetric):
@@ -40,8 +41,6 @@ class AttentionHeadStatistics(RowMetric):
         >>> metric.compute()["entropy"].shape
         torch.Size([6, 2])
     """
-
-    plot_lower_bound: float = 0.0
 
     def __init__(self, layers: int, heads: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -84,23 +83,30 @@ class AttentionHeadStatistics(RowMetric):
         """
         val = self.compute() if val is None else val
         if isinstance(val, Sequence):
-            return super().plot(val, ax)
-        figure, ax = self._empty_axis(ax, "layer", "share (entropy: of its largest value)")
-        beside = ax.twinx()  # patches and shares have no scale in common
-        for index, (name, values) in enumerate(val.items()):
-            axis, colour = (beside if name == "distance" else ax), f"C{index}"
-            by_layer = values.reshape(self.sizes["high_norm_share"][0], -1).cpu()  # (L, H or 1)
-            layers = torch.arange(1, len(by_layer) + 1)
-            axis.plot(layers, by_layer.nanmean(dim=1), color=colour, label=name.replace("_", " "))
-            axis.plot(layers, by_layer, color=colour, linestyle="", marker="o", markersize=4, alpha=0.5)
-        handles = [line for axis in (ax, beside) for line in axis.get_lines() if line.get_linestyle() == "-"]
-        ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.12, 1))
-        ax.set(ylim=(-0.03, 1.03))
-        ax.set_xticks(range(1, len(by_layer) + 1, 1 + len(by_layer) // 13))
-        beside.set_ylim(bottom=0)
-        beside.set_ylabel("distance (patches)", color="C1")
-        beside.tick_params(axis="y", colors="C1")
+            figure, ax = self._plot([{name: one[name].nanmean() for name in _SHARES} for one in val], ax)
+            beside = ax.twinx()
+            self._plot([one["distance"].nanmean() for one in val], beside)
+            beside.get_lines()[-1].set(color="C3", label="distance")
+            beside.grid(visible=False)
+        else:
+            figure, ax = self._empty_axis(ax, "layer", "")
+            beside = ax.twinx()
+            self._draw_layers(val, ax, beside)
+        handles = [line for axis in (ax, beside) for line in axis.get_lines() if not line.get_label().startswith("_")]
+        ax.legend(handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1), ncol=4)
+        ax.set(ylim=(-0.03, 1.03), ylabel="share (entropy: of its largest value)")
+        # Patches and shares have no scale in common.
+        beside.set_ylim(0, 1.05 * beside.dataLim.y1 if beside.dataLim.y1 > 0 else 1)
+        beside.set_ylabel("distance (patches)", color="C3")
+        beside.tick_params(axis="y", colors="C3")
         return figure, ax
 
-    def _drawn(self, result: Any) -> Any:
-        return {name.replace("_", " "): values.nanmean() for name, values in result.items()}
+    def _draw_layers(self, val: Any, ax: Any, beside: Any) -> None:
+        """The layers on a line for each statistic, the mean over heads, and a dot for each head."""
+        for index, name in enumerate((*_SHARES, "distance")):
+            axis = beside if name == "distance" else ax
+            by_layer = val[name].reshape(self.sizes["high_norm_share"][0], -1).cpu()  # (L, H or 1)
+            layers = torch.arange(1, len(by_layer) + 1)
+            axis.plot(layers, by_layer.nanmean(dim=1), color=f"C{index}", label=name)
+            axis.plot(layers, by_layer, color=f"C{index}", linestyle="", marker="o", markersize=4, alpha=0.5)
+        ax.set_xticks(range(1, len(by_layer) + 1, 1 + len(by_layer) // 13))

@@ -37,12 +37,11 @@ class RowMetric(Metric):
         """What is drawn of a result: a number, or numbers with the names that stand in the legend."""
         return result
 
-    def _empty_axis(self, ax: Any, xlabel: str, ylabel: str) -> tuple[Any, Any]:
+    @staticmethod
+    def _empty_axis(ax: Any, xlabel: str, ylabel: str) -> tuple[Any, Any]:
         """The axis that was given and no figure, or a new figure and its axis, by torchmetrics' own choice of both."""
         nothing = torch.zeros(0)
-        figure, ax = plot_curve(
-            (nothing, nothing, nothing), ax=ax, label_names=(xlabel, ylabel), name=type(self).__name__
-        )
+        figure, ax = plot_curve((nothing, nothing, nothing), ax=ax, label_names=(xlabel, ylabel))
         ax.get_lines()[-1].remove()
         return figure, ax
 

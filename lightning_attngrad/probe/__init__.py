@@ -7,6 +7,7 @@ from lightning_attngrad.probe.class_names import check_class_names, find_class_n
 from lightning_attngrad.probe.global_state import seeded_rng
 from lightning_attngrad.probe.isolation import isolated, probe_forward
 from lightning_attngrad.probe.jitter import jittered_copies
+from lightning_attngrad.probe.masks import MaskSource, load_mask_source, read_masks
 from lightning_attngrad.probe.normalisation import Normalisation, check_normalisation, find_normalisation
 from lightning_attngrad.probe.probe_set import ProbeSet
 from lightning_attngrad.probe.processes import PartTooLargeError, Processes
@@ -21,6 +22,7 @@ from lightning_attngrad.probe.row_sharing import RowSharing
 
 __all__ = [
     "Cadence",
+    "MaskSource",
     "ModelPathError",
     "Normalisation",
     "PartTooLargeError",
@@ -35,7 +37,9 @@ __all__ = [
     "isolated",
     "jittered_copies",
     "load_batch_adapter",
+    "load_mask_source",
     "probe_forward",
+    "read_masks",
     "resolve_model",
     "seeded_rng",
     "split_batch",

@@ -13,6 +13,8 @@ from torch import Tensor
 from lightning_attngrad.probe.global_state import check_seed
 from lightning_attngrad.probe.isolation import isolated
 from lightning_attngrad.probe.loaders import evaluation_loaders, is_map_style
+from lightning_attngrad.probe.masks import MaskSource, load_mask_source, read_masks
+from lightning_attngrad.probe.parts import Part, joined
 from lightning_attngrad.probe.reading import read_batches
 from lightning_attngrad.probe.resolve import (
     BatchAdapter,
@@ -32,7 +34,7 @@ _CANDIDATES_PER_IMAGE = 8
 
 
 class ProbeSet:
-    """N validation images and their targets, chosen once.
+    """N validation images, their targets and, where asked for, their masks, chosen once.
 
     From a map-style loader they are read at once (``read``), before the first training step, and chosen with
     the same number from each class where the targets are known. From a stream (an iterable data set, a loader
@@ -50,17 +52,21 @@ class ProbeSet:
         image_key: see ``split_batch``.
         target_key: see ``split_batch``.
         batch_adapter: see ``split_batch``.
+        mask: where the masks are, or what makes them from a batch as the validation step gets it: see
+            ``load_mask_source``.
         dataloader_idx: which one of several validation loaders.
 
     Raises:
-        ValueError: if a number is out of range, or ``batch_adapter`` cannot be imported.
+        ValueError: if a number is out of range, or ``batch_adapter`` or ``mask`` cannot be imported.
 
     Attributes:
         images: (N, C, H, W), on the CPU. From a map-style loader: as collated, before any transfer hook,
             perhaps uint8. From a stream: as the validation step saw them.
         targets: (N,) int64 on the CPU, or None.
+        masks: (N, H, W) float32 in [0, 1], on the CPU, 1 on the object; they have been through the transfer
+            hooks, as the images that the model takes. None where ``mask`` is.
         indices: positions in the data set, None for a stream.
-        hash: SHA-256 of images and targets.
+        hash: SHA-256 of images and targets, and of masks if there are any.
     """
 
     def __init__(
@@ -71,6 +77,7 @@ class ProbeSet:
         image_key: Key | None = None,
         target_key: Key | None = None,
         batch_adapter: BatchAdapter | str | None = None,
+        mask: MaskSource | None = None,
         dataloader_idx: int = 0,
     ) -> None:
         for name, value, least in (("num_images", num_images, 1), ("dataloader_idx", dataloader_idx, 0)):
@@ -83,12 +90,14 @@ class ProbeSet:
         self._image_key = image_key
         self._target_key = target_key
         self._batch_adapter = load_batch_adapter(batch_adapter)
+        self._mask = load_mask_source(mask)
         self.images: Tensor | None = None
         self.targets: Tensor | None = None
+        self.masks: Tensor | None = None
         self.indices: list[int] | None = None
         self.hash: str | None = None
         self._batches: list[Any] | None = None  # as collated; None for a stream
-        self._gathered: list[tuple[Tensor, Tensor | None]] = []
+        self._gathered: list[Part] = []
         self._dataset_length: int | None = None
         self._resumed: dict[str, Any] | None = None
         self._said: set[str] = set()
@@ -101,7 +110,7 @@ class ProbeSet:
     @property
     def is_full(self) -> bool:
         """Whether a stream has given all N images to this rank, so that ``freeze`` may be called."""
-        return self.is_frozen or sum(len(images) for images, _ in self._gathered) >= self.num_images
+        return self.is_frozen or sum(len(part.images) for part in self._gathered) >= self.num_images
 
     def __len__(self) -> int:
         return 0 if self.images is None else len(self.images)
@@ -139,10 +148,13 @@ class ProbeSet:
         with isolated(trainer, pl_module, seed=self.seed):  # anew: the choice may have drawn random numbers
             batches = read_batches(loader, indices)
             # Inside, as outside of it a validation hook would make inference tensors of them.
-            images, targets = _joined([self._split(batch, require_float=False) for batch in batches], self.num_images)
+            read = joined([self._split(batch, require_float=False) for batch in batches], self.num_images)
+        if self._mask is not None:  # where the hooks have put them: they may crop images and masks alike
+            read = read._replace(masks=self._transferred(trainer, pl_module, batches, with_masks=True).masks)
         self._batches, self._dataset_length, self.indices = batches, length, indices
-        self._set(images, targets)
+        self._set(*read)
         self._compare_with_state(trainer)
+        self._say_if_masks_are_useless(trainer)
         return True
 
     def collect(self, batch: Any, dataloader_idx: int = 0) -> None:
@@ -153,12 +165,12 @@ class ProbeSet:
         """
         if self.is_full or dataloader_idx != self.dataloader_idx:
             return
-        missing = self.num_images - sum(len(images) for images, _ in self._gathered)
+        missing = self.num_images - sum(len(part.images) for part in self._gathered)
         with torch.no_grad():
-            images, targets = self._split(batch, require_float=True)
+            part = self._split(batch, require_float=True, with_masks=True)
             # Cloned, since the memory of a batch may be reused; freeze() makes normal tensors of inference ones.
-            kept = images[:missing].detach().clone().cpu()
-            self._gathered.append((kept, None if targets is None else targets[:missing].clone().cpu()))
+            kept = [None if rows is None else rows[:missing].detach().clone().cpu() for rows in part]
+            self._gathered.append(Part(*kept))  # type: ignore[arg-type]  # there are images
 
     def start_over(self) -> None:
         """Drop what has been gathered: the stream begins again, and its first images would be taken twice."""
@@ -186,8 +198,9 @@ class ProbeSet:
             )
         self._set(*received)
         self._compare_with_state(trainer)
+        self._say_if_masks_are_useless(trainer)
 
-    def _all_gathered(self) -> tuple[Tensor, Tensor | None] | str:
+    def _all_gathered(self) -> Part | str:
         """What went by, or why there is nothing to use."""
         if not self._gathered:
             return (
@@ -195,7 +208,7 @@ class ProbeSet:
                 f"limit_val_batches and dataloader_idx={self.dataloader_idx}"
             )
         try:
-            return _joined(self._gathered, self.num_images)
+            return joined(self._gathered, self.num_images)
         except ProbeInputError as error:
             return str(error)
 
@@ -217,13 +230,19 @@ class ProbeSet:
         if self._batches is None:  # a stream's images have been through the hooks already
             with torch.inference_mode(False):
                 return self.images.to(device), None if self.targets is None else self.targets.to(device)
-        with isolated(trainer, pl_module, seed=self.seed), torch.no_grad():
-            transferred = [transfer_batch(trainer, pl_module, batch, self.dataloader_idx) for batch in self._batches]
-            parts = [self._split(batch, require_float=True) for batch in transferred]
-            images, targets = _joined(parts, self.num_images)
-            if targets is None and self.targets is not None:
-                targets = self.targets.to(images.device)
+        images, targets, _ = self._transferred(trainer, pl_module, self._batches)
+        if targets is None and self.targets is not None:
+            targets = self.targets.to(images.device)
         return images, targets
+
+    def _transferred(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batches: list[Any], *, with_masks: bool = False
+    ) -> Part:
+        """The images of collated batches as a validation step would get them, the same at each call."""
+        with isolated(trainer, pl_module, seed=self.seed), torch.no_grad():
+            transferred = [transfer_batch(trainer, pl_module, batch, self.dataloader_idx) for batch in batches]
+            parts = [self._split(batch, require_float=True, with_masks=with_masks) for batch in transferred]
+            return joined(parts, self.num_images)
 
     def state_dict(self) -> dict[str, Any]:
         """Plain Python and tensors: settings, indices and hash; for a stream the images as well.
@@ -234,7 +253,7 @@ class ProbeSet:
         if self.images is None:
             return dict(self._resumed or {})
         stream = self._batches is None
-        size = self.images.element_size() * self.images.nelement()
+        size = sum(rows.element_size() * rows.nelement() for rows in (self.images, self.masks) if rows is not None)
         keep_images = stream and size <= STATE_LIMIT_BYTES
         return {
             "num_images": self.num_images,
@@ -245,6 +264,7 @@ class ProbeSet:
             "hash": self.hash,
             "images": self.images if keep_images else None,
             "targets": self.targets if keep_images else None,
+            "masks": self.masks if keep_images else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -258,8 +278,9 @@ class ProbeSet:
         if not state:
             return
         self._resumed = dict(state)
-        if state["images"] is not None and self._same_settings(state):
-            self._set(state["images"], state["targets"])
+        masks = state.get("masks")  # a checkpoint may be older than they are
+        if state["images"] is not None and self._same_settings(state) and (masks is None) == (self._mask is None):
+            self._set(state["images"], state["targets"], masks)
 
     def _same_settings(self, state: dict[str, Any]) -> bool:
         return all(state[name] == getattr(self, name) for name in ("num_images", "seed", "dataloader_idx"))
@@ -277,8 +298,8 @@ class ProbeSet:
             self._say(
                 trainer,
                 "the probe images are not those of the run that is resumed (the data set, its transforms or "
-                "the settings num_images, seed, dataloader_idx have changed): figures and numbers before and "
-                "after the resume are not comparable",
+                "the settings num_images, seed, dataloader_idx, mask have changed): figures and numbers before "
+                "and after the resume are not comparable",
             )
         self._resumed = None
 
@@ -310,23 +331,34 @@ class ProbeSet:
         found: list[int] = []
         for index in candidates:
             (batch,) = read_batches(loader, [index])
-            images, target = self._split(batch, require_float=False)
+            images, target, _ = self._split(batch, require_float=False)
             if target is None or len(images) != 1:  # no classes to balance, or items that are batches
                 return candidates[: self.num_images]
             found.append(int(target))
         return [candidates[position] for position in balanced_choice(found, self.num_images, self.seed)]
 
-    def _split(self, batch: Any, require_float: bool) -> tuple[Tensor, Tensor | None]:
-        return split_batch(
+    def _split(self, batch: Any, *, require_float: bool, with_masks: bool = False) -> Part:
+        images, targets = split_batch(
             batch,
             image_key=self._image_key,
             target_key=self._target_key,
             batch_adapter=self._batch_adapter,
             require_float=require_float,
         )
+        masks = read_masks(batch, self._mask, images) if with_masks and self._mask is not None else None
+        return Part(images, targets, masks)
 
-    def _set(self, images: Tensor, targets: Tensor | None) -> None:
-        self.images, self.targets, self.hash = images, targets, _hash(images, targets)
+    def _set(self, images: Tensor, targets: Tensor | None, masks: Tensor | None = None) -> None:
+        self.images, self.targets, self.masks = images, targets, masks
+        self.hash = _hash(images, targets, masks)
+
+    def _say_if_masks_are_useless(self, trainer: pl.Trainer) -> None:
+        if self.masks is not None and not bool((self.masks.flatten(1).amax(1) != self.masks.flatten(1).amin(1)).any()):
+            self._say(
+                trainer,
+                f"mask: those of all {len(self)} probe images are empty or full, and do not say where the object is; "
+                "give other masks, or a larger num_images",
+            )
 
     def _say(self, trainer: pl.Trainer, message: str) -> None:
         """Once a set, on rank zero. As a warning, since Python shows nothing below that unless asked to."""
@@ -335,22 +367,9 @@ class ProbeSet:
         self._said.add(message)
 
 
-def _joined(parts: list[tuple[Tensor, Tensor | None]], count: int) -> tuple[Tensor, Tensor | None]:
-    """All parts as one, cut to ``count`` images; targets only if every part has them."""
-    sizes = {tuple(images.shape[1:]) for images, _ in parts}
-    if len(sizes) > 1:
-        raise ProbeInputError(
-            f"validation data: the images have different sizes (C, H, W): {sorted(sizes)}; resize them to "
-            "one size in the validation transform or in a batch_adapter, or set num_images=1"
-        )
-    images = torch.cat([images for images, _ in parts])[:count]
-    targets = [target for _, target in parts if target is not None]
-    return images, torch.cat(targets)[:count] if len(targets) == len(parts) else None
-
-
-def _hash(images: Tensor, targets: Tensor | None) -> str:
+def _hash(images: Tensor, targets: Tensor | None, masks: Tensor | None = None) -> str:
     digest = hashlib.sha256()
-    for tensor in (images, targets):
+    for tensor in (images, targets, *([] if masks is None else [masks])):
         if tensor is None:
             digest.update(b"none")
             continue

@@ -80,16 +80,30 @@ def load_batch_adapter(batch_adapter: BatchAdapter | str | None) -> BatchAdapter
     if batch_adapter is None or callable(batch_adapter):
         return batch_adapter
     expected = "expected a callable batch -> (images, targets or None), or its import path 'package.module.function'"
-    if not isinstance(batch_adapter, str) or "." not in batch_adapter.replace(":", "."):
-        raise ValueError(f"batch_adapter: got {batch_adapter!r}; {expected}")
-    module_name, _, attribute = batch_adapter.replace(":", ".").rpartition(".")
+    return import_callable("batch_adapter", batch_adapter, expected)
+
+
+def import_callable(argument: str, path: str, expected: str) -> Callable[[Any], Any]:
+    """What an import path such as ``"package.module.function"`` or ``"package.module:function"`` leads to.
+
+    Args:
+        argument: the user's argument, for messages.
+        path: where the callable is.
+        expected: for messages.
+
+    Raises:
+        ValueError: if it is no import path of a callable.
+    """
+    if not isinstance(path, str) or "." not in path.replace(":", "."):
+        raise ValueError(f"{argument}: got {path!r}; {expected}")
+    module_name, _, attribute = path.replace(":", ".").rpartition(".")
     try:
-        adapter = getattr(importlib.import_module(module_name), attribute)
+        found = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"batch_adapter: got {batch_adapter!r}, which fails with {error!r}; {expected}") from error
-    if callable(adapter):
-        return adapter  # type: ignore[no-any-return]
-    raise ValueError(f"batch_adapter: got {batch_adapter!r}, a {type(adapter).__name__}; {expected}")
+        raise ValueError(f"{argument}: got {path!r}, which fails with {error!r}; {expected}") from error
+    if callable(found):
+        return found  # type: ignore[no-any-return]
+    raise ValueError(f"{argument}: got {path!r}, a {type(found).__name__}; {expected}")
 
 
 def split_batch(
@@ -140,12 +154,12 @@ def split_batch(
         images, found_target = adapted
         return _checked_images(images, batch, "batch_adapter", require_float), _class_targets(images, found_target)
     if image_key is not None:
-        images = _checked_images(_follow(batch, image_key, "image_key"), batch, "image_key", require_float)
+        images = _checked_images(follow_key(batch, image_key, "image_key"), batch, "image_key", require_float)
         neighbour = None
     else:
         images, neighbour = _search_images(batch, require_float)
     if target_key is not None:
-        return images, _class_targets(images, _follow(batch, target_key, "target_key"))
+        return images, _class_targets(images, follow_key(batch, target_key, "target_key"))
     for candidate in (neighbour, *_named(batch, TARGET_KEYS)):
         if (targets := _class_targets(images, candidate)) is not None:
             return images, targets
@@ -247,7 +261,7 @@ def _class_targets(images: Tensor, value: Any) -> Tensor | None:
     return None
 
 
-def _follow(batch: Any, key: Key, argument: str) -> Any:
+def follow_key(batch: Any, key: Key, argument: str) -> Any:
     """What ``key`` leads to, one container after the other."""
     parts: list[str | int]
     if isinstance(key, str):

@@ -39,6 +39,14 @@ def checked_maps(name: str, heatmaps: ArrayLike, images: Array, *, dimensions: i
     return maps
 
 
+def checked_masks(masks: ArrayLike, images: Array) -> Array:
+    """Masks (N, H, W) of as many images as there are, of their size, as an array, or a ValueError."""
+    found, expected = as_array(masks), (len(images), *images.shape[2:])
+    if found.shape != expected:
+        raise ValueError(f"masks: got shape {found.shape}; expected (N, H, W) = {expected}, as the images")
+    return found
+
+
 def check_count(name: str, values: Sequence[Any], expected: int) -> None:
     """Raise a ValueError unless there are as many values as expected."""
     if len(values) != expected:

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, fontManager
@@ -38,6 +39,8 @@ _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 _COLOUR_BAR_WIDTH = 2.7
 _OVERLAY_OPACITY = 0.62
 _DARKEST, _GREY_RANGE = 0.22, 0.7  # of the grey image below a map
+_COVERED = 0.5  # of a pixel, for it to be inside an outline
+_OUTLINE = (1.5, 0.6)  # points: the dark line, and the light one in it
 # Faces that hold scripts which matplotlib's own face lacks; only those present on the machine are asked for.
 _NOT_STYLE = ("backend", "interactive", "toolbar", "webagg", "figure.hooks", "animation", "_")
 _FURTHER_FACES = (
@@ -233,6 +236,18 @@ class Canvas:
             self._not_finite(x, y, width, height)
         self._frame(x, y, width, height)
 
+    def outline(self, mask: Array, x: float, y: float, width: float, height: float) -> None:
+        """Draw the edge of a mask (H, W) over a tile, along the sides of its pixels: those of at least 0.5."""
+        left, right, top, bottom = (_on_pixel(value) for value in (x, x + width, y, y + height))
+        scale = np.array([(right - left) / mask.shape[1], (bottom - top) / mask.shape[0]])
+        lines = np.array([left, top]) + _edges(mask >= _COVERED) * scale
+        # A light line in a dark one is seen on every colour of a map.
+        for colour, thickness in (("black", _OUTLINE[0]), ("white", _OUTLINE[1])):
+            self._axes.add_collection(
+                LineCollection(list(lines), colors=colour, linewidths=thickness, capstyle="projecting"),
+                autolim=False,
+            )
+
     def _show(self, picture: npt.NDArray[Any], x: float, y: float, width: float, height: float, **options: Any) -> None:
         left, right, top, bottom = (_on_pixel(value) for value in (x, x + width, y, y + height))
         self._axes.imshow(picture, extent=(left, right, bottom, top), aspect="auto", **options)
@@ -287,6 +302,16 @@ class Canvas:
         axes.tick_params(labelsize=NOTE_SIZE - 0.5, length=2, width=0.5, pad=1.5, colors=SOFT_INK)
         label = "signed, times the uniform share" if signed else "times the uniform share"
         self.text(left + _COLOUR_BAR_WIDTH / 2, 0.24, label, width=_COLOUR_BAR_WIDTH, size=NOTE_SIZE, align="center")
+
+
+def _edges(inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+    """Sides of pixels between inside and outside of a mask (H, W), (n, 2 ends, x and y in pixels)."""
+    padded = np.pad(inside, 1)
+    row, column = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])  # upright, left of column
+    upright = np.stack([np.stack([column, row], -1), np.stack([column, row + 1], -1)], 1)
+    row, column = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])  # level, above row
+    level = np.stack([np.stack([column, row], -1), np.stack([column + 1, row], -1)], 1)
+    return np.concatenate([upright, level]).astype(np.float64)
 
 
 def _on_pixel(inches: float) -> float:

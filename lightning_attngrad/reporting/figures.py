@@ -22,6 +22,7 @@ from lightning_attngrad.reporting.arrays import (
     check_count,
     checked_images,
     checked_maps,
+    checked_masks,
 )
 from lightning_attngrad.reporting.canvas import (
     HEADER_HEIGHT,
@@ -71,6 +72,7 @@ def map_grid(
     *,
     title: str,
     scale: ColourScale = _SHARE,
+    masks: ArrayLike | None = None,
 ) -> Figure:
     """One row an image: the image, its map on it, and what was predicted.
 
@@ -83,6 +85,7 @@ def map_grid(
         captions: N captions.
         title: Head of the figure.
         scale: The colour scale, the same for every figure that is to be compared.
+        masks: (N, H, W) in [0, 1], 1 on the object; its outline is drawn over the map.
 
     Returns:
         The figure; draw it with `figure_to_array`.
@@ -99,6 +102,7 @@ def map_grid(
     images = checked_images(pixels)
     maps = checked_maps("heatmaps", heatmaps, images, dimensions=3)
     check_count("captions", captions, len(images))
+    objects = None if masks is None else checked_masks(masks, images)
     shown = min(len(images), _MOST_IMAGES)
     groups = 1 if shown <= 3 else 2 if shown <= 12 else 3
     rows = math.ceil(shown / groups)
@@ -111,6 +115,8 @@ def map_grid(
 
     page = max(_NARROWEST, groups * group_width + 2 * MARGIN)
     notes = [counted(shown, len(images), "image"), grid_note(maps)]
+    if objects is not None:
+        notes.append("outline: the mask")
     with house_style():
         canvas = Canvas(
             page,
@@ -125,6 +131,8 @@ def map_grid(
             y = HEADER_HEIGHT + (index % rows) * row_height + middle
             canvas.image(images[index], x, y - height / 2, width, height)
             canvas.map(images[index], maps[index], x + width + _GAP, y - height / 2, width, height)
+            if objects is not None:
+                canvas.outline(objects[index], x + width + _GAP, y - height / 2, width, height)
             _write_caption(canvas, captions[index], x + 2 * width + _GAP + 0.12, y, text_room)
     return canvas.figure
 

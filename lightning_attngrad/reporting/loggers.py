@@ -1,8 +1,9 @@
-"""Where figures go: every logger of a Trainer, and PNG files where a logger has no place for pictures.
+"""Where figures and texts go: every logger of a Trainer, and files where a logger has no place for them.
 
 Loggers are recognised by the names of their classes and base classes. So neither wandb nor mlflow needs to
 be installed, and loggers of ``lightning.pytorch`` and of ``pytorch_lightning`` are treated alike. A new
-logger is one function under `figure_writer`.
+logger is one function under `figure_writer`, one under `text_writer` if it can show text, and one under
+`layout_writer` if curves can be put into charts.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -21,16 +22,34 @@ from matplotlib.image import imsave
 
 from lightning_attngrad.reporting.canvas import figure_to_array
 from lightning_attngrad.reporting.files import write_to
+from lightning_attngrad.reporting.layout import Charts, torch_layout, with_earlier_layout
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
-__all__ = ["FigureWriter", "figure_writer", "log_figures", "scalar_step"]
+__all__ = [
+    "FigureWriter",
+    "LayoutWriter",
+    "TextWriter",
+    "figure_writer",
+    "layout_writer",
+    "log_figures",
+    "log_layout",
+    "log_text",
+    "places",
+    "scalar_step",
+    "text_writer",
+]
 
+T = TypeVar("T")
 Picture: TypeAlias = npt.NDArray[np.uint8]
 FigureWriter: TypeAlias = Callable[[Any, str, Picture, int], None]
+TextWriter: TypeAlias = Callable[[Any, str, str, int], None]
+LayoutWriter: TypeAlias = Callable[[Any, Mapping[str, Charts]], None]
 
 _WRITERS: dict[str, FigureWriter] = {}
+_TEXT_WRITERS: dict[str, TextWriter] = {}
+_LAYOUT_WRITERS: dict[str, LayoutWriter] = {}
 _warned: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
 
 
@@ -50,9 +69,38 @@ def figure_writer(logger_class: str) -> Callable[[FigureWriter], FigureWriter]:
         ... def write(logger, tag, picture, step):
         ...     logger.show(picture, title=f"{tag} at step {step}")
     """
+    return _register(_WRITERS, logger_class)
 
-    def register(writer: FigureWriter) -> FigureWriter:
-        _WRITERS[logger_class] = writer
+
+def text_writer(logger_class: str) -> Callable[[TextWriter], TextWriter]:
+    """Register how a text reaches a kind of logger.
+
+    Args:
+        logger_class: As for `figure_writer`.
+
+    Returns:
+        A decorator for a function of the logger, the tag (``attngrad/<what>``), the text, which keeps its line
+        breaks and columns, and the step.
+    """
+    return _register(_TEXT_WRITERS, logger_class)
+
+
+def layout_writer(logger_class: str) -> Callable[[LayoutWriter], LayoutWriter]:
+    """Register how a kind of logger is told which curves share a chart.
+
+    Args:
+        logger_class: As for `figure_writer`.
+
+    Returns:
+        A decorator for a function of the logger and the charts of each monitor, by its name. It is called at the
+        start and at the end of a fit, and writes only what is not there yet.
+    """
+    return _register(_LAYOUT_WRITERS, logger_class)
+
+
+def _register(table: dict[str, T], logger_class: str) -> Callable[[T], T]:
+    def register(writer: T) -> T:
+        table[logger_class] = writer
         return writer
 
     return register
@@ -80,6 +128,61 @@ def log_figures(trainer: Trainer, figures: Mapping[str, Figure], step: int) -> N
             _write(trainer, logger, tag, picture, step, filled)
         if not trainer.loggers:
             _write(trainer, None, tag, picture, step, filled)
+
+
+def log_text(trainer: Trainer, tag: str, text: str, step: int) -> None:
+    """Hand a text to every logger, on the terms of `log_figures`; files are ``<log directory>/<tag>.md``.
+
+    Args:
+        trainer: Of ``lightning.pytorch`` or of ``pytorch_lightning``.
+        tag: Such as ``attngrad/summary``.
+        text: Keeps its line breaks and columns.
+        step: That it belongs to.
+    """
+    if not trainer.is_global_zero or _logs_nothing(trainer):
+        return
+    for logger in _loggers(trainer):
+        writer = _writer_of(logger, _TEXT_WRITERS)
+        try:
+            if writer is not None:
+                writer(logger, tag, text, step)
+            else:
+                address = f"{_log_directory(trainer, logger).rstrip('/')}/{tag}.md"
+                write_to(address, f"{_as_markdown(text)}\n".encode())
+        except Exception as error:
+            name = "text files" if writer is None else type(logger).__name__
+            _warn_once(trainer, name, "text", f" {tag!r}", error)
+
+
+def log_layout(trainer: Trainer, charts: Mapping[str, Charts]) -> None:
+    """Tell loggers which curves share a chart; those that cannot be told are passed over.
+
+    Args:
+        trainer: Of ``lightning.pytorch`` or of ``pytorch_lightning``.
+        charts: Of each monitor, by its name.
+    """
+    if not trainer.is_global_zero or _logs_nothing(trainer):
+        return
+    for logger in trainer.loggers:
+        writer = _writer_of(logger, _LAYOUT_WRITERS)
+        try:
+            if writer is not None:
+                writer(logger, charts)
+        except Exception as error:
+            _warn_once(trainer, type(logger).__name__, "layout", " of the charts", error)
+
+
+def places(trainer: Trainer) -> list[str]:
+    """Where figures and texts go, in words: each logger, or the directory of the files that stand in for it."""
+    found = []
+    for logger in _loggers(trainer):
+        if _writer_of(logger, _WRITERS) is None:
+            where = f"{_short_path(_log_directory(trainer, logger))}, figures as PNG files"
+        else:  # a run on a server has no directory
+            directory = getattr(logger, "log_dir", None)
+            where = _short_path(str(directory)) if directory else f"run {logger.version} of {logger.name}"
+        found.append(where if logger is None else f"{type(logger).__name__}: {where}")
+    return found
 
 
 def scalar_step(trainer: Trainer) -> int:
@@ -147,9 +250,40 @@ def _to_mlflow(logger: Any, tag: str, picture: Picture, step: int) -> None:
     logger.experiment.log_image(logger.run_id, picture, f"{_prefixed(logger, tag)}/{_file_name(step)}")
 
 
+@text_writer("TensorBoardLogger")
+def _text_to_tensorboard(logger: Any, tag: str, text: str, step: int) -> None:
+    logger.experiment.add_text(_prefixed(logger, tag), _as_markdown(text), step)
+
+
+@text_writer("WandbLogger")
+def _text_to_wandb(logger: Any, tag: str, text: str, step: int) -> None:
+    logger.log_text(key=tag, columns=["text"], data=[[text]], step=step)
+
+
+@text_writer("MLFlowLogger")
+def _text_to_mlflow(logger: Any, tag: str, text: str, step: int) -> None:  # noqa: ARG001
+    logger.experiment.log_text(logger.run_id, f"{_as_markdown(text)}\n", f"{_prefixed(logger, tag)}.md")
+
+
+@layout_writer("TensorBoardLogger")
+def _layout_to_tensorboard(logger: Any, charts: Mapping[str, Charts]) -> None:
+    writer = logger.experiment
+    writer.flush()  # a layout of the user's may still be on its way to the file
+    summary = with_earlier_layout(torch_layout(charts, _prefixed(logger, "")), logger.log_dir)
+    if summary is not None:
+        # As Lightning does for hyperparameters. ``add_custom_scalars`` cannot say all that a layout of the user's may.
+        writer._get_file_writer().add_summary(summary)
+        writer.flush()
+
+
 @figure_writer("DummyLogger")
 def _to_nowhere(logger: Any, tag: str, picture: Picture, step: int) -> None:
     """The stand-in that Lightning puts in the place of loggers in trial runs."""
+
+
+@text_writer("DummyLogger")
+def _text_to_nowhere(logger: Any, tag: str, text: str, step: int) -> None:
+    """Likewise."""
 
 
 def _logs_nothing(trainer: Any) -> bool:
@@ -159,7 +293,7 @@ def _logs_nothing(trainer: Any) -> bool:
 
 def _write(trainer: Trainer, logger: Any, tag: str, picture: Picture, step: int, filled: set[str]) -> None:
     """One figure to one logger; ``filled`` holds the directories that have its PNG file."""
-    writer = _writer_of(logger)
+    writer = _writer_of(logger, _WRITERS)
     try:
         if writer is not None:
             writer(logger, tag, picture, step)
@@ -168,7 +302,7 @@ def _write(trainer: Trainer, logger: Any, tag: str, picture: Picture, step: int,
             _write_png(directory, tag, picture, step)
     except Exception as error:  # whatever a logger raises must not end a run
         name = "PNG files" if writer is None else type(logger).__name__
-        _warn_once(trainer, name, tag, step, error)
+        _warn_once(trainer, name, "figure", f" {tag!r} of step {step}", error)
 
 
 def _write_png(directory: str, tag: str, picture: Picture, step: int) -> None:
@@ -189,8 +323,18 @@ def _log_directory(trainer: Trainer, logger: Any) -> str:
     return "/".join(parts)  # a path, or the address of an object store
 
 
-def _writer_of(logger: Any) -> FigureWriter | None:
-    return next((_WRITERS[base.__name__] for base in type(logger).__mro__ if base.__name__ in _WRITERS), None)
+def _loggers(trainer: Trainer) -> list[Any]:
+    """None stands for the files that are written where there is no logger."""
+    return list(trainer.loggers) or [None]
+
+
+def _short_path(path: str) -> str:
+    """From the working directory, where that is shorter."""
+    return path if "://" in path else min(path.rstrip("/"), os.path.relpath(path), key=len)
+
+
+def _writer_of(logger: Any, writers: Mapping[str, T]) -> T | None:
+    return next((writers[base.__name__] for base in type(logger).__mro__ if base.__name__ in writers), None)
 
 
 def _prefixed(logger: Any, tag: str) -> str:
@@ -203,13 +347,18 @@ def _file_name(step: int) -> str:
     return f"step-{step:06d}.png"
 
 
-def _warn_once(trainer: Trainer, name: str, tag: str, step: int, error: Exception) -> None:
+def _as_markdown(text: str) -> str:
+    """A block that keeps line breaks and columns."""
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
+def _warn_once(trainer: Trainer, name: str, kind: str, which: str, error: Exception) -> None:
     warned = _warned.setdefault(trainer, set())
-    if name in warned:
+    if f"{kind} {name}" in warned:
         return
-    warned.add(name)
+    warned.add(f"{kind} {name}")
     warnings.warn(
-        f"{name}: the figure {tag!r} of step {step} could not be written, {type(error).__name__}: {error}. "
-        "Training goes on without it; further failures of this logger are not reported in this run.",
+        f"{name}: the {kind}{which} could not be written, {type(error).__name__}: {error}. "
+        "Training goes on without it; further failures of this kind are not reported in this run.",
         stacklevel=3,
     )

@@ -331,3 +331,94 @@ def test_a_backbone_without_a_classifier_is_watched_through_a_function(monkeypat
     assert names_of(drawn[0][1]) == FIGURES - {"classes"}
     shown = words(drawn[0][1]["attngrad/maps/overlay"])
     assert {f"output {value:.3g}" for value in expected.value.tolist()} <= set(shown)
+
+
+# Masks ----------------------------------------------------------------------------------------------------------
+
+MASK_SCALARS = {"mass_in_mask", "mass_outside_mask", "pointing", "mask_average_precision"}
+
+
+class MaskedSquares(Squares):
+    """The square is the object."""
+
+    def __getitem__(self, index: int) -> Any:
+        image, place = super().__getitem__(index)
+        return image, place, image[:1] > 0.45
+
+
+class Masked(Classifier):
+    def loss(self, batch: Any) -> Tensor:
+        return super().loss(batch[:2])
+
+
+def squares_of(batch: Any) -> Tensor:
+    return batch[0][:, 0] > 0.45
+
+
+@pytest.mark.parametrize("mask", [2, f"{__name__}:squares_of", squares_of])
+def test_masks_give_their_numbers_and_an_outline(monkeypatch: Any, mask: Any) -> None:
+    drawn = captured_figures(monkeypatch)
+    monitor = WatchedMonitor(draws=True, mask=mask, num_images=4, on_error="raise")
+    run = fit(monitor, module=Masked, val=loader(MaskedSquares(9, seed=1)), max_epochs=1)
+    probe, findings = monitor.looks[0]
+    assert {*findings.scalars} >= MASK_SCALARS | {"border_mass", "corner_mass"}
+    assert {f"attngrad/maps/{name}" for name in MASK_SCALARS} <= {*run.trainer.callback_metrics}
+    torch.manual_seed(7)
+    maps = attngrad.explain(Classifier(), probe.images, probe.targets).heatmap.clamp_min(0).double()
+    inside = []
+    for heatmap, image in zip(maps, probe.images, strict=True):  # each patch is 8 × 8 pixels
+        covered = (image[0] > 0.45).double().reshape(4, 8, 4, 8).mean(dim=(1, 3))
+        inside.append(float((heatmap * covered).sum() / heatmap.sum()))
+    assert findings.scalars["mass_in_mask"] == pytest.approx(sum(inside) / 4, abs=1e-5)
+    assert findings.scalars["mass_outside_mask"] == pytest.approx(1 - sum(inside) / 4, abs=1e-5)
+    said = " ".join(words(drawn[0][1]["attngrad/maps/overlay"]))
+    assert "outline: the mask" in said
+
+
+def test_images_without_an_object_count_in_no_number_of_masks() -> None:
+    def of_the_first_class(batch: Any) -> Tensor:
+        return squares_of(batch) & (batch[1] == 0)[:, None, None]
+
+    monitor = WatchedMonitor(mask=of_the_first_class, num_images=6, on_error="raise")
+    fit(monitor, module=Masked, val=loader(MaskedSquares(9, seed=1)), max_epochs=1)
+    probe, findings = monitor.looks[0]
+    assert probe.targets is not None
+    torch.manual_seed(7)
+    maps = attngrad.explain(Classifier(), probe.images, probe.targets).heatmap.clamp_min(0)
+    expected = []
+    for heatmap, image, target in zip(maps, probe.images, probe.targets, strict=True):
+        if target == 0:
+            covered = (image[0] > 0.45).float().reshape(4, 8, 4, 8).mean(dim=(1, 3))
+            expected.append(float((heatmap * covered).sum() / heatmap.sum()))
+    assert len(expected) == 2
+    assert findings.scalars["mass_in_mask"] == pytest.approx(sum(expected) / 2, abs=1e-5)
+
+
+def test_where_no_image_has_an_object_nothing_of_masks_is_logged_and_looks_keep_their_cadence() -> None:
+    monitor = WatchedMonitor(
+        mask=lambda batch: torch.zeros_like(batch[0][:, 0]), every_n_epochs=3, num_images=4, on_error="raise"
+    )
+    run = fit(monitor, module=Masked, val=loader(MaskedSquares(9, seed=1)), max_epochs=3)
+    assert monitor.labels == ["start", "epoch 3"]
+    assert not MASK_SCALARS & {*monitor.looks[-1][1].scalars}
+    assert any("empty or full" in message for message in run.messages)
+
+
+def test_masks_of_another_size_end_the_monitor_not_the_run() -> None:
+    monitor = WatchedMonitor(mask=lambda batch: batch[0][:, 0, ::2, ::2])
+    run = fit(monitor, module=Masked, val=loader(MaskedSquares(9, seed=1)), max_epochs=1)
+    assert len(run.losses) == 3
+    assert len(run.complaints) == 1
+    assert "mask: got masks of 16 × 16 pixels; expected 32 × 32" in run.complaints[0]
+
+
+def test_without_masks_there_are_border_and_corner(written: tuple[Run, WatchedMonitor, Path]) -> None:
+    scalars = written[1].looks[0][1].scalars
+    assert {"border_mass", "corner_mass"} <= {*scalars}
+    assert not MASK_SCALARS & {*scalars}
+
+
+@pytest.mark.parametrize("mask", ["", True, 1.5, "no.such:function"])
+def test_a_mask_that_can_never_work_is_refused_at_once(mask: Any) -> None:
+    with pytest.raises(ValueError, match="mask: got"):
+        attngrad.AttentionMapMonitor(mask=mask)

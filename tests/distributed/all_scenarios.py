@@ -9,13 +9,20 @@ from pathlib import Path
 
 import torch
 
-from tests.distributed import drift_scenarios, rewriting_scenarios, scenarios, sharing_scenarios
+from tests.distributed import (
+    drift_scenarios,
+    faithfulness_scenarios,
+    rewriting_scenarios,
+    scenarios,
+    sharing_scenarios,
+)
 
 SCENARIOS = (
     *scenarios.SCENARIOS,
     *sharing_scenarios.SCENARIOS,
     *rewriting_scenarios.SCENARIOS,
     *drift_scenarios.SCENARIOS,
+    *faithfulness_scenarios.SCENARIOS,
 )
 
 

@@ -21,6 +21,7 @@ from lightning_attngrad.callbacks.rewriting import FrozenTargets
 from tests.distributed import drift_scenarios
 from tests.distributed.all_scenarios import SCENARIOS
 from tests.distributed.drift_scenarios import WatchedDrift
+from tests.distributed.faithfulness_scenarios import STEPS, WatchedFaithfulness
 from tests.distributed.rewriting_scenarios import (
     IMAGES,
     ROWS_AT_ONCE,
@@ -510,3 +511,33 @@ def test_the_alarm_of_drift_ends_the_run_on_both_processes(outcome: Outcome, ran
 @pytest.mark.parametrize("rank", RANKS)
 def test_a_checkpoint_in_the_place_of_shards_is_refused(outcome: Outcome, rank: int) -> None:
     assert "sharded parameters" in outcome("drifting_sharded", rank)["refused"]
+
+
+# Faithfulness -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scenario", ["faithfulness_alone", "faithfulness_sharded"])
+def test_faithfulness_of_two_processes_is_that_of_one(outcome: Outcome, scenario: str) -> None:
+    first, second = (outcome(scenario, rank) for rank in RANKS)
+    for left in (first, second):
+        assert left["without"]["steps"]
+        assert differences(left["without"], left["fingerprint"]) == set()
+        assert left["labels"] == ["start", "epoch 1", "epoch 2"]
+        assert not left["resting"]
+        # 11 images in parts of 4: two parts for each process, and as many passes whatever the size of a part
+        assert {len(sizes) for sizes in left["passes"]} == {2 * STEPS // 2}
+    assert [sum(sizes) for sizes in first["passes"]] == [2 * STEPS * (4 + 3)] * 3
+    assert [sum(sizes) for sizes in second["passes"]] == [2 * STEPS * (4 + 4)] * 3  # the second of which does not count
+    assert first["scalars"] == second["scalars"]
+    assert torch.equal(first["target"], second["target"])
+    options: dict[str, Any] = {} if scenario == "faithfulness_sharded" else {"batch_adapter": unlabelled}
+    monitor = WatchedFaithfulness(**options)
+    monitor.maps.target = first["target"]  # those predicted at the start
+    in_one_process(first["weights"], monitor)
+    alone = {name: value for name, value in monitor.scalars.items() if name not in COSTS}
+    assert set(alone) == {"srg", "deletion", "insertion", "class_sensitivity"}
+    assert alone == pytest.approx(first["scalars"], rel=1e-5, abs=1e-6)
+    if scenario == "faithfulness_alone":
+        for left in (first, second):
+            logged = {name: left["logged"][f"attngrad/faithfulness/{name}"] for name in alone}
+            assert logged == pytest.approx(alone, rel=1e-5, abs=1e-6)

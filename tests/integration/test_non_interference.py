@@ -194,6 +194,18 @@ class WatchedDrift(harness.attngrad.AttentionDriftMonitor):
         return Findings(super().look(probe, remember=remember).scalars, dict)
 
 
+class WatchedFaithfulness(harness.attngrad.FaithfulnessMonitor):
+    """The monitor as it is, drawing nothing."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"num_images": 2, "steps": 2, "on_error": "raise", **options})
+        self.labels: list[str] = []
+
+    def look(self, probe: Probe, *, remember: bool) -> Findings:
+        self.labels.append(probe.label)
+        return Findings(super().look(probe, remember=remember).scalars, dict)
+
+
 class DriftFromACheckpoint(WatchedDrift):
     """Compares with other weights than the model's own, which are run in their place."""
 
@@ -208,8 +220,19 @@ class DriftFromACheckpoint(WatchedDrift):
 
 
 COMPANIES: dict[str, Callable[[], list[pl.Callback]]] = {
-    "by steps": lambda: [WatchedRewriting(every_n_steps=1), WatchedDrift(every_n_steps=1), WatchedAudit()],
-    "all at once": lambda: [WatchedMonitor(), WatchedDrift(), WatchedRewriting(), WatchedAudit()],
+    "by steps": lambda: [
+        WatchedRewriting(every_n_steps=1),
+        WatchedDrift(every_n_steps=1),
+        WatchedFaithfulness(every_n_steps=1, replacement="blur"),
+        WatchedAudit(),
+    ],
+    "all at once": lambda: [
+        WatchedMonitor(),
+        WatchedDrift(),
+        WatchedRewriting(),
+        WatchedFaithfulness(every_n_epochs=1),
+        WatchedAudit(),
+    ],
 }
 
 
@@ -237,7 +260,9 @@ def test_runs_that_rewrite_and_save_are_bit_identical(name: str, tmp_path: Path)
                 assert not callback._resting
 
 
-@pytest.mark.parametrize("alone", [WatchedRewriting, WatchedDrift, DriftFromACheckpoint, WatchedAudit])
+@pytest.mark.parametrize(
+    "alone", [WatchedRewriting, WatchedDrift, DriftFromACheckpoint, WatchedFaithfulness, WatchedAudit]
+)
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_each_alone_is_bit_identical(alone: Callable[[], pl.Callback], precision: str, tmp_path: Path) -> None:
     variant = VARIANTS["dropout and drop path"]
@@ -453,7 +478,7 @@ def test_without_the_isolation_the_run_is_disturbed(removed: str, monkeypatch: p
     assert expected <= broken, f"missing: {expected - broken}; broken: {sorted(broken)}"
 
 
-@pytest.mark.parametrize("alone", [WatchedRewriting, WatchedAudit])
+@pytest.mark.parametrize("alone", [WatchedRewriting, WatchedFaithfulness, WatchedAudit])
 def test_without_the_isolation_a_run_that_rewrites_is_disturbed(
     alone: Callable[[], pl.Callback], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

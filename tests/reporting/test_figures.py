@@ -362,3 +362,52 @@ def test_ticks_are_few_ordered_and_inside(kind, limit):
 def test_usual_scales_have_whole_ticks():
     assert ColourScale().ticks == (0, 1, 2, 3, 4)
     assert ColourScale("signed", limit=3.0).ticks == (-3, -2, -1, 0, 1, 2, 3)
+
+
+@pytest.mark.parametrize("lightness", [0.0, 1.0])
+def test_the_outline_of_a_mask_runs_along_its_pixels(lightness: float) -> None:
+    mask = torch.zeros(1, 8, 8)
+    mask[0, 2:6, 4:8] = 1
+    pixels, heatmaps = torch.full((1, 3, 8, 8), lightness), torch.full((1, 4, 4), 4 * lightness)
+    plain, lined = (
+        figure_to_array(figure)
+        for figure in (
+            map_grid(pixels, heatmaps, [CAT], title="a"),
+            map_grid(pixels, heatmaps, [CAT], title="a", masks=mask),
+        )
+    )
+    left, top, right, bottom = tiles(map_grid(pixels, heatmaps, [CAT], title="a"))[1]
+    scale = (right - left) / 8
+    changed = (plain.astype(int) - lined).astype(bool).any(-1)[top:bottom, left:right]
+    rows, columns = np.nonzero(changed)
+    for found, expected in (
+        (rows.min(), 2 * scale),
+        (rows.max(), 6 * scale),
+        (columns.min(), 4 * scale),
+        (columns.max(), 8 * scale),
+    ):
+        assert abs(found - expected) <= 2
+    inside = changed[round(2.5 * scale) : round(5.5 * scale), round(4.5 * scale) : round(7.5 * scale)]
+    assert not inside.any()  # an outline, and no more
+    line = lined[top:bottom, left:right][changed].sum(-1)
+    assert line.min() < 150  # dark and light in one, to be seen on any map
+    assert line.max() > 600
+
+
+def test_the_outline_encloses_what_is_covered_by_half() -> None:
+    mask = torch.zeros(2, 8, 8)
+    mask[0, 0, 0], mask[1, 0, 0] = 0.4, 0.6
+    pixels, heatmaps = random_inputs(2, shape=(3, 8, 8))
+    plain, lined = (
+        figure_to_array(map_grid(pixels, heatmaps, [CAT] * 2, title="a", **given)) for given in ({}, {"masks": mask})
+    )
+    boxes = tiles(map_grid(pixels, heatmaps, [CAT] * 2, title="a"))
+    tiles_of_maps = [box for box in boxes if box[0] > boxes[0][0]][:4]
+    changed = [bool((plain != lined)[top:bottom, left:right].any()) for left, top, right, bottom in tiles_of_maps[::2]]
+    assert changed == [False, True]
+
+
+def test_masks_of_another_size_are_refused() -> None:
+    pixels, heatmaps = random_inputs(2)
+    with pytest.raises(ValueError, match=r"masks: got shape \(2, 8, 8\); expected \(N, H, W\) = \(2, 32, 32\)"):
+        map_grid(pixels, heatmaps, [CAT] * 2, title="a", masks=torch.zeros(2, 8, 8))

@@ -66,7 +66,7 @@ def map_ssim(a: Tensor, b: Tensor) -> Tensor:
 
     The unit of :func:`~.times_uniform_share` takes the size of a map out of it; the dynamic range of a pair is the
     largest less the smallest value of the two together. The window is 11 patches wide (Gaussian, σ 1.5) and shrinks to
-    the grid: see :func:`~.structural_similarity`. Windows lie wholly inside, so that the border counts little.
+    the grid: see :func:`~.structural_similarity`. Beyond its edge a map is mirrored, as torchmetrics does.
 
     Args:
         a: (…, h, w), for a batch (B, h, w).
@@ -158,8 +158,8 @@ def _chosen(patches: Tensor, count: int) -> Tensor:
     """In what part each patch is among the ``count`` largest, (…, n): 1, 0, or between where equal ones compete."""
     last = patches.topk(count, dim=-1).values[..., -1:]
     above, tied = patches > last, patches == last
-    places = (count - above.sum(dim=-1, keepdim=True)) / tied.sum(dim=-1, keepdim=True)
-    return above + tied * places.to(patches.dtype)
+    places = (count - above.sum(dim=-1, keepdim=True)).to(patches.dtype) / tied.sum(dim=-1, keepdim=True)
+    return above + tied * places
 
 
 def unit_vectors(patches: Tensor) -> Tensor:

@@ -13,10 +13,10 @@ from tests.references.recorded_attention import record_attention
 from tests.zoo import ZOO
 
 
-def _expected(attention: Tensor, prefix: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Entropy and distance, (B, H), one number at a time."""
+def _expected(attention: Tensor, prefix: int, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Entropy, distance and prefix mass, (B, H), one number at a time."""
     batch, heads, tokens, _ = attention.shape
-    entropy, distance = torch.zeros(batch, heads), torch.zeros(batch, heads)
+    entropy, distance, prefix_mass = torch.zeros(3, batch, heads)
     for b in range(batch):
         for h in range(heads):
             rows = attention[b, h]
@@ -29,7 +29,9 @@ def _expected(attention: Tensor, prefix: int, columns: int) -> tuple[Tensor, Ten
                 weights = rows[i, prefix:] / rows[i, prefix:].sum()
                 travelled.append(sum(float(w) * math.dist(here, divmod(j, columns)) for j, w in enumerate(weights)))
             distance[b, h] = sum(travelled) / len(travelled)
-    return entropy, distance
+            on_prefix = [sum(float(a) for a in rows[i, :prefix]) for i in range(prefix, tokens)]
+            prefix_mass[b, h] = sum(on_prefix) / len(on_prefix)
+    return entropy, distance, prefix_mass
 
 
 @pytest.mark.parametrize("name", ["vit", "vit_unfused", "dinov2_registers", "siglip", "torchvision", "hf_vit_eager"])
@@ -44,9 +46,69 @@ def test_equals_loops_over_the_whole_attention(name: str, budget: int) -> None:
     recorded = [attention for attention in recorded if attention.shape[-1] == attention.shape[-2]]
     assert statistics.entropy.shape[:2] == (len(images), len(recorded))
     for layer, attention in enumerate(recorded):
-        entropy, distance = _expected(attention, entry.prefix, entry.grid[1])
+        entropy, distance, prefix_mass = _expected(attention, entry.prefix, entry.grid[1])
         torch.testing.assert_close(statistics.entropy[:, layer], entropy, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(statistics.distance[:, layer], distance, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(statistics.prefix_mass[:, layer], prefix_mass, rtol=1e-4, atol=1e-5)
+
+
+NORMS = {
+    "vit": ".1.",
+    "vit_unfused": ".1.",
+    "dinov2_registers": ".1.",
+    "siglip": ".1.",
+    "torchvision": "_1.",
+    "hf_vit": ".1.",
+}
+
+
+@pytest.mark.parametrize("name", NORMS)
+def test_outliers_are_counted_where_tokens_enter_a_block(name: str) -> None:
+    entry = ZOO[name]
+    model, images = entry.build(), entry.images(batch=3)
+    lengthened = {0: [2, 5], 1: [7], 2: []}  # by image: patches that are given long tokens
+
+    def lengthen(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        tokens = args[0].clone()
+        for image, patches in lengthened.items():
+            for patch in patches:
+                tokens[image, entry.prefix + patch] *= 30
+        tokens[:, : entry.prefix] *= 100  # no patches
+        return (tokens, *args[1:])
+
+    entering: list[Tensor] = []
+    model.get_submodule(entry.first_block).register_forward_pre_hook(lengthen)
+    for number in ("0", "1"):
+        norm = entry.last_norm.replace(NORMS[name], NORMS[name].replace("1", number))
+        model.get_submodule(norm).register_forward_pre_hook(lambda _, args: entering.append(args[0].detach()))
+    found = head_statistics(model, images).high_norm_share
+    patches = entry.grid[0] * entry.grid[1]
+    torch.testing.assert_close(found[:, 0], torch.tensor([2, 1, 0]) / patches)
+    assert found.shape == (3, len(entering))
+    for layer, tokens in enumerate(entering):
+        for image in range(3):
+            lengths = [float(token.square().sum().sqrt()) for token in tokens[image, entry.prefix :]]
+            middle = sorted(lengths)[(patches - 1) // 2]
+            expected = sum(1 for length in lengths if length > 4 * middle) / patches
+            assert float(found[image, layer]) == pytest.approx(expected)
+
+
+def test_without_a_normalisation_in_front_there_is_no_share_of_outliers() -> None:
+    """A block that normalises afterwards: before the first attention nothing is, before the second the first's sum."""
+
+    class PostNorm(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Conv2d(3, 16, 8, 8)
+            layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=False)
+            self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.layers(self.embed(images).flatten(2).mT).mean(1)
+
+    statistics = head_statistics(PostNorm(), torch.rand(2, 3, 32, 32))
+    assert statistics.high_norm_share.isnan().tolist() == [[True, False]] * 2
+    assert (statistics.prefix_mass == 0).all()
 
 
 def test_uniform_attention_has_known_numbers() -> None:

@@ -1,0 +1,150 @@
+"""Which curves share a chart: the layout of TensorBoard's page "Custom Scalars".
+
+TensorBoard shows one layout of each run, the last that was written into its directory, and puts those of several
+runs together. So a layout is added to what is there already, in the way in which TensorBoard itself joins two.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import IO, Any, TypeAlias
+
+import fsspec  # type: ignore[import-untyped]  # comes with torch and with Lightning
+
+__all__ = ["Chart", "Charts", "Margin", "torch_layout", "with_earlier_layout"]
+
+#: Tag under which TensorBoard keeps a layout.
+_LAYOUT_TAG = "custom_scalars__config__"
+#: Longer records of an event file are pictures and are passed over.
+_LONGEST_LAYOUT = 2**20
+
+#: Charts that the curves of all monitors share. They name no monitor, so that those of several runs are one.
+_OF_ALL = {
+    "seconds taken": "attngrad/.+/seconds",
+    "share of the time of the fit": "attngrad/.+/overhead",
+}
+
+
+@dataclass(frozen=True)
+class Margin:
+    """A curve with a band around it.
+
+    Attributes:
+        value: name of a scalar.
+        lower: likewise; logged at the same steps.
+        upper: likewise.
+    """
+
+    value: str
+    lower: str
+    upper: str
+
+
+#: Names of scalars whose curves share a chart, one that ends in ``/`` for all below it; or a curve with a band.
+Chart: TypeAlias = tuple[str, ...] | Margin
+#: By title.
+Charts: TypeAlias = Mapping[str, Chart]
+
+
+def torch_layout(charts: Mapping[str, Charts], prefix: str = "") -> dict[str, dict[str, list[Any]]]:
+    """A layout as ``SummaryWriter.add_custom_scalars`` takes it: one category a monitor, and one for what they share.
+
+    TensorBoard reads the names of lines as regular expressions that match from the start of a tag, and those of bands
+    as they are.
+
+    Args:
+        charts: of each monitor, by its name.
+        prefix: stands before all tags, as in ``fold0-``.
+
+    Example:
+        >>> layout = torch_layout({"maps": {"spread": ("entropy", "head_entropy/"), "band": Margin("m", "a", "b")}})
+        >>> layout["attngrad/maps"]["spread"]
+        ['Multiline', ['^attngrad/maps/entropy$', '^attngrad/maps/head_entropy/']]
+        >>> layout["attngrad/maps"]["band"]
+        ['Margin', ['attngrad/maps/m', 'attngrad/maps/a', 'attngrad/maps/b']]
+    """
+    layout = {
+        f"{prefix}attngrad/{name}": {
+            title: _drawn(chart, f"{prefix}attngrad/{name}/") for title, chart in of_monitor.items()
+        }
+        for name, of_monitor in charts.items()
+        if of_monitor
+    }
+    costs = {title: ["Multiline", [f"^{re.escape(prefix)}{tags}$"]] for title, tags in _OF_ALL.items()}
+    return {**layout, f"{prefix}attngrad": costs}
+
+
+def _drawn(chart: Chart, front: str) -> list[Any]:
+    if isinstance(chart, Margin):
+        return ["Margin", [f"{front}{name}" for name in (chart.value, chart.lower, chart.upper)]]
+    return ["Multiline", [f"^{re.escape(front + name)}{'' if name.endswith('/') else '$'}" for name in chart]]
+
+
+def with_earlier_layout(layout: Mapping[str, Mapping[str, list[Any]]], directory: str) -> Any:
+    """The layout that a directory of event files has, and behind it what it lacks of another one.
+
+    Nothing is taken away: where a chart of the same title is another one, both are there afterwards.
+
+    Args:
+        layout: of :func:`torch_layout`.
+        directory: a path, or the address of an object store. What a writer still holds back is not seen.
+
+    Returns:
+        A ``Summary`` to be written, or None where nothing is lacking.
+    """
+    # Slow to import, and of use only where there is a TensorBoardLogger.
+    from tensorboard.plugins.custom_scalar.layout_pb2 import Layout  # type: ignore[import-untyped]  # noqa: PLC0415
+    from torch.utils.tensorboard.summary import custom_scalars  # noqa: PLC0415
+
+    summary = custom_scalars(layout)
+    written = summary.value[0].tensor
+    wanted, merged = Layout.FromString(written.string_val[0]), Layout()
+    if (earlier := _last_layout(directory)) is not None:
+        merged.ParseFromString(earlier)
+    before = merged.SerializeToString()
+    for category in wanted.category:
+        same = next((known for known in merged.category if known.title == category.title), None)
+        if same is None:
+            merged.category.add().CopyFrom(category)
+        else:
+            same.chart.extend([chart for chart in category.chart if chart not in same.chart])
+    if merged.SerializeToString() == before:
+        return None
+    written.string_val[0] = merged.SerializeToString()
+    return summary
+
+
+def _last_layout(directory: str) -> bytes | None:
+    """The layout that TensorBoard would show of this run."""
+    from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    found = None
+    files, root = fsspec.core.url_to_fs(directory)
+    for name in sorted(files.ls(root, detail=False)) if files.exists(root) else []:
+        if "tfevents" not in name.rsplit("/", 1)[-1]:
+            continue
+        with files.open(name, "rb") as stream:
+            for record in _short_records(stream):
+                if _LAYOUT_TAG.encode() not in record:
+                    continue
+                for value in Event.FromString(record).summary.value:
+                    if value.tag == _LAYOUT_TAG and value.tensor.string_val:
+                        found = bytes(value.tensor.string_val[0])
+    return found
+
+
+def _short_records(stream: IO[bytes]) -> Iterator[bytes]:
+    """Records of an event file: length, checksum of the length, content, checksum; the last may be unfinished."""
+    while len(header := stream.read(12)) == 12:
+        (length,) = struct.unpack("<Q", header[:8])
+        if length > _LONGEST_LAYOUT:
+            stream.seek(length + 4, 1)
+            continue
+        record = stream.read(length)
+        if len(record) < length:
+            return
+        stream.read(4)
+        yield record

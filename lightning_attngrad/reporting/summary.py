@@ -1,0 +1,142 @@
+"""What a fit has come to, in a few lines of text."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+__all__ = ["Account", "summary_text"]
+
+#: Columns that the text keeps within.
+_COLUMNS = 100
+_INDENT = " " * 4
+
+
+@dataclass(frozen=True)
+class Account:
+    """What one monitor has to say at the end of a fit.
+
+    Attributes:
+        name: in ``attngrad/<name>/…``.
+        kind: name of its class.
+        looks: how many there were, those before a resumed run counted too.
+        since: label of the first look.
+        meanings: what its main scalars say, in a few words, by name.
+        first: their first values; a name may be missing.
+        last: their last values; likewise.
+        seconds: that it took of this fit.
+        remarks: whatever else there is to know, such as why it rests.
+        figures: where they are.
+    """
+
+    name: str
+    kind: str
+    looks: int
+    since: str
+    meanings: Mapping[str, str]
+    first: Mapping[str, float]
+    last: Mapping[str, float]
+    seconds: float
+    remarks: Sequence[str] = ()
+    figures: str = field(default="")
+
+
+def summary_text(accounts: Sequence[Account], fit_seconds: float, places: Sequence[str]) -> str:
+    """A few lines on each monitor, within 100 columns.
+
+    Args:
+        accounts: of the monitors.
+        fit_seconds: that the fit took, monitors included.
+        places: where numbers and figures are, as in ``TensorBoardLogger in logs/version_0``.
+
+    Example:
+        >>> maps = Account(
+        ...     "maps", "AttentionMapMonitor", 5, "start", {"entropy": "1 = spread evenly"},
+        ...     {"entropy": 0.9}, {"entropy": 0.75}, 2.0, figures="attngrad/maps/",
+        ... )
+        >>> print(summary_text([maps], 50.0, ["CSVLogger in logs/version_0"]))
+        attngrad: what 1 monitor saw in a fit of 50 s
+        <BLANKLINE>
+        maps (AttentionMapMonitor), 5 looks since start
+            entropy  0.9 → 0.75  down  1 = spread evenly
+            took 2 s, 4 % of the fit; figures: attngrad/maps/
+        <BLANKLINE>
+        written to
+            CSVLogger in logs/version_0
+    """
+    number = f"{len(accounts)} monitor{'s' if len(accounts) != 1 else ''}"
+    together = sum(account.seconds for account in accounts)
+    both = f", of which they took {_share(together, fit_seconds)}" if len(accounts) > 1 else ""
+    lines = [f"attngrad: what {number} saw in a fit of {_seconds(fit_seconds)}{both}"]
+    for account in accounts:
+        lines += ["", *_of_monitor(account, fit_seconds)]
+    if places:
+        lines += ["", "written to", *(_middle_out(f"{_INDENT}{place}") for place in places)]
+    return "\n".join(lines)
+
+
+def _of_monitor(account: Account, fit_seconds: float) -> list[str]:
+    looks = {0: "no look", 1: "1 look"}.get(account.looks, f"{account.looks} looks")
+    since = "" if not account.looks else f", at {account.since}" if account.looks == 1 else f" since {account.since}"
+    rows = [
+        (name, _course(account, name), _direction(account, name), meaning)
+        for name, meaning in account.meanings.items()
+        if not math.isnan(account.last.get(name, math.nan))
+    ]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
+    table = [
+        _INDENT + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]])
+        for row in rows
+    ]
+    cost = f"took {_seconds(account.seconds)}, {_share(account.seconds, fit_seconds)} of the fit"
+    cost += f"; figures: {account.figures}" if account.figures else ""
+    prose = [line for text in (cost, *account.remarks) for line in _wrapped(text)]
+    return [_shortened(line.rstrip()) for line in (f"{account.name} ({account.kind}), {looks}{since}", *table, *prose)]
+
+
+def _course(account: Account, name: str) -> str:
+    last = _number(account.last[name])
+    return f"{_number(account.first[name])} → {last}" if account.looks > 1 and name in account.first else last
+
+
+def _direction(account: Account, name: str) -> str:
+    first, last = account.first.get(name, math.nan), account.last[name]
+    if account.looks < 2 or math.isnan(first):
+        return ""
+    if _number(first) == _number(last):
+        return "same"  # as far as the digits that are shown tell
+    return "up" if last > first else "down"
+
+
+def _number(value: float) -> str:
+    return {math.inf: "∞", -math.inf: "-∞"}.get(value, f"{value:.3g}")
+
+
+def _seconds(value: float) -> str:
+    if value < 60:
+        return f"{value:.3g} s"
+    minutes, seconds = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.2g} %" if whole > 0 else "0 %"
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(" ".join(text.split()), _COLUMNS, initial_indent=_INDENT, subsequent_indent=_INDENT + "  ")
+
+
+def _shortened(line: str) -> str:
+    return line if len(line) <= _COLUMNS else f"{line[: _COLUMNS - 1]}…"
+
+
+def _middle_out(line: str) -> str:
+    """The end of a path tells more than what stands before it."""
+    if len(line) <= _COLUMNS:
+        return line
+    head = _COLUMNS // 3
+    return f"{line[:head]}…{line[head + 1 - _COLUMNS :]}"
