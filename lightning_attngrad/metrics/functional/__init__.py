@@ -1,5 +1,10 @@
 """Pure functions from maps, attention and rewrites to numbers. Need torch only, but for `image_quality`."""
 
+from lightning_attngrad.metrics.functional.faithfulness import (
+    Faithfulness,
+    area_under_curve,
+    faithfulness_curves,
+)
 from lightning_attngrad.metrics.functional.heads import HeadStatistics, head_statistics
 from lightning_attngrad.metrics.functional.maps import (
     border_mass,
@@ -24,12 +29,15 @@ from lightning_attngrad.metrics.functional.rewrite import (
 from lightning_attngrad.metrics.functional.similarity import map_cosine, map_spearman
 
 __all__ = [
+    "Faithfulness",
     "HeadStatistics",
     "ImageQuality",
     "LogRatio",
+    "area_under_curve",
     "area_under_success",
     "border_mass",
     "distance_quantiles",
+    "faithfulness_curves",
     "head_statistics",
     "image_quality",
     "map_cosine",

@@ -1,0 +1,260 @@
+"""Faithfulness: whether the patches that a map calls relevant are those that the prediction rests on.
+
+Patches are replaced in the order in which the map ranks them, and the probability of the target class is watched: most
+relevant first (MoRF, "deletion") it should fall at once, least relevant first (LeRF) it should hold out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_attngrad.explain import find_logits
+from lightning_attngrad.explain.evaluation import held_still
+
+Replacement = Literal["mean", "blur"]
+REPLACEMENTS: tuple[Replacement, ...] = ("mean", "blur")
+
+
+@dataclass(frozen=True, eq=False)
+class Faithfulness:
+    """Probability of the target class while more and more patches are replaced, float32.
+
+    Attributes:
+        shares: (S + 1,) of the patches that are replaced, from 0 to 1, whole patches.
+        morf: (B, S + 1) probability with so many replaced, most relevant first.
+        lerf: (B, S + 1) least relevant first.
+
+    Both curves begin at the image as it is and end at the one that is replaced everywhere. Rows are NaN where the map
+    is not finite; where the model's output is not, those points are.
+    """
+
+    shares: Tensor
+    morf: Tensor
+    lerf: Tensor
+
+    @property
+    def deletion(self) -> Tensor:
+        """(B,) area under ``morf``, between 0 and 1; lower is better."""
+        return area_under_curve(self.morf, self.shares)
+
+    @property
+    def insertion(self) -> Tensor:
+        """(B,) area under the insertion curve, which is that under ``lerf``; higher is better.
+
+        Insertion begins with the replaced image and puts patches back, most relevant first. With a share p of them back
+        it sees the very image that LeRF sees with 1 − p replaced: the same curve, read from the other end.
+        """
+        return area_under_curve(self.lerf, self.shares)
+
+    @property
+    def insertion_curve(self) -> Tensor:
+        """(B, S + 1) probability with the most relevant patches put back: ``lerf`` from the other end.
+
+        The share that is back at each place is ``1 − shares.flip(0)``.
+        """
+        return self.lerf.flip(1)
+
+    @property
+    def srg(self) -> Tensor:
+        """(B,) symmetric relevance gain: the area between ``lerf`` and ``morf``, in [−1, 1]; higher is better.
+
+        A random order gains 0 on average, whatever the replacement does to the image; the reversed map gains the
+        negative of what the map does.
+        """
+        return self.insertion - self.deletion
+
+
+def faithfulness_curves(
+    model: nn.Module,
+    images: Tensor,
+    heatmap: Tensor,
+    target: Tensor,
+    *,
+    steps: int = 16,
+    replacement: Replacement = "mean",
+    batch: int = 64,
+    forward: Callable[[Tensor], Any] | None = None,
+) -> Faithfulness:
+    """Deletion (MoRF), LeRF and insertion curves, and with them the symmetric relevance gain.
+
+    Takes ``2 · steps · B`` images through the model, ``batch`` of them at once, whatever the maps and the probabilities
+    are: the image as it is, the one that is replaced everywhere, and ``steps − 1`` between them for each of the two
+    orders. The model is held still meanwhile (evaluation mode, no compiled graphs) and every flag is put back.
+
+    Of equally relevant patches the first in reading order counts as the more relevant.
+
+    Args:
+        model: any module from images to logits (B, C): a tensor, or an output with ``.logits``. Of a model of one
+            output the sigmoid is taken for the probability, as of a binary classifier.
+        images: (B, C, H, W), normalised as the model takes them.
+        heatmap: (B, h, w), larger where a patch is more relevant. Where H or W is no multiple of h or w, a pixel
+            belongs to the patch that its centre lies in.
+        target: (B,) classes, ints.
+        steps: S, into how many equal shares the patches are divided, rounded to whole patches.
+        replacement: ``mean``, each channel's mean over this image, or ``blur``, the image under a Gaussian whose
+            standard deviation is one patch, its weights beyond the edge dropped. Neither leaves detail inside a patch;
+            the blurred image keeps coarse colours and so stays closer to what the model was trained on.
+        batch: images that go through the model at once.
+        forward: called instead of ``model(images)``, for keyword inputs or a precision context.
+
+    Returns:
+        :class:`Faithfulness`.
+
+    Raises:
+        ValueError: for an argument that does not fit.
+
+    Source:
+        MoRF, and replacing region by region: Samek et al., arXiv 1509.06321. Deletion and insertion areas: Petsiuk et
+        al., arXiv 1806.07421. LeRF − MoRF as symmetric relevance gain: Blücher et al., arXiv 2401.06654.
+
+    Example:
+        >>> dark_or_bright = nn.Sequential(nn.Flatten(), nn.Linear(16, 2, bias=False))
+        >>> with torch.no_grad():
+        ...     _ = dark_or_bright[1].weight.copy_(torch.tensor([[-1.0], [1.0]]).expand(2, 16))
+        >>> image = torch.zeros(1, 1, 4, 4)
+        >>> image[..., :2, :2] = 1  # one bright patch of four
+        >>> heatmap = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
+        >>> result = faithfulness_curves(dark_or_bright, image, heatmap, torch.tensor([1]), steps=4)
+        >>> result.shares, result.srg > 0
+        (tensor([0.0000, 0.2500, 0.5000, 0.7500, 1.0000]), tensor([True]))
+    """
+    _check(images, heatmap, target, steps, replacement, batch)
+    count, patches = len(images), heatmap[0].numel()
+    replaced = [(2 * step * patches + steps) // (2 * steps) for step in range(steps + 1)]  # halves rounded up
+    inner = replaced[1:-1]
+    # Variants of an image: from which place in the ranking on, and up to which, patches are replaced.
+    begin = torch.tensor([0, 0, *(0 for _ in inner), *(patches - number for number in inner)], device=images.device)
+    end = torch.tensor([0, patches, *inner, *(patches for _ in inner)], device=images.device)
+
+    found = torch.empty(count * len(begin), device=images.device)
+    with torch.inference_mode(mode=False), torch.no_grad(), held_still(model):
+        place = _place_of_pixels(heatmap.to(images.device), images.shape[-2:])  # (B, 1, H, W)
+        instead = replaced_everywhere(images, replacement, heatmap.shape[-2:])
+        classes = target.to(images.device)
+        for start in range(0, len(found), batch):
+            rows = torch.arange(start, min(start + batch, len(found)), device=images.device)
+            image, variant = rows // len(begin), rows % len(begin)
+            places = place[image]
+            gone = (places >= begin[variant, None, None, None]) & (places < end[variant, None, None, None])
+            shown = torch.where(gone, instead[image], images[image])  # (R, C, H, W)
+            found[start : start + batch] = _probability((forward or model)(shown), classes[image])
+    found = found.view(count, len(begin))
+    broken = ~heatmap.flatten(1).isfinite().all(dim=1).to(images.device)
+    found = found.masked_fill(broken[:, None], torch.nan)
+    whole, none, first, last = found.split([1, 1, len(inner), len(inner)], dim=1)
+    return Faithfulness(
+        shares=torch.tensor(replaced, dtype=torch.float32, device=images.device) / patches,
+        morf=torch.cat([whole, first, none], dim=1),
+        lerf=torch.cat([whole, last, none], dim=1),
+    )
+
+
+def area_under_curve(curve: Tensor, shares: Tensor) -> Tensor:
+    """Area under a curve over the share of replaced patches, by the trapezoidal rule.
+
+    Args:
+        curve: (…, S + 1).
+        shares: (S + 1,) rising from 0 to 1.
+
+    Returns:
+        (…).
+
+    Example:
+        >>> area_under_curve(torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([0.0, 0.5, 1.0]))
+        tensor([0.2500])
+    """
+    return torch.trapezoid(curve, shares, dim=-1)
+
+
+def replaced_everywhere(images: Tensor, replacement: Replacement, grid: tuple[int, int] | torch.Size) -> Tensor:
+    """What stands in for patches, see :func:`faithfulness_curves`.
+
+    Args:
+        images: (B, C, H, W).
+        replacement: ``mean`` or ``blur``.
+        grid: h and w of the map.
+
+    Returns:
+        (B, C, H, W), or (B, C, 1, 1) for ``mean``, in the type of the images.
+    """
+    wide = images if images.dtype == torch.float64 else images.float()
+    if replacement == "mean":
+        return wide.mean(dim=(-2, -1), keepdim=True).to(images.dtype)
+    down, across = (
+        _gaussian(size, size / cells, wide) for size, cells in zip(images.shape[-2:], grid, strict=True)
+    )  # (H, H) and (W, W)
+    blurred: Tensor = down @ wide @ across.mT
+    return blurred.to(images.dtype)
+
+
+def _gaussian(size: int, sigma: float, like: Tensor) -> Tensor:
+    """Weights of the pixels of a line in each pixel of the blurred line: (size, size), rows sum to 1."""
+    pixels = torch.arange(size, dtype=like.dtype, device=like.device)
+    weights = (-0.5 * ((pixels[:, None] - pixels) / sigma).square()).exp()
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _place_of_pixels(heatmap: Tensor, size: torch.Size) -> Tensor:
+    """Place in the ranking of the patch that each pixel belongs to: (B, 1, H, W) int32, 0 for the most relevant."""
+    (height, width), (rows, columns) = size, heatmap.shape[-2:]
+    flat = heatmap.flatten(1).nan_to_num()
+    order = flat.argsort(dim=1, descending=True, stable=True)
+    number = torch.arange(flat.shape[1], dtype=torch.int32, device=heatmap.device).expand_as(order)
+    place = torch.empty_like(number).scatter_(1, order, number).view_as(heatmap)
+    # The patch in which the centre of a pixel lies, in whole numbers: (i + ½) h / H.
+    row, column = (
+        (2 * torch.arange(pixels, device=heatmap.device) + 1) * cells // (2 * pixels)
+        for pixels, cells in ((height, rows), (width, columns))
+    )
+    return place[:, row[:, None], column][:, None]
+
+
+def _probability(output: Any, target: Tensor) -> Tensor:
+    """(R,) float32 of the target class."""
+    logits = find_logits(output)
+    if logits is None or logits.dim() not in (1, 2) or len(logits) != len(target):
+        got = f"shape {tuple(logits.shape)}" if logits is not None else type(output).__name__
+        raise ValueError(
+            f"model: its output ({got}) is not one row of logits an image, ({len(target)}, classes); give a part that "
+            "ends in a classifier"
+        )
+    logits = logits.reshape(len(target), -1).float()
+    classes = logits.shape[1]
+    if not bool(((target >= 0) & (target < classes)).all()):
+        raise ValueError(
+            f"target: got classes from {int(target.min())} to {int(target.max())}; the model's classes are 0 to "
+            f"{classes - 1}"
+        )
+    if classes == 1:
+        return logits[:, 0].sigmoid()
+    return logits.softmax(dim=1).gather(1, target[:, None].long())[:, 0]
+
+
+def _check(images: Tensor, heatmap: Tensor, target: Tensor, steps: int, replacement: str, batch: int) -> None:
+    if images.dim() != 4 or not images.is_floating_point() or 0 in images.shape[1:]:
+        raise ValueError(f"images: got {images.dtype} {tuple(images.shape)}; expected floats (B, C, H, W)")
+    if heatmap.dim() != 3 or len(heatmap) != len(images) or 0 in heatmap.shape[1:] or not heatmap.is_floating_point():
+        raise ValueError(
+            f"heatmap: got {heatmap.dtype} {tuple(heatmap.shape)}; expected floats ({len(images)}, h, w), one map an "
+            "image; of several panels give one"
+        )
+    if heatmap.shape[-2] > images.shape[-2] or heatmap.shape[-1] > images.shape[-1]:
+        raise ValueError(
+            f"heatmap: got {tuple(heatmap.shape[-2:])} patches of {tuple(images.shape[-2:])} pixels; expected one "
+            "pixel or more a patch"
+        )
+    whole = not target.is_floating_point() and not target.is_complex() and target.dtype != torch.bool
+    if target.shape != (len(images),) or not whole:
+        raise ValueError(
+            f"target: got {target.dtype} {tuple(target.shape)}; expected ({len(images)},) ints, one class an image"
+        )
+    for name, value in (("steps", steps), ("batch", batch)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}: got {value!r}; expected a positive int")
+    if replacement not in REPLACEMENTS:
+        raise ValueError(f"replacement: got {replacement!r}; expected one of {', '.join(REPLACEMENTS)}")
