@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -26,10 +26,12 @@ class AttentionCall(ABC):
     Attributes:
         name: the model's own name for the place, such as ``blocks.3.attn``.
         tensor: the tensor of the autograd graph whose gradient :meth:`attention_gradient` needs.
+        token_norms: (B, N) lengths of the tokens that enter the last normalisation before the call; None without one.
     """
 
     name: str
     tensor: Tensor
+    token_norms: Tensor | None = field(default=None, init=False)
 
     @property
     @abstractmethod

@@ -92,6 +92,7 @@ class AttentionTap(TorchFunctionMode):
         self._rules = rules
         self._score_offsets = score_offsets
         self._normalised: Tensor | None = None
+        self._entering_norm: Tensor | None = None
         self._norms_before: list[tuple[Tensor, Tensor]] = []  # inputs and outputs, before the first attention call
         self._softmaxes: list[_PendingSoftmax] = []  # probabilities, if a matrix product with values follows
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -130,7 +131,7 @@ class AttentionTap(TorchFunctionMode):
         self.on_gradient = None
         self._norms_before.clear()
         self._softmaxes.clear()
-        self.embedding = self.patch_anchor = self.last_normalised = self._normalised = None
+        self.embedding = self.patch_anchor = self.last_normalised = self._normalised = self._entering_norm = None
 
     @property
     def unread_softmaxes(self) -> tuple[str, ...]:
@@ -257,7 +258,7 @@ class AttentionTap(TorchFunctionMode):
             input.requires_grad_()
         output: Tensor = self._under_rules(func)(input, *args, **kwargs)
         if of_tokens:
-            self._normalised = output
+            self._normalised, self._entering_norm = output, input
             if not self.calls:
                 self._norms_before.append((input, output))
         return output
@@ -291,6 +292,11 @@ class AttentionTap(TorchFunctionMode):
             self._hooks.append(call.tensor.register_hook(self._deliver(call)))
         if call.is_self_attention:
             self.last_normalised = self._normalised
+        if self._entering_norm is not None:
+            tokens = self._entering_norm.detach()
+            call.token_norms = torch.linalg.vector_norm(
+                tokens, dim=-1, dtype=torch.promote_types(tokens.dtype, torch.float32)
+            )
         self.calls.append(call)
 
     def _deliver(self, call: AttentionCall) -> Callable[[Tensor], None]:

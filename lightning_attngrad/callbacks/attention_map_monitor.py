@@ -9,11 +9,13 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from lightning_attngrad.callbacks.frozen_maps import FrozenMaps, Maps
 from lightning_attngrad.callbacks.look import Findings, Probe
 from lightning_attngrad.callbacks.probe_monitor import ProbeMonitor
-from lightning_attngrad.explain import CORRECTIONS, DEFAULT_METHOD, METHODS, OBJECTIVES, Explanation, explain
+from lightning_attngrad.explain import DEFAULT_METHOD
 from lightning_attngrad.explain.corrections import CorrectionName
 from lightning_attngrad.metrics.functional import (
+    HeadStatistics,
     head_statistics,
     map_statistics,
     times_uniform_share,
@@ -29,8 +31,6 @@ from lightning_attngrad.reporting.figures import (
 
 #: Images in the figures that show several maps of each.
 _STRIPS = 4
-#: Images that go through the model at once.
-_BATCH = 16
 
 
 class AttentionMapMonitor(ProbeMonitor):
@@ -42,8 +42,8 @@ class AttentionMapMonitor(ProbeMonitor):
     - ``attngrad/maps/layers``: what each layer adds to the map (for methods that have such parts);
     - ``attngrad/maps/classes``: the most probable classes side by side on one scale;
     - ``attngrad/maps/film``: one image through training, the starting weights first;
-    - scalars ``attngrad/maps/entropy``, ``border_mass``, ``top_decile_mass`` (means over the images; one
-      whose map is zero everywhere counts in none),
+    - scalars ``attngrad/maps/entropy``, ``border_mass``, ``corner_mass``, ``top_decile_mass`` (means over the
+      images; one whose map is zero everywhere counts in none),
       ``head_entropy/<layer>`` and ``head_distance/<layer>`` (means over heads and images), and ``seconds``.
 
     The map of an image is that of its true class, or, where the data has none, of the class predicted at the first
@@ -54,6 +54,8 @@ class AttentionMapMonitor(ProbeMonitor):
         num_images: how many validation images are looked at.
         every_n_epochs: look in every n-th epoch's validation; 1 where neither this nor ``every_n_steps`` is given.
         every_n_steps: look after every n-th optimizer step instead.
+        max_overhead: share of the fit's time that this monitor may take, such as 0.05: it passes over looks that are
+            due rather than take more, and never looks less closely. None is no limit.
         method: any that :func:`lightning_attngrad.explain` knows.
         objective: ``logit``, ``margin``, or a function from the model's output to one number an image: for regression,
             and for backbones without a classifier, such as ``lambda embedding: embedding.norm(dim=1)``.
@@ -81,12 +83,15 @@ class AttentionMapMonitor(ProbeMonitor):
         >>> # trainer = L.Trainer(callbacks=[monitor])
     """
 
+    rows_at_once = 4  # half of the default images: two processes take half of the time
+
     def __init__(
         self,
         *,
         num_images: int = 8,
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
+        max_overhead: float | None = None,
         method: str = DEFAULT_METHOD,
         objective: Literal["logit", "margin"] | Callable[[Any], Tensor] = "logit",
         correction: CorrectionName = "positive",
@@ -109,6 +114,7 @@ class AttentionMapMonitor(ProbeMonitor):
             num_images=num_images,
             every_n_epochs=every_n_epochs,
             every_n_steps=every_n_steps,
+            max_overhead=max_overhead,
             class_names=class_names,
             image_key=image_key,
             target_key=target_key,
@@ -120,54 +126,38 @@ class AttentionMapMonitor(ProbeMonitor):
             seed=seed,
             on_error=on_error,
         )
-        for argument, value, known in (
-            ("method", method, METHODS),
-            ("objective", "logit" if callable(objective) else objective, OBJECTIVES),
-            ("correction", correction, CORRECTIONS),
-        ):
-            if not isinstance(value, str) or value not in known:
-                raise ValueError(f"{argument}: got {value!r}; expected one of {', '.join(known)}")
-        if correction != "positive" and not METHODS[method].takes_corrections:
-            raise ValueError(f"correction: got {correction!r}, and method={method!r} has none to choose")
+        self.maps = FrozenMaps(method, objective, correction)
         if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1:
             raise ValueError(f"top_k: got {top_k!r}; expected a positive int")
         if not isinstance(classes, Sequence) or any(
             isinstance(index, bool) or not isinstance(index, int) or index < 0 for index in classes
         ):
             raise ValueError(f"classes: got {classes!r}; expected a list of class numbers from 0")
-        self.method = method
         self.top_k = top_k
         self.classes = tuple(classes)
-        self._options: dict[str, Any] = {"method": method, "objective": objective}
-        if METHODS[method].takes_corrections:
-            self._options["correction"] = correction
-        signed = correction in ("signed", "transfer") or method in ("conservative", "attn_lrp")
-        self._scale = ColourScale("signed" if signed else "share")
-        self._frozen_target: Tensor | None = None  # (N,)
+        self._scale = ColourScale("signed" if self.maps.signed else "share")
         self._film: list[tuple[str, Tensor, tuple[str, float | None, str | None, float | None]]] = []
 
     def forget(self) -> None:
         """Drop the history of another run."""
         super().forget()
         self._film = []
-        self._frozen_target = None
+        self.maps.forget()
 
     def look(self, probe: Probe, *, remember: bool) -> Findings:
         """Explain the images, and the most probable classes of the first few."""
         explanation = self._explain(probe)
         captions = [self._caption(probe, explanation, index) for index in range(len(explanation.heatmap))]
-        heatmap = explanation.heatmap.cpu()
-        scalars = map_statistics(heatmap) | self._head_scalars(probe)
+        scalars = map_statistics(explanation.heatmap) | _head_scalars(probe)
 
-        shares = times_uniform_share(heatmap)
+        shares = times_uniform_share(explanation.heatmap)
         film = [*self._film, (probe.label, shares[0].clone(), _plain(captions[0]))]
-        layers = None if explanation.layers is None else explanation.layers[:_STRIPS].cpu()
         # A model of one output, and an objective that knows no class, have nothing to put beside each other.
         has_classes = explanation.target is not None and explanation.logits.shape[1] > 1
         beside = self._explain_classes(probe, explanation.logits[:_STRIPS]) if has_classes else None
 
         def draw() -> dict[str, Figure]:
-            method = self.method.replace("_", " ")
+            method = self.maps.method.replace("_", " ")
             figures = {
                 "overlay": map_grid(
                     probe.pixels,
@@ -195,10 +185,10 @@ class AttentionMapMonitor(ProbeMonitor):
                     title=f"What it reads as each class · {probe.label}",
                     scale=self._scale,
                 )
-            if layers is not None:
+            if explanation.layers is not None:
                 figures["layers"] = layer_strip(
                     probe.pixels[:_STRIPS],
-                    times_uniform_share(layers),
+                    times_uniform_share(explanation.layers),
                     explanation.layer_names,
                     title=f"What each layer adds · {probe.label}",
                     scale=self._scale,
@@ -209,33 +199,9 @@ class AttentionMapMonitor(ProbeMonitor):
             self._film = film
         return Findings(scalars, draw)
 
-    def _explain(self, probe: Probe) -> Explanation:
+    def _explain(self, probe: Probe) -> Maps:
         """The maps of the frozen classes."""
-        if callable(self._options["objective"]):
-            return self._explained(probe, None)
-        if self._frozen_target is None:
-            self._frozen_target = self._choose_target(probe)
-        return self._explained(probe, self._frozen_target)
-
-    def _explained(self, probe: Probe, target: Tensor | None) -> Explanation:
-        """All images, in batches."""
-        images = probe.images.split(_BATCH)
-        targets = [None] * len(images) if target is None else target.to(probe.images.device).split(_BATCH)
-        return _joined(
-            [
-                explain(probe.model, some, classes, forward=probe.forward, **self._options)
-                for some, classes in zip(images, targets, strict=True)
-            ]
-        )
-
-    def _choose_target(self, probe: Probe) -> Tensor:
-        """True classes, else those predicted now: frozen, since maps of different classes do not compare."""
-        first = self._explained(probe, None)
-        predicted = torch.as_tensor(first.target).cpu()
-        if probe.targets is None:
-            return predicted
-        known = (probe.targets >= 0) & (probe.targets < first.logits.shape[1])
-        return torch.where(known, probe.targets, predicted)
+        return self.maps.explain(probe, layers_of=_STRIPS)
 
     def _explain_classes(self, probe: Probe, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The most probable classes and those asked for, (n, K), their probabilities, and their maps (n, K, h, w)."""
@@ -243,22 +209,11 @@ class AttentionMapMonitor(ProbeMonitor):
         if any(index >= number for index in self.classes):
             raise ValueError(f"classes: got {self.classes}; the model's classes are 0 to {number - 1}")
         top = logits.topk(min(self.top_k, number), dim=1).indices
-        named = torch.tensor(self.classes, dtype=torch.long, device=logits.device)
-        classes = torch.cat([top, named.expand(len(top), -1)], dim=1)
-        maps = explain(probe.model, probe.images[: len(classes)], classes, forward=probe.forward, **self._options)
-        return classes.cpu(), logits.softmax(dim=1).gather(1, classes).cpu(), maps.heatmap.cpu()
+        classes = torch.cat([top, torch.tensor(self.classes, dtype=torch.long).expand(len(top), -1)], dim=1)
+        return classes, logits.softmax(dim=1).gather(1, classes), self.maps.of_classes(probe, classes)
 
-    def _head_scalars(self, probe: Probe) -> dict[str, float]:
-        statistics = head_statistics(probe.model, probe.images[:_BATCH], forward=probe.forward)
-        entropy, distance = (values.mean(dim=(0, 2)).tolist() for values in (statistics.entropy, statistics.distance))
-        return {
-            f"{kind}/{layer}": value
-            for kind, values in (("head_entropy", entropy), ("head_distance", distance))
-            for layer, value in zip(statistics.layer_names, values, strict=True)
-        }
-
-    def _caption(self, probe: Probe, explanation: Explanation, index: int) -> Caption:
-        logits = explanation.logits[index].cpu()
+    def _caption(self, probe: Probe, explanation: Maps, index: int) -> Caption:
+        logits = explanation.logits[index]
         if explanation.target is None or len(logits) == 1:  # no class is predicted
             return Caption(predicted=f"output {float(explanation.value[index]):.3g}", probability=None)
         probabilities = logits.softmax(dim=0)
@@ -274,33 +229,31 @@ class AttentionMapMonitor(ProbeMonitor):
     def state_dict(self) -> dict[str, Any]:
         """The film strip so far, and the frozen classes, beside what every monitor keeps."""
         film = [{"label": label, "map": frame, "caption": list(caption)} for label, frame, caption in self._film]
-        return {**super().state_dict(), "film": film, "target": self._frozen_target}
+        return {**super().state_dict(), "film": film, "target": self.maps.target}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The film strip goes on where it was."""
         super().load_state_dict(state_dict)
         self._film = [(frame["label"], frame["map"], tuple(frame["caption"])) for frame in state_dict["film"]]
-        self._frozen_target = state_dict["target"]
+        self.maps.target = state_dict["target"]
 
 
-def _joined(parts: list[Explanation]) -> Explanation:
-    """Explanations of parts of a batch as one; only what the monitor reads."""
-    if len(parts) == 1:
-        return parts[0]
-    first = parts[0]
-    return Explanation(
-        heatmap=torch.cat([part.heatmap for part in parts]),
-        logits=torch.cat([part.logits for part in parts]),
-        target=None if first.target is None else torch.cat([torch.as_tensor(part.target) for part in parts]),
-        value=torch.cat([part.value for part in parts]),
-        token_scores=torch.cat([part.token_scores for part in parts]),
-        layers=None if first.layers is None else torch.cat([torch.as_tensor(part.layers) for part in parts]),
-        layer_names=first.layer_names,
-        panels=None,
-        completeness_error=None,
-        zero_gradient=torch.cat([part.zero_gradient for part in parts]),
-        method=first.method,
-    )
+def _head_scalars(probe: Probe) -> dict[str, float]:
+    """Entropy and distance of each layer, means over heads and images."""
+
+    def work(rows: Tensor) -> HeadStatistics:
+        return head_statistics(probe.model, probe.images[rows.to(probe.images.device)], forward=probe.forward)
+
+    parts = probe.each(len(probe.images), work)
+    return {
+        f"head_{kind}/{layer}": value
+        for kind in ("entropy", "distance")
+        for layer, value in zip(
+            parts[0].layer_names,
+            torch.cat([getattr(part, kind).cpu() for part in parts]).mean(dim=(0, 2)).tolist(),
+            strict=True,
+        )
+    }
 
 
 def _plain(caption: Caption) -> tuple[str, float | None, str | None, float | None]:

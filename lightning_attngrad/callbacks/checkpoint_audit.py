@@ -36,7 +36,6 @@ from lightning_attngrad.reporting.files import remove_from
 from lightning_attngrad.reporting.loggers import scalar_step
 
 _SHOWN = 6  # rows that are drawn
-_AT_ONCE = 8  # images whose maps are computed at once
 
 
 class CheckpointAudit(ImageProbe):
@@ -390,15 +389,13 @@ class CheckpointAudit(ImageProbe):
 
 def _map_figures(probe: Probe, own: Tensor) -> dict[str, float]:
     """Statistics of the maps of the images' own classes; none for a model whose attention cannot be read."""
-    starts = range(0, len(probe.images), _AT_ONCE)
 
-    def work(part: int) -> Tensor:
-        some = slice(starts[part], starts[part] + _AT_ONCE)
-        images = probe.images[some]
-        return explain(probe.model, images, own[some].to(images.device), forward=probe.forward).heatmap.cpu()
+    def work(rows: Tensor) -> Tensor:
+        images = probe.images[rows.to(probe.images.device)]
+        return explain(probe.model, images, own[rows].to(images.device), forward=probe.forward).heatmap.cpu()
 
     try:
-        return map_statistics(torch.cat(probe.processes.each(len(starts), work)))
+        return map_statistics(torch.cat(probe.each(len(probe.images), work)))
     except UnsupportedModelError:
         return {}
 

@@ -10,12 +10,13 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 from torch import Tensor, nn
 
-from lightning_attngrad.callbacks.look import Findings, Probe, shown_pixels
+from lightning_attngrad.callbacks.look import ROWS_AT_ONCE, Findings, Probe, shown_pixels
 from lightning_attngrad.callbacks.monitor import Monitor
 from lightning_attngrad.callbacks.timetable import is_fitting
 from lightning_attngrad.probe import (
     ProbeSet,
     Processes,
+    RowSharing,
     check_class_names,
     check_normalisation,
     find_class_names,
@@ -35,6 +36,9 @@ class ImageProbe(Monitor, ABC):
     Images, numbers and figures belong to one run: another Trainer's fit starts anew, while a fit that goes on from a
     checkpoint, or with the same Trainer, and a validation or test after it, keep them.
     """
+
+    #: Images that go through the model at once, unless they do not fit into memory.
+    rows_at_once = ROWS_AT_ONCE
 
     def __init__(
         self,
@@ -81,6 +85,7 @@ class ImageProbe(Monitor, ABC):
         self._normalisation = check_normalisation(mean, std)
         self._model_path = model
         self._seed = seed
+        self._sharing = RowSharing(self.rows_at_once)
         self._model: nn.Module | None = None
         self._streaming = False  # the images are gathered as validation goes by
         self._hash: str | None = None  # of the images that the history is of
@@ -223,6 +228,7 @@ class ImageProbe(Monitor, ABC):
             model_path=self._model_path,
             precision=str(trainer.precision),
             processes=Processes.of(trainer),
+            sharing=self._sharing,
         )
 
     def _looked(self, trainer: pl.Trainer) -> None:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from lightning_attngrad.probe import Normalisation, Processes
+from lightning_attngrad.probe import Normalisation, Processes, RowSharing
+
+T = TypeVar("T")
+
+#: Images that go through the model at once, unless they do not fit into memory: few, so that processes can share them.
+ROWS_AT_ONCE = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +31,7 @@ class Probe:
         label: when this is: ``start``, ``epoch 3`` or ``step 200``.
         normalisation: how the images were normalised, where the user or a transform says so; no guess.
         processes: of the run, all of which look at the same moment.
+        sharing: how many rows of work one of them does at once.
         model_path: of ``model`` in the LightningModule; None is the module itself.
         precision: of the run.
     """
@@ -41,6 +47,11 @@ class Probe:
     processes: Processes = field(default_factory=Processes)
     model_path: str | None = None
     precision: str = "32-true"
+    sharing: RowSharing = field(default_factory=lambda: RowSharing(ROWS_AT_ONCE))
+
+    def each(self, rows: int, work: Callable[[Tensor], T], *, at_most: int | None = None) -> list[T]:
+        """Let the processes share the work of some rows; a collective operation: see :meth:`RowSharing.each`."""
+        return self.sharing.each(self.processes, rows, work, at_most=at_most)
 
     def class_name(self, index: int) -> str:
         """The name of a class, or its number."""

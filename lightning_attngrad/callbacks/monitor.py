@@ -37,6 +37,7 @@ class Monitor(pl.Callback):
 
     Attributes:
         scalars: the last values, by name without what stands in front.
+        spent: seconds that the monitor has taken since the fit began.
     """
 
     def __init__(self, name: str, on_error: Literal["log", "raise"]) -> None:
@@ -57,6 +58,7 @@ class Monitor(pl.Callback):
         self._could_draw = True
         self._pending: Findings | None = None  # looked at, and not yet logged
         self._seconds = 0.0  # spent, and not yet logged
+        self.spent = 0.0
 
     @property
     def state_key(self) -> str:
@@ -73,7 +75,7 @@ class Monitor(pl.Callback):
 
     def _values(self, trainer: pl.Trainer) -> dict[str, Tensor]:
         """The scalars to be logged: the same keys on every process, so that EarlyStopping decides alike on all."""
-        self.scalars["seconds"], self._seconds = self._seconds, 0.0
+        self.scalars |= self._costs()
         self._agree(trainer)
         scalars = self.scalars
         if self._resting:
@@ -81,12 +83,17 @@ class Monitor(pl.Callback):
             scalars = {name: self.scalars.get(name, math.nan) for name in self._awaited(trainer)}
         return {self._key(name): torch.tensor(value, dtype=torch.float32) for name, value in scalars.items()}
 
+    def _costs(self) -> dict[str, float]:
+        """What the monitor took since it was last asked."""
+        seconds, self._seconds = self._seconds, 0.0
+        return {"seconds": seconds}
+
     def _write_now(self, trainer: pl.Trainer) -> None:
         """Straight to the loggers: for moments at which nothing reaches them through ``log``."""
         if self._pending is None:
             return
         self._log_figures(trainer)
-        self.scalars["seconds"], self._seconds = self._seconds, 0.0
+        self.scalars |= self._costs()
         if trainer.is_global_zero:
             for logger in trainer.loggers:
                 logger.log_metrics(self._keyed(self.scalars), step=scalar_step(trainer))
@@ -119,7 +126,9 @@ class Monitor(pl.Callback):
         try:
             yield
         finally:
-            self._seconds += time.perf_counter() - began
+            took = time.perf_counter() - began
+            self._seconds += took
+            self.spent += took
 
     @contextmanager
     def _guarded(self, trainer: pl.Trainer, what: str) -> Iterator[None]:

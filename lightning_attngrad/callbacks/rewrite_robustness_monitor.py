@@ -60,6 +60,8 @@ class RewriteRobustnessMonitor(ProbeMonitor):
         num_images: how many validation images are rewritten.
         every_n_epochs: look in every n-th epoch's validation; 1 where neither this nor ``every_n_steps`` is given.
         every_n_steps: look after every n-th optimizer step instead.
+        max_overhead: share of the fit's time that this monitor may take, such as 0.05: it passes over looks that are
+            due rather than take more, and never looks less closely. None is no limit.
         norm: ``linf`` (the largest change of a pixel), ``l2``, or ``l0_patches`` (the share of the patches, from the
             top of a gradient-guided map).
         steps: gradients an image; at least 16 for numbers that order checkpoints.
@@ -98,6 +100,7 @@ class RewriteRobustnessMonitor(ProbeMonitor):
         num_images: int = 16,
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
+        max_overhead: float | None = None,
         norm: Literal["linf", "l2", "l0_patches"] = "linf",
         steps: int = 16,
         target: Literal["random", "runner_up", "least_likely", "all"] | int = "random",
@@ -122,6 +125,7 @@ class RewriteRobustnessMonitor(ProbeMonitor):
             num_images=num_images,
             every_n_epochs=every_n_epochs,
             every_n_steps=every_n_steps,
+            max_overhead=max_overhead,
             class_names=class_names,
             image_key=image_key,
             target_key=target_key,

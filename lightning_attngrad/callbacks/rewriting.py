@@ -39,8 +39,6 @@ from lightning_attngrad.rewrite import (
 
 _log = logging.getLogger("lightning_attngrad")
 
-#: Rows that go through the model at once: the same however many processes share them, so that numbers are too.
-_ROWS_AT_ONCE = 8
 #: Radii at which success is reported, and between which the area under it is taken.
 RADII: dict[str, tuple[float, ...]] = {
     "linf": tuple(level / 255 for level in (1, 2, 4, 8, 16)),
@@ -113,13 +111,12 @@ class FrozenTargets:
     @classmethod
     def choose(cls, probe: Probe, target: str | int, seed: int) -> FrozenTargets:
         """From a look of the model at the images, for what the data do not tell; a collective operation."""
-        parts = probe.images.split(_ROWS_AT_ONCE)
 
-        def work(part: int) -> Tensor:
+        def work(rows: Tensor) -> Tensor:
             with torch.no_grad(), held_still(probe.model):  # a compiled model would compile for so many images
-                return _logits(probe.forward(parts[part])).float().cpu()
+                return _logits(probe.forward(probe.images[rows.to(probe.images.device)])).float().cpu()
 
-        logits = torch.cat(probe.processes.each(len(parts), work))
+        logits = torch.cat(probe.each(len(probe.images), work))
         classes = logits.shape[1]
         if classes < 2:
             raise ValueError(
@@ -252,8 +249,7 @@ def rewrite_probe(
     known = require_normalisation(probe.model, probe.images, probe.normalisation)
     index, targets = frozen.pairs()
 
-    def work(part: int) -> tuple[RewrittenRows, list[ShownRow]]:
-        rows = torch.arange(len(targets))[part * _ROWS_AT_ONCE : (part + 1) * _ROWS_AT_ONCE]
+    def work(rows: Tensor) -> tuple[RewrittenRows, list[ShownRow]]:
         images = probe.images[index[rows].to(probe.images.device)]
         try:
             result = rewrite(
@@ -279,7 +275,7 @@ def rewrite_probe(
         found = _found(result, survives, maps, index[rows], frozen.own[index[rows]])
         return found, [_shown(result, maps, place, int(row)) for place, row in enumerate(rows) if row < shown]
 
-    parts = probe.processes.each(-(-len(targets) // _ROWS_AT_ONCE), work)
+    parts = probe.each(len(targets), work)
     joined = {
         field.name: torch.cat([getattr(rows, field.name) for rows, _ in parts]) for field in fields(RewrittenRows)
     }

@@ -42,6 +42,12 @@ class Timetable:
         due = any(self.cadence.due_at_epoch(passed) for passed in range(self._seen_epoch + 1, epoch + 1))
         return due or self.cadence.due_at_epoch(epoch, is_last=epoch + 1 == trainer.max_epochs)
 
+    @staticmethod
+    def is_last_validation(trainer: pl.Trainer) -> bool:
+        """Whether the fit, as far as can be known, ends with the validation that now runs."""
+        ends_epoch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        return bool(ends_epoch) and trainer.current_epoch + 1 == trainer.max_epochs
+
     def end_validation(self, trainer: pl.Trainer) -> None:
         """Its epochs have been dealt with."""
         self._seen_epoch = trainer.current_epoch

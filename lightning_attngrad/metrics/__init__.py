@@ -4,6 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lightning_attngrad.metrics.drift import MapDrift
+    from lightning_attngrad.metrics.faithfulness import Deletion, Insertion, SymmetricRelevanceGain
+    from lightning_attngrad.metrics.heads import AttentionHeadStatistics
+    from lightning_attngrad.metrics.localisation import EnergyInMask, MaskAveragePrecision, PointingGame
+    from lightning_attngrad.metrics.maps import MapStatistics
     from lightning_attngrad.metrics.rewrite import (
         AreaUnderSuccess,
         EightBitSurvival,
@@ -14,19 +19,48 @@ if TYPE_CHECKING:
         RewriteSuccess,
         RobustAccuracy,
     )
+    from lightning_attngrad.metrics.sensitivity import ClassSensitivity, SanityCheck, TwoObjectShare
     from lightning_attngrad.metrics.similarity import MapShift
 
 __all__ = [
     "AreaUnderSuccess",
+    "AttentionHeadStatistics",
+    "ClassSensitivity",
+    "Deletion",
     "EightBitSurvival",
+    "EnergyInMask",
+    "Insertion",
+    "MapDrift",
     "MapShift",
+    "MapStatistics",
+    "MaskAveragePrecision",
     "PairedLogRatio",
+    "PointingGame",
     "RewriteDistance",
     "RewriteMatrix",
     "RewriteQuality",
     "RewriteSuccess",
     "RobustAccuracy",
+    "SanityCheck",
+    "SymmetricRelevanceGain",
+    "TwoObjectShare",
 ]
+#: Where the names are that are not in `rewrite`.
+_MODULES = {
+    "AttentionHeadStatistics": "heads",
+    "ClassSensitivity": "sensitivity",
+    "Deletion": "faithfulness",
+    "EnergyInMask": "localisation",
+    "Insertion": "faithfulness",
+    "MapDrift": "drift",
+    "MapShift": "similarity",
+    "MapStatistics": "maps",
+    "MaskAveragePrecision": "localisation",
+    "PointingGame": "localisation",
+    "SanityCheck": "sensitivity",
+    "SymmetricRelevanceGain": "faithfulness",
+    "TwoObjectShare": "sensitivity",
+}
 
 
 def __dir__() -> list[str]:
@@ -37,6 +71,5 @@ def __dir__() -> list[str]:
 def __getattr__(name: str) -> object:
     """Classes are loaded when they are asked for: the functions need torch alone, and torchmetrics takes seconds."""
     if name in __all__:
-        module = "similarity" if name == "MapShift" else "rewrite"
-        return getattr(import_module(f"{__name__}.{module}"), name)
+        return getattr(import_module(f"{__name__}.{_MODULES.get(name, 'rewrite')}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

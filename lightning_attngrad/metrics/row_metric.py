@@ -37,9 +37,41 @@ class RowMetric(Metric):
         """What is drawn of a result: a number, or numbers with the names that stand in the legend."""
         return result
 
+    def _empty_axis(self, ax: Any, xlabel: str, ylabel: str) -> tuple[Any, Any]:
+        """The axis that was given and no figure, or a new figure and its axis, by torchmetrics' own choice of both."""
+        nothing = torch.zeros(0)
+        figure, ax = plot_curve(
+            (nothing, nothing, nothing), ax=ax, label_names=(xlabel, ylabel), name=type(self).__name__
+        )
+        ax.get_lines()[-1].remove()
+        return figure, ax
+
     def _kept(self, state: list[Tensor] | Tensor) -> Tensor:
         """All rows of a state, (M,): a list before processes are gathered, a tensor afterwards."""
         return dim_zero_cat(state) if len(state) else torch.zeros(0, dtype=self.dtype, device=self.device)
+
+
+class MeanOverImages(RowMetric):
+    """The mean of one number an image; images whose number is NaN are left out, and without one left it is NaN.
+
+    States bear the name of the class: a MetricCollection would let two classes share states that agree by chance.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._total, self._images = (f"{type(self).__name__}_{what}" for what in ("total", "images"))
+        self.add_state(self._total, torch.tensor(0.0, dtype=self.dtype), dist_reduce_fx="sum")
+        self.add_state(self._images, torch.tensor(0), dist_reduce_fx="sum")
+
+    def compute(self) -> Tensor:
+        mean: Tensor = getattr(self, self._total) / getattr(self, self._images)
+        return mean
+
+    def _add(self, numbers: Tensor) -> None:
+        """Add images by their numbers, (B,)."""
+        defined = numbers[~numbers.isnan()].to(self.dtype)
+        setattr(self, self._total, getattr(self, self._total) + defined.sum())
+        setattr(self, self._images, getattr(self, self._images) + len(defined))
 
 
 class Share(RowMetric):

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
 from torch import Tensor
 
 from lightning_attngrad.metrics.functional.similarity import map_spearman
-from lightning_attngrad.metrics.row_metric import RowMetric
+from lightning_attngrad.metrics.row_metric import MeanOverImages
 
 
-class MapShift(RowMetric):
+class MapShift(MeanOverImages):
     """How far the explanation moves when the class is rewritten: 1 − rank correlation of the heatmaps, mean of images.
 
     0 where the patches keep their order, 1 where the orders have nothing in common, 2 where the order is reversed:
@@ -24,6 +21,7 @@ class MapShift(RowMetric):
         ValueError: for maps in ``update`` of different shapes.
 
     Example:
+        >>> import torch
         >>> metric = MapShift()
         >>> before = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
         >>> metric.update(before, -before)
@@ -33,20 +31,7 @@ class MapShift(RowMetric):
 
     plot_lower_bound: float = 0.0
     plot_upper_bound: float = 2.0
-    shift: Tensor
-    images: Tensor
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.add_state("shift", torch.tensor(0.0, dtype=self.dtype), dist_reduce_fx="sum")
-        self.add_state("images", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, before: Tensor, after: Tensor) -> None:
         """Add images: heatmaps of the image and of its rewrite, (B, h, w) each."""
-        similarity = map_spearman(before, after)
-        defined = ~similarity.isnan()
-        self.shift += (1 - similarity[defined]).sum()
-        self.images += defined.sum()
-
-    def compute(self) -> Tensor:
-        return self.shift / self.images
+        self._add(1 - map_spearman(before, after))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from lightning_attngrad.probe.cadence import Cadence
 from lightning_attngrad.probe.class_names import check_class_names, find_class_names
+from lightning_attngrad.probe.global_state import seeded_rng
 from lightning_attngrad.probe.isolation import isolated, probe_forward
 from lightning_attngrad.probe.normalisation import Normalisation, check_normalisation, find_normalisation
 from lightning_attngrad.probe.probe_set import ProbeSet
-from lightning_attngrad.probe.processes import Processes
+from lightning_attngrad.probe.processes import PartTooLargeError, Processes
 from lightning_attngrad.probe.resolve import (
     ModelPathError,
     ProbeInputError,
@@ -15,14 +16,17 @@ from lightning_attngrad.probe.resolve import (
     resolve_model,
     split_batch,
 )
+from lightning_attngrad.probe.row_sharing import RowSharing
 
 __all__ = [
     "Cadence",
     "ModelPathError",
     "Normalisation",
+    "PartTooLargeError",
     "ProbeInputError",
     "ProbeSet",
     "Processes",
+    "RowSharing",
     "check_class_names",
     "check_normalisation",
     "find_class_names",
@@ -31,5 +35,6 @@ __all__ = [
     "load_batch_adapter",
     "probe_forward",
     "resolve_model",
+    "seeded_rng",
     "split_batch",
 ]

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import lightning.pytorch as pl
 import torch.distributed
+from lightning.pytorch.utilities.memory import is_oom_error
 from torch import Tensor, nn
 
 T = TypeVar("T")
+
+
+class PartTooLargeError(RuntimeError):
+    """A part of some work does not fit into the memory of a process; raised on all of them alike."""
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What the other processes are told of an error."""
+
+    message: str
+    out_of_memory: bool
+
+    @classmethod
+    def of(cls, error: Exception) -> _Told:
+        # Lightning's rule knows CUDA and the CPU; MPS and XPU say it in their own words.
+        too_large = is_oom_error(error) or isinstance(error, MemoryError) or "out of memory" in str(error)
+        return cls(f"{type(error).__name__}: {error}", too_large)
 
 
 @dataclass(frozen=True)
@@ -94,7 +114,7 @@ class Processes:
             found = work()
         except Exception as raised:
             error = raised
-        _raise_any(error, self.gather(_told(error)))
+        _raise_any(error, self.gather(None if error is None else _Told.of(error)))
         return found
 
     def each(self, parts: int, work: Callable[[int], T]) -> list[T]:
@@ -111,6 +131,7 @@ class Processes:
             What came of each part, on every process alike.
 
         Raises:
+            PartTooLargeError: on every process, if one ran out of memory and none had another error.
             RuntimeError: if another process had an error.
         """
         done: dict[int, T] = {}
@@ -120,23 +141,24 @@ class Processes:
                 found = work(part)
             except Exception as error:  # noqa: PERF203
                 first = first or error
+                if _Told.of(error).out_of_memory:
+                    traceback.clear_frames(error.__traceback__)  # they hold on to what fills the memory
             else:
                 if counts:
                     done[part] = found
-        gathered = self.gather((done, _told(first)))
-        _raise_any(first, [message for _, message in gathered])
+        gathered = self.gather((done, None if first is None else _Told.of(first)))
+        errors = [told for _, told in gathered if told is not None]
+        if errors and all(told.out_of_memory for told in errors):
+            raise PartTooLargeError(errors[0].message)
+        _raise_any(first, errors)
         everything = {part: found for found_there, _ in gathered for part, found in found_there.items()}
         return [everything[part] for part in range(parts)]
 
 
-def _told(error: Exception | None) -> str | None:
-    return None if error is None else f"{type(error).__name__}: {error}"
-
-
-def _raise_any(own: Exception | None, messages: list[str | None]) -> None:
+def _raise_any(own: Exception | None, told: Sequence[_Told | None]) -> None:
     """Raise this process's own error, or else one that tells of another's."""
     if own is not None:
         raise own
-    for message in messages:
-        if message is not None:
-            raise RuntimeError(f"another process had an error: {message}")
+    for one in told:
+        if one is not None:
+            raise RuntimeError(f"another process had an error: {one.message}")

@@ -24,11 +24,14 @@ from lightning_attngrad.callbacks.look import Findings, Probe
 
 CLASSES = ("top left", "top right", "bottom")
 LAYERS = ("net.blocks.0.attn", "net.blocks.1.attn")
+#: What the monitor took: another number in every run.
+COSTS = {"seconds", "overhead"}
 SCALARS = {
+    *COSTS,
     "entropy",
     "border_mass",
+    "corner_mass",
     "top_decile_mass",
-    "seconds",
     *(f"{kind}/{layer}" for kind in ("head_entropy", "head_distance") for layer in LAYERS),
 }
 FIGURES = {"overlay", "layers", "classes", "film"}

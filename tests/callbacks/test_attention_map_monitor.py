@@ -19,6 +19,7 @@ import lightning_attngrad as attngrad
 from lightning_attngrad.explain import METHODS
 from tests.callbacks.small_runs import (
     CLASSES,
+    COSTS,
     FIGURES,
     LAYERS,
     SCALARS,
@@ -96,7 +97,7 @@ def test_scalars_equal_what_explain_gives_on_the_same_weights(written: tuple[Run
         module.load_state_dict(monitor.weights[look])
         expected = _statistics(attngrad.explain(module, probe.images, probe.targets).heatmap)
         expected |= _head_statistics(module, probe.images)
-        assert expected.keys() == SCALARS - {"seconds"}
+        assert expected.keys() == SCALARS - COSTS
         for name, value in expected.items():
             logged = scalar_points(accumulator, f"attngrad/maps/{name}")[look][1]
             assert logged == pytest.approx(value, abs=1e-5), (look, name)
@@ -108,11 +109,13 @@ def _statistics(heatmap: Tensor) -> dict[str, float]:
     patches = shares[0].numel()
     entropy = [-sum(float(p) * math.log(float(p)) for p in share.flatten() if p > 0) for share in shares]
     ring = [float(share.sum() - share[1:-1, 1:-1].sum()) for share in shares]
+    corners = [float(share[::3, ::3].sum()) for share in shares]  # of 4 × 4 patches
     largest = [sum(sorted(share.flatten().tolist())[-math.ceil(patches / 10) :]) for share in shares]
     number = len(shares)
     return {
         "entropy": sum(entropy) / number / math.log(patches),
         "border_mass": sum(ring) / number,
+        "corner_mass": sum(corners) / number,
         "top_decile_mass": sum(largest) / number,
     }
 
@@ -149,7 +152,7 @@ def test_the_numbers_of_the_callback_metrics_are_those_of_the_last_look(
 ) -> None:
     run, monitor, _ = written
     for name, value in monitor.looks[-1][1].scalars.items():
-        if name != "seconds":
+        if name not in COSTS:
             assert float(run.trainer.callback_metrics[f"attngrad/maps/{name}"]) == pytest.approx(value)
 
 
@@ -232,8 +235,8 @@ def test_scale_and_targets_stay_the_same_through_training(monkeypatch: Any) -> N
         bars = [figures[f"attngrad/maps/{name}"].axes[1] for _, figures in drawn]
         assert len({tuple(text.get_text() for text in bar.get_xticklabels()) for bar in bars}) == 1
         assert len({bar.get_xlim() for bar in bars}) == 1
-    assert monitor._frozen_target is not None
-    assert monitor._frozen_target.tolist() == monitor.looks[0][0].targets.tolist()  # type: ignore[union-attr]
+    assert monitor.maps.target is not None
+    assert monitor.maps.target.tolist() == monitor.looks[0][0].targets.tolist()  # type: ignore[union-attr]
 
 
 def test_without_true_classes_the_map_stays_that_of_the_class_first_predicted() -> None:
@@ -257,13 +260,14 @@ def test_without_true_classes_the_map_stays_that_of_the_class_first_predicted() 
 
 
 def test_more_images_than_go_through_at_once_give_the_same_numbers(monkeypatch: Any) -> None:
-    whole, parts = (WatchedMonitor(num_images=9, on_error="raise") for _ in range(2))
-    fit(whole, max_epochs=1)
-    monkeypatch.setattr("lightning_attngrad.callbacks.attention_map_monitor._BATCH", 4)
-    fit(parts, max_epochs=1)
-    one, other = (monitor.looks[-1][1].scalars for monitor in (whole, parts))
-    for name in ("entropy", "border_mass", "top_decile_mass"):
-        assert one[name] == pytest.approx(other[name], abs=1e-5)
+    monitors = []
+    for at_once in (9, 2):
+        monkeypatch.setattr(WatchedMonitor, "rows_at_once", at_once)
+        monitors.append(WatchedMonitor(num_images=9, on_error="raise"))
+        fit(monitors[-1], max_epochs=1)
+    one, other = (monitor.looks[-1][1].scalars for monitor in monitors)
+    assert len(one) > 6
+    assert one == pytest.approx(other, abs=1e-5)
 
 
 @pytest.mark.parametrize("method", list(METHODS))

@@ -547,9 +547,10 @@ def test_a_resumed_run_on_something_else_has_another_hash_and_leaves_the_files_o
     assert before.hash != after.hash
 
 
-def test_checkpoints_of_an_earlier_run_keep_their_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_checkpoints_of_an_earlier_run_keep_their_files(tmp_path: Path, weights_only: bool) -> None:
     """One ModelCheckpoint in two runs, and the sanity check of the second finds the files of the first."""
-    checkpoint = saving(tmp_path, monitor="val_loss")
+    checkpoint = saving(tmp_path, monitor="val_loss", save_weights_only=weights_only)
     fit_and_save(WatchedAudit(), checkpoint, module=bright, max_epochs=1)
     there = (tmp_path / "step=3.audit.json").read_bytes()
     fit_and_save(WatchedAudit(), checkpoint, module=bright, max_epochs=1, num_sanity_val_steps=2)

@@ -352,8 +352,8 @@ def test_a_resumed_run_sees_the_same_images_and_classes(resumed: tuple[WatchedMo
     before, after, _ = resumed
     assert before.probe_set.hash == after.probe_set.hash
     assert torch.equal(before.looks[0][0].images, after.looks[0][0].images)
-    assert before._frozen_target is not None
-    assert torch.equal(before._frozen_target, after._frozen_target)  # type: ignore[arg-type]
+    assert before.maps.target is not None
+    assert torch.equal(before.maps.target, after.maps.target)  # type: ignore[arg-type]
 
 
 def test_the_film_goes_on_where_it_was(resumed: tuple[WatchedMonitor, WatchedMonitor, Any]) -> None:
@@ -399,8 +399,8 @@ def test_a_test_from_a_checkpoint_does_not_use_the_classes_of_other_images(tmp_p
     mine = watched(num_images=2)
     other = loader(Squares(9, seed=9))
     make_trainer(mine).test(Classifier(), other, ckpt_path=tmp_path / "one.ckpt", verbose=False)
-    assert mine._frozen_target is not None
-    assert mine._frozen_target.tolist() == mine.looks[0][0].targets.tolist()  # type: ignore[union-attr]
+    assert mine.maps.target is not None
+    assert mine.maps.target.tolist() == mine.looks[0][0].targets.tolist()  # type: ignore[union-attr]
 
 
 def test_a_resumed_stream_keeps_its_images(tmp_path: Any) -> None:

@@ -20,6 +20,7 @@ from lightning_attngrad.callbacks.look import Findings, Probe
 from lightning_attngrad.metrics.functional import paired_log_ratio
 from tests.callbacks.rewriting_runs import PIXELS, Bright, WatchedRewriting, bright, fit_and_save, saving
 from tests.callbacks.small_runs import (
+    COSTS,
     Classifier,
     Squares,
     Stream,
@@ -37,7 +38,8 @@ from tests.callbacks.small_runs import (
 
 LEVELS = ("1_255", "2_255", "4_255", "8_255", "16_255")
 SCALARS = {
-    *("median_linf", "q25_linf", "q75_linf", "area", "psnr", "ssim", "survives_8_bit", "map_shift", "seconds"),
+    *("median_linf", "q25_linf", "q75_linf", "area", "psnr", "ssim", "survives_8_bit", "map_shift"),
+    *COSTS,
     *(f"{kind}/{level}" for kind in ("success", "robust_accuracy") for level in LEVELS),
     *("log_ratio", "log_ratio_low", "log_ratio_high", "short_over_long"),
     *(f"health/{what}" for what in ("zero_gradient", "unconverged", "never_rewritten", "one_step_better")),

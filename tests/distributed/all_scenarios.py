@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from tests.distributed import rewriting_scenarios, scenarios
+from tests.distributed import rewriting_scenarios, scenarios, sharing_scenarios
 
-SCENARIOS = (*scenarios.SCENARIOS, *rewriting_scenarios.SCENARIOS)
+SCENARIOS = (*scenarios.SCENARIOS, *sharing_scenarios.SCENARIOS, *rewriting_scenarios.SCENARIOS)
 
 
 def main(directory: Path) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ import lightning_attngrad as attngrad
 from lightning_attngrad.callbacks import image_probe, rewriting
 from lightning_attngrad.callbacks.look import Findings, Probe
 from tests.distributed.scenarios import dropping, fit_sharded, two_processes
-from tests.integration.harness import BATCH, TRAINING_IMAGES, Pictures, fit, make_trainer, plain
+from tests.integration.harness import BATCH, COSTS, TRAINING_IMAGES, Pictures, fit, make_trainer, plain
 
 MEDIAN = "attngrad/rewrite/median_linf"
 #: Images of the look: with four rows at once three parts, which do not go round among two processes.
@@ -29,6 +28,8 @@ OPTIONS: dict[str, Any] = {"num_images": IMAGES, "steps": 3, "mean": 0.5, "std":
 
 class WatchedRewriting(attngrad.RewriteRobustnessMonitor):
     """The monitor as it is, drawing nothing, which counts what goes through the model in each look."""
+
+    rows_at_once = ROWS_AT_ONCE
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**OPTIONS, "long_every": None, "on_error": "raise", **options})
@@ -45,6 +46,8 @@ class WatchedRewriting(attngrad.RewriteRobustnessMonitor):
 
 class WatchedAudit(attngrad.CheckpointAudit):
     """Likewise the audit."""
+
+    rows_at_once = ROWS_AT_ONCE
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{**OPTIONS, "on_error": "raise", **options})
@@ -63,22 +66,13 @@ def _counting(probe: Probe, sizes: list[int]) -> Probe:
     return Probe(**{**vars(probe), "forward": forward})
 
 
-@contextmanager
-def few_rows_at_once() -> Iterator[None]:
-    before, rewriting._ROWS_AT_ONCE = rewriting._ROWS_AT_ONCE, ROWS_AT_ONCE
-    try:
-        yield
-    finally:
-        rewriting._ROWS_AT_ONCE = before
-
-
 def loaders() -> tuple[Any, Any]:
     train = DataLoader(Pictures(TRAINING_IMAGES, seed=1), batch_size=BATCH, shuffle=True)
     return train, DataLoader(Pictures(12, seed=2), batch_size=BATCH)
 
 
 def numbers(scalars: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in scalars.items() if name != "seconds"}
+    return {name: value for name, value in scalars.items() if name not in COSTS}
 
 
 def seen_by(monitor: WatchedRewriting) -> dict[str, Any]:
@@ -97,8 +91,7 @@ def rewriting_alone(directory: Path) -> dict[str, Any]:
     """Images without known classes, whose own ones the processes have to find alike."""
     without = fit(dropping(), loaders=loaders(), **two_processes())
     module, monitor = dropping(), WatchedRewriting(target="runner_up", batch_adapter=unlabelled, long_every=2)
-    with few_rows_at_once():
-        left = fit(module, [monitor], loaders=loaders(), **two_processes())
+    left = fit(module, [monitor], loaders=loaders(), **two_processes())
     logged = {name: float(value) for name, value in module.trainer.callback_metrics.items()}
     return {
         "without": without,
@@ -118,15 +111,14 @@ def audited(directory: Path) -> dict[str, Any]:
     module, monitor, audit = dropping(), WatchedRewriting(steps=4), WatchedAudit()
     stopping = EarlyStopping(MEDIAN, mode="max", patience=1, min_delta=1.0, check_finite=False)  # never that much more
     checkpoint = ModelCheckpoint(directory / "audited", monitor=MEDIAN, mode="max", save_top_k=2, filename="{step}")
-    with few_rows_at_once():
-        fit(
-            module,
-            [stopping, monitor, audit, checkpoint],
-            loaders=loaders(),
-            max_epochs=5,
-            enable_checkpointing=True,
-            **two_processes(),
-        )
+    fit(
+        module,
+        [stopping, monitor, audit, checkpoint],
+        loaders=loaders(),
+        max_epochs=5,
+        enable_checkpointing=True,
+        **two_processes(),
+    )
     assert audit.record is not None
     return {
         "epochs": module.trainer.current_epoch,
@@ -162,15 +154,14 @@ def failing(place: Any, name: str, directory: Path) -> dict[str, Any]:
     module, monitor, audit = dropping(), WatchedRewriting(on_error="log"), WatchedAudit(on_error="log")
     stopping = EarlyStopping(MEDIAN, patience=9, check_finite=False)
     checkpoint = ModelCheckpoint(directory / f"failing_{name}", filename="{step}", save_top_k=-1)
-    with few_rows_at_once():
-        fit(
-            module,
-            [Failing(place, name), monitor, audit, stopping, checkpoint],
-            loaders=loaders(),
-            max_epochs=3,
-            enable_checkpointing=True,
-            **two_processes(),
-        )
+    fit(
+        module,
+        [Failing(place, name), monitor, audit, stopping, checkpoint],
+        loaders=loaders(),
+        max_epochs=3,
+        enable_checkpointing=True,
+        **two_processes(),
+    )
     assert audit.record is not None
     return {
         "epochs": module.trainer.current_epoch,
@@ -214,8 +205,7 @@ def rewriting_sharded(directory: Path) -> dict[str, Any]:
 
     options: dict[str, Any] = {"validation": loaders()[1], "enable_checkpointing": True}
     without = fit_sharded(Whole(), saving("sharded_without"), **options)
-    with few_rows_at_once():
-        left = fit_sharded(whole := Whole(), monitor, audit, saving("sharded"), **options)
+    left = fit_sharded(whole := Whole(), monitor, audit, saving("sharded"), **options)
     assert audit.record is not None
     return {
         "without": without,
@@ -230,8 +220,7 @@ def in_one_process(weights: dict[str, Tensor], callback: Any) -> None:
     """Let a callback look at these weights in a validation of its own."""
     module = dropping()
     module.load_state_dict(weights)
-    with few_rows_at_once():
-        make_trainer([callback]).validate(module, loaders()[1], verbose=False)
+    make_trainer([callback]).validate(module, loaders()[1], verbose=False)
 
 
 SCENARIOS: tuple[Callable[[Path], dict[str, Any]], ...] = (

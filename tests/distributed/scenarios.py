@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lightning_attngrad.callbacks.look import Findings, Probe
 from tests.integration.harness import (
     BATCH,
+    COSTS,
     TRAINING_IMAGES,
     Pictures,
     TinyModule,
@@ -59,7 +60,7 @@ def seen_by(monitor: WatchedMonitor) -> dict[str, Any]:
         "images": [images for _, images, _ in monitor.explained],
         "heatmaps": [explanation.heatmap for _, _, explanation in monitor.explained],
         "targets": [explanation.target for _, _, explanation in monitor.explained],
-        "scalars": {name: value for name, value in monitor.scalars.items() if name != "seconds"},
+        "scalars": {name: value for name, value in monitor.scalars.items() if name not in COSTS},
         "hash": monitor.probe_set.hash,
         "resting": monitor._resting,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -27,10 +28,18 @@ from tests.distributed.rewriting_scenarios import (
     unlabelled,
 )
 from tests.distributed.scenarios import MONITORED, dropping
-from tests.integration.harness import WatchedMonitor, differences, evaluate
+from tests.distributed.sharing_scenarios import IMAGES as SHARED_IMAGES
+from tests.distributed.sharing_scenarios import LIMIT as GOVERNED_SHARE
+from tests.distributed.sharing_scenarios import SharingMonitor, loaders
+from tests.integration.harness import COSTS, WatchedMonitor, differences, evaluate, make_trainer
+
+#: That go through the model in a look without sharing: each for its map and its heads, four for their classes.
+IMAGES_OF_A_LOOK = 2 * SHARED_IMAGES + 4
 
 #: Seconds for all scenarios together; a collective operation without a partner ends them much earlier.
 LIMIT = 400
+#: Seconds within which the survivor of a pair has to end: starting both takes most of them.
+LIMIT_OF_THE_KILLED = 120
 RANKS = (0, 1)
 ROOT = Path(__file__).parents[2]
 
@@ -47,7 +56,9 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _start(rank: int, port: int, directory: Path) -> subprocess.Popen[bytes]:
+def _start(
+    rank: int, port: int, directory: Path, module: str = "tests.distributed.all_scenarios"
+) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
@@ -60,7 +71,7 @@ def _start(rank: int, port: int, directory: Path) -> subprocess.Popen[bytes]:
     }
     with (directory / f"{rank}.log").open("wb") as log:
         return subprocess.Popen(
-            [sys.executable, "-m", "tests.distributed.all_scenarios", str(directory)],
+            [sys.executable, "-m", module, str(directory)],
             cwd=directory,
             env=environment,
             stdout=log,
@@ -165,7 +176,7 @@ def test_the_maps_and_numbers_are_those_of_one_process(outcome: Outcome, look: s
     assert torch.equal(torch.as_tensor(explanation.target), two["targets"][index])
     torch.testing.assert_close(explanation.heatmap, two["heatmaps"][index], rtol=1e-5, atol=1e-7)
     if look == "last":
-        numbers = {name: value for name, value in monitor.scalars.items() if name != "seconds"}
+        numbers = {name: value for name, value in monitor.scalars.items() if name not in COSTS}
         assert numbers == pytest.approx(two["scalars"], rel=1e-5)
         for rank in RANKS:
             logged = outcome("every_epoch", rank)["logged"]
@@ -223,6 +234,96 @@ def test_a_sharded_model_is_seen_and_trains_bit_identically(outcome: Outcome, ra
     assert all(heatmap.isfinite().all() and heatmap.sum() > 0 for heatmap in left["heatmaps"])
 
 
+# Maps: the images are shared -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("scenario", ["shared_maps", "shared_maps_sharded"])
+def test_a_run_whose_images_are_shared_is_bit_identical(outcome: Outcome, scenario: str, rank: int) -> None:
+    left = outcome(scenario, rank)
+    assert left["without"]["steps"]
+    assert differences(left["without"], left["fingerprint"]) == set()
+
+
+@pytest.mark.parametrize("scenario", ["shared_maps", "shared_maps_sharded", "out_of_memory"])
+def test_each_process_explains_its_part_and_both_make_as_many_passes(outcome: Outcome, scenario: str) -> None:
+    first, second = (outcome(scenario, rank) for rank in RANKS)
+    looks = list(zip(first["passes"], second["passes"], strict=True))
+    assert len(looks) == 3
+    for one, other in looks[1:]:  # in the first one memory may have run out
+        assert len(one) == len(other)
+        # Seven images in parts of two: each twice (maps, heads) and four of them for their classes.
+        assert sum(one) < IMAGES_OF_A_LOOK
+        assert sum(other) < IMAGES_OF_A_LOOK
+    assert first["scalars"] == second["scalars"]
+    assert not first["resting"]
+    # What a DistributedSampler gives twice is looked at once.
+    assert all(len(images) == SHARED_IMAGES for images in first["images"])
+    assert len({bytes(image.numpy()) for image in first["images"][0]}) == SHARED_IMAGES
+
+
+def test_shared_maps_have_the_numbers_of_one_process(outcome: Outcome) -> None:
+    two = outcome("shared_maps", 0)
+    module, monitor = dropping(), SharingMonitor()
+    module.load_state_dict(two["weights"])
+    make_trainer([monitor]).validate(module, loaders()[1], verbose=False)
+    ((_, images, maps),) = monitor.explained
+    assert torch.equal(images, two["images"][-1])
+    assert torch.equal(maps.heatmap, two["heatmaps"][-1])
+    numbers = {name: value for name, value in monitor.scalars.items() if name not in COSTS}
+    assert len(numbers) > 6
+    assert numbers == pytest.approx(two["scalars"], rel=1e-6)
+    for rank in RANKS:
+        logged = outcome("shared_maps", rank)["logged"]
+        assert {name: logged[f"attngrad/maps/{name}"] for name in numbers} == pytest.approx(numbers, rel=1e-6)
+
+
+def test_where_one_process_runs_out_of_memory_both_go_on_with_half(outcome: Outcome) -> None:
+    enough = outcome("shared_maps", 0)
+    for rank in RANKS:
+        left = outcome("out_of_memory", rank)
+        assert left["at once"] == 2
+        assert not left["resting"]
+        assert left["labels"] == ["start", "epoch 1", "epoch 2"]
+        assert left["scalars"] == enough["scalars"]
+        assert all(max(sizes) == 2 for sizes in left["passes"][1:]), "the size that fits is remembered"
+        assert differences(outcome("shared_maps", rank)["without"], left["fingerprint"]) == set()
+
+
+def test_the_governor_keeps_its_share_and_decides_alike(outcome: Outcome) -> None:
+    """Looks are due after every second of 200 steps, and slowed down: all of them would take half of the time."""
+    first, second = (outcome("governed", rank) for rank in RANKS)
+    assert first["share"] <= 1.5 * GOVERNED_SHARE
+    assert first["labels"] == second["labels"]
+    assert 2 < first["taken"] < 60
+    assert first["taken"] == len(first["labels"])
+    for left in (first, second):
+        # The start, a hundred times in two hundred steps, and the end where the last step was passed over.
+        assert left["taken"] + left["passed"] in (101, 102)
+        assert left["stretch"] > 2
+    assert (first["taken"], first["passed"]) == (second["taken"], second["passed"])
+
+
+# A process that dies ---------------------------------------------------------------------------------------------
+
+
+def test_where_one_process_is_killed_in_a_look_the_other_ends_with_an_error(tmp_path: Path) -> None:
+    port = _free_port()
+    processes = [_start(rank, port, tmp_path, "tests.distributed.killed_in_a_look") for rank in RANKS]
+    began = time.monotonic()
+    try:
+        ended = [process.wait(max(LIMIT_OF_THE_KILLED - (time.monotonic() - began), 1)) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    said = (tmp_path / "0.log").read_text(errors="replace")
+    assert ended[1] == -signal.SIGKILL
+    assert ended[0] not in (0, -signal.SIGKILL), said
+    assert (tmp_path / "looked").exists(), "the first process had not begun its look"
+    assert "Connection closed by peer" in said or "gloo" in said.lower(), said[-2000:]
+
+
 # Rewriting: the work is shared ------------------------------------------------------------------------------------
 
 
@@ -263,9 +364,7 @@ def test_the_numbers_of_rewriting_are_those_of_one_process(outcome: Outcome, sce
         monitor._frozen = FrozenTargets(two["own"], two["targets"])
     in_one_process(two["weights"], monitor)
     assert monitor.rewrite_hash == two["hash"]
-    compared = [
-        name for name in monitor.scalars if "log_ratio" not in name and name not in ("seconds", "short_over_long")
-    ]
+    compared = [name for name in monitor.scalars if "log_ratio" not in name and name not in {*COSTS, "short_over_long"}]
     assert len(compared) > 15
     for name in compared:
         assert monitor.scalars[name] == pytest.approx(two["scalars"][name], rel=1e-5, nan_ok=True), name

@@ -28,6 +28,8 @@ from lightning_attngrad.explain import Explanation
 CLASSES = 4
 BATCH = 4
 TRAINING_IMAGES, VALIDATION_IMAGES = 16, 8
+#: Scalars of what a monitor took: other ones in every run.
+COSTS = {"seconds", "overhead", "stretch"}
 _HOOKS = (
     "_forward_hooks",
     "_forward_pre_hooks",

@@ -405,8 +405,8 @@ def test_labels_that_are_no_classes(monkeypatch: Any) -> None:
         torch.manual_seed(7)
         with torch.no_grad():
             predicted = Classifier().eval()(monitor.looks[0][0].images).argmax(1)
-        assert monitor._frozen_target is not None
-        assert monitor._frozen_target.tolist() == predicted.tolist()
+        assert monitor.maps.target is not None
+        assert monitor.maps.target.tolist() == predicted.tolist()
 
 
 def test_images_of_unknown_normalisation_are_stretched(monkeypatch: Any) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from torchmetrics import Metric, MetricCollection
 
 from lightning_attngrad import metrics
-from tests.metrics.two_processes import CASES, RADII, ROWS, SHARES, Case, batch, run_both
+from tests.metrics.two_processes import CASES, MAP_CASES, RADII, ROWS, SHARES, Case, batch, run_both
 
 NAMES = list(CASES)
 WITHOUT_ROWS = "ignore:The ``compute`` method of metric .* was called before the ``update`` method"
@@ -121,7 +121,8 @@ def test_two_processes_have_the_numbers_of_one(computed_by_two, name: str, divis
 
 def test_a_collection_does_not_mix_up_counts_that_agree_by_chance() -> None:
     """A MetricCollection shares states that are equal after the first batch: here none was rewritten."""
-    rows = {key: values for case in CASES.values() for key, values in case.rows.items()}
+    cases = {name: case for name, case in CASES.items() if name not in MAP_CASES}
+    rows = {key: values for case in cases.values() for key, values in case.rows.items()}
     first, second = batch(rows, list(range(4))), batch(rows, list(range(4, ROWS)))
     first["distance"] = torch.full((4,), math.inf)
     first["correct"], first["survived"], first["success"] = (torch.zeros(4, dtype=torch.bool) for _ in range(3))
@@ -133,7 +134,7 @@ def test_a_collection_does_not_mix_up_counts_that_agree_by_chance() -> None:
             "area further": metrics.AreaUnderSuccess(0.05, 0.2),
             "ratio wider": metrics.PairedLogRatio(confidence=0.99),
         }
-        return {name: case.make() for name, case in CASES.items()} | other
+        return {name: case.make() for name, case in cases.items()} | other
 
     collection, alone = MetricCollection(members()), members()
     for rows_of_step in (first, second):
@@ -143,6 +144,19 @@ def test_a_collection_does_not_mix_up_counts_that_agree_by_chance() -> None:
     for name, metric in alone.items():
         _same(collection[name].compute(), metric.compute())
     assert len(collection.compute_groups) == len(alone) - 1  # the two ratios do share their rows
+
+
+def test_a_collection_keeps_metrics_of_maps_apart() -> None:
+    """Of the same maps in every argument: drifts of 0, similarities of 1, and as many images in all of them."""
+    maps = CASES["drift"].rows["reference"]
+    rows = {key: maps for case in MAP_CASES.values() for key in case.rows} | CASES["heads"].rows
+    rows |= dict.fromkeys(("mask", "mask_right", "mask_wrong"), CASES["energy"].rows["mask"])
+    collection = MetricCollection({name: case.make() for name, case in MAP_CASES.items()})
+    for chosen in (list(range(4)), list(range(4, ROWS))):
+        collection.update(**batch(rows, chosen))
+    for name, case in MAP_CASES.items():
+        _same(collection[name].compute(), case.expected(**{key: rows[key] for key in case.rows}))
+    assert len(collection.compute_groups) == len(MAP_CASES)
 
 
 D, FLAGS, CLASSES, IMAGES = (
@@ -170,6 +184,27 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: metrics.RewriteMatrix(5).update(D, CLASSES, CLASSES), "source: got classes from 0 to 5"),
     (lambda: metrics.PairedLogRatio().update(D, D[:1]), "expected pairs"),
     (lambda: metrics.MapShift().update(IMAGES, IMAGES[..., :4]), "a, b: got"),
+    (lambda: metrics.AttentionHeadStatistics(0, 2), "layers: got"),
+    (
+        lambda: metrics.AttentionHeadStatistics(2, 2).update(*[torch.ones(5, 3, 2)] * 3, torch.ones(5, 3)),
+        "entropy: got",
+    ),
+    (lambda: metrics.MapStatistics().update(torch.ones(4, 4)), "heatmap: got"),
+    (lambda: metrics.MapDrift().update(*[torch.ones(2, 2, 4, 4)] * 3), "now: got"),
+    (lambda: metrics.MapDrift().update(*[torch.ones(2, 4, 4)] * 2, torch.ones(2, 4, 5)), "a, b: got"),
+    (lambda: metrics.PointingGame().update(torch.ones(2, 4, 4), torch.ones(1, 4, 4)), "heatmap, mask: got"),
+    (lambda: metrics.EnergyInMask().update(torch.ones(2, 4, 4), torch.ones(2, 4, 4) * 2), "mask: got"),
+    (lambda: metrics.ClassSensitivity().update(torch.ones(2, 4, 4), torch.ones(2, 4, 5)), "a, b: got"),
+    (lambda: metrics.Deletion(0), "patches: got"),
+    (lambda: metrics.Deletion(4, steps=0), "steps: got"),
+    (lambda: metrics.Deletion(4, 2).update(torch.ones(2, 2)), r"morf: got shape \(2, 2\)"),
+    (lambda: metrics.Insertion(4, 2).update(torch.ones(3)), "lerf: got shape"),
+    (lambda: metrics.Insertion(4, 2).update(torch.ones(1, 3, dtype=torch.long)), "lerf: got shape"),
+    (lambda: metrics.Deletion(4, 2).update(torch.full((1, 3), 1.5)), "morf: got values from 1.5 to 1.5"),
+    (
+        lambda: metrics.SymmetricRelevanceGain(4, 2).update(torch.ones(2, 3), torch.ones(1, 3)),
+        r"morf, lerf: got \[2, 1\] rows",
+    ),
 ]
 
 
@@ -186,7 +221,7 @@ def test_a_refused_batch_leaves_no_trace(name: str) -> None:
     *others, last = case.rows
     too_short = {key: case.rows[key] for key in others} | {last: case.rows[last][:-1]}
     if not others:
-        too_short[last] = -case.rows[last]
+        too_short[last] = case.rows[last][0]  # of one row, without the dimension of rows
     with pytest.raises(ValueError, match="got"):
         metric.update(**too_short)
     _same(metric.compute(), case.expected(**case.rows))
@@ -233,6 +268,20 @@ def test_a_share_is_drawn_over_its_radii(make: type[Metric], radii: list[float])
         assert axis.get_xscale() == ("log" if min(radii) > 0 else "symlog")
     else:
         assert list(line.get_ydata()) == pytest.approx([float(metric.compute())])
+
+
+@pytest.mark.parametrize("name", ["deletion", "insertion", "srg"])
+def test_faithfulness_is_drawn_as_its_mean_curves(name: str) -> None:
+    case = CASES[name]
+    metric = _updated(case, [list(range(ROWS))])
+    figure, axis = metric.plot()
+    figure.canvas.draw()
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == list(case.rows)
+    known = ~torch.stack([curve.isnan().any(dim=1) for curve in case.rows.values()]).any(dim=0)
+    for line, curve in zip(axis.get_lines(), case.rows.values(), strict=True):
+        assert [round(9 * share) for share in line.get_xdata()] == [0, 2, 5, 7, 9]
+        assert list(line.get_ydata()) == pytest.approx(curve[known].mean(dim=0).tolist())
+    assert len(axis.collections) == (name == "srg")  # the area between
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

@@ -25,6 +25,7 @@ from lightning_attngrad.metrics import functional
 TIMEOUT = 60
 ROOT = Path(__file__).parents[2]
 ROWS = 23
+PATCHES, STEPS = 9, 4  # of faithfulness curves: shares that are rounded to whole patches
 RADII = [1 / 255, 4 / 255, 16 / 255]
 
 Rows = dict[str, Tensor]
@@ -54,6 +55,15 @@ def _rows() -> Rows:
     rewritten = (original + 0.2 * torch.rand(ROWS, 3, 8, 8, generator=generator)).clamp(0, 1)
     before, after = torch.rand(2, ROWS, 4, 5, generator=generator)
     after[2] = 0  # a map that has no order
+    heatmap, now, jittered = torch.randn(3, ROWS, 4, 5, generator=generator)
+    heatmap[7], now[8], jittered[9] = 0, torch.nan, 1
+    mask, other_mask = torch.rand(2, ROWS, 9, 9, generator=generator) < 0.6
+    mask[3], mask[4] = False, True  # no object, and nothing but object
+    entropy, distance_of_heads, prefix_mass = torch.rand(3, ROWS, 3, 2, generator=generator)
+    high_norm_share = torch.rand(ROWS, 3, generator=generator)
+    high_norm_share[:, 0] = torch.nan  # a layer without a normalisation before it
+    morf, lerf = torch.rand(2, ROWS, STEPS + 1, generator=generator)
+    morf[4], lerf[11, 3] = torch.nan, torch.nan  # a map that is not finite, and an output that is not
     return {
         "distance": distance,
         "reference": reference,
@@ -66,6 +76,17 @@ def _rows() -> Rows:
         "rewritten": rewritten,
         "before": before,
         "after": after,
+        "heatmap": heatmap,
+        "now": now,
+        "jittered": jittered,
+        "mask": mask,
+        "other_mask": other_mask,
+        "entropy": entropy,
+        "distance_of_heads": distance_of_heads,
+        "prefix_mass": prefix_mass,
+        "high_norm_share": high_norm_share,
+        "morf": morf,
+        "lerf": lerf,
     }
 
 
@@ -73,6 +94,25 @@ def _quality(original: Tensor, rewritten: Tensor, success: Tensor) -> dict[str, 
     quality = functional.image_quality(original[success], rewritten[success])
     psnr = quality.psnr.quantile(0.5) if len(quality.psnr) else torch.tensor(torch.nan)
     return {"psnr": psnr, "ssim": quality.ssim.mean()}
+
+
+def _drift(reference: Tensor, now: Tensor, jittered: Tensor) -> dict[str, Tensor]:
+    drift, floor = functional.map_drift(reference, now), functional.map_drift(now, jittered)
+    return {
+        **{name: values.nanmean() for name, values in drift.items()},
+        **{f"{name}_floor": values.nanmean() for name, values in floor.items()},
+        **{f"{name}_ratio": value for name, value in functional.drift_ratio(drift, floor).items()},
+    }
+
+
+def _map_statistics(heatmap: Tensor) -> dict[str, Tensor]:
+    row, column = functional.map_centroid(heatmap).nanmean(dim=0)
+    numbers = {name: torch.tensor(value) for name, value in functional.map_statistics(heatmap).items()}
+    return {**numbers, "centroid_row": row, "centroid_column": column}
+
+
+def _areas(curve: Tensor) -> Tensor:
+    return functional.area_under_curve(curve, functional.replaced_shares(PATCHES, STEPS))
 
 
 def _cases() -> dict[str, Case]:
@@ -115,10 +155,69 @@ def _cases() -> dict[str, Case]:
             "before after",
             lambda before, after: (1 - functional.map_spearman(before, after)).nanmean(),
         ),
+        "deletion": case(lambda: metrics.Deletion(PATCHES, STEPS), "morf", lambda morf: _areas(morf).nanmean()),
+        "insertion": case(lambda: metrics.Insertion(PATCHES, STEPS), "lerf", lambda lerf: _areas(lerf).nanmean()),
+        "srg": case(
+            lambda: metrics.SymmetricRelevanceGain(PATCHES, STEPS),
+            "morf lerf",
+            lambda morf, lerf: functional.Faithfulness(
+                functional.replaced_shares(PATCHES, STEPS), morf, lerf
+            ).srg.nanmean(),
+        ),
     }
 
 
-CASES = _cases()
+def _map_cases() -> dict[str, Case]:
+    """Metrics of maps and heads; some of their arguments have the names that others have above."""
+    rows = _rows()
+
+    def mean_of(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *args, **kwargs: function(*args, **kwargs).nanmean()
+
+    maps, masks = {"heatmap": rows["heatmap"]}, {"mask": rows["mask"]}
+    heads = {
+        "entropy": rows["entropy"],
+        "distance": rows["distance_of_heads"],
+        "prefix_mass": rows["prefix_mass"],
+        "high_norm_share": rows["high_norm_share"],
+    }
+    return {
+        "map statistics": Case(metrics.MapStatistics, maps, _map_statistics),
+        "heads": Case(
+            lambda: metrics.AttentionHeadStatistics(layers=3, heads=2),
+            heads,
+            lambda **values: {name: value.nanmean(dim=0) for name, value in values.items()},
+        ),
+        "energy": Case(metrics.EnergyInMask, maps | masks, mean_of(functional.energy_in_mask)),
+        "pointing": Case(metrics.PointingGame, maps | masks, mean_of(functional.pointing_game)),
+        "average precision": Case(
+            metrics.MaskAveragePrecision, maps | masks, mean_of(functional.mask_average_precision)
+        ),
+        "two objects": Case(
+            metrics.TwoObjectShare,
+            maps | {"mask_right": rows["mask"], "mask_wrong": rows["other_mask"]},
+            mean_of(functional.two_object_share),
+        ),
+        "sensitivity": Case(
+            metrics.ClassSensitivity,
+            {"predicted_maps": rows["heatmap"], "runner_up_maps": rows["now"]},
+            mean_of(functional.class_sensitivity),
+        ),
+        "sanity": Case(
+            metrics.SanityCheck,
+            {"maps": rows["heatmap"], "maps_of_redrawn": rows["jittered"]},
+            mean_of(functional.sanity_correlation),
+        ),
+        "drift": Case(
+            metrics.MapDrift,
+            {"reference": rows["heatmap"], "now": rows["now"], "jittered": rows["jittered"]},
+            _drift,
+        ),
+    }
+
+
+MAP_CASES = _map_cases()
+CASES = _cases() | MAP_CASES
 _ALL = list(range(ROWS))
 #: What each of two processes updates with, batch by batch.
 SHARES: dict[str, tuple[Division, Division]] = {

@@ -124,34 +124,70 @@ def faithfulness_curves(
         (tensor([0.0000, 0.2500, 0.5000, 0.7500, 1.0000]), tensor([True]))
     """
     _check(images, heatmap, target, steps, replacement, batch)
-    count, patches = len(images), heatmap[0].numel()
-    replaced = [(2 * step * patches + steps) // (2 * steps) for step in range(steps + 1)]  # halves rounded up
-    inner = replaced[1:-1]
+    # Outside inference mode also where the caller is in it: results, and what a model caches, are normal tensors.
+    with torch.inference_mode(mode=False), torch.no_grad(), held_still(model):
+        return _curves(
+            images, heatmap.to(images.device), target.to(images.device), steps, replacement, batch, forward or model
+        )
+
+
+def _curves(
+    images: Tensor,
+    heatmap: Tensor,
+    target: Tensor,
+    steps: int,
+    replacement: Replacement,
+    batch: int,
+    forward: Callable[[Tensor], Any],
+) -> Faithfulness:
+    count, patches = len(images), heatmap.shape[-2] * heatmap.shape[-1]
+    inner = _replaced_patches(patches, steps)[1:-1]
     # Variants of an image: from which place in the ranking on, and up to which, patches are replaced.
     begin = torch.tensor([0, 0, *(0 for _ in inner), *(patches - number for number in inner)], device=images.device)
     end = torch.tensor([0, patches, *inner, *(patches for _ in inner)], device=images.device)
 
-    found = torch.empty(count * len(begin), device=images.device)
-    with torch.inference_mode(mode=False), torch.no_grad(), held_still(model):
-        place = _place_of_pixels(heatmap.to(images.device), images.shape[-2:])  # (B, 1, H, W)
-        instead = replaced_everywhere(images, replacement, heatmap.shape[-2:])
-        classes = target.to(images.device)
-        for start in range(0, len(found), batch):
-            rows = torch.arange(start, min(start + batch, len(found)), device=images.device)
-            image, variant = rows // len(begin), rows % len(begin)
-            places = place[image]
-            gone = (places >= begin[variant, None, None, None]) & (places < end[variant, None, None, None])
-            shown = torch.where(gone, instead[image], images[image])  # (R, C, H, W)
-            found[start : start + batch] = _probability((forward or model)(shown), classes[image])
-    found = found.view(count, len(begin))
-    broken = ~heatmap.flatten(1).isfinite().all(dim=1).to(images.device)
-    found = found.masked_fill(broken[:, None], torch.nan)
-    whole, none, first, last = found.split([1, 1, len(inner), len(inner)], dim=1)
+    place = _place_of_pixels(heatmap, images.shape[-2:])  # (B, 1, H, W)
+    instead = replaced_everywhere(images, replacement, heatmap.shape[-2:])
+    found = torch.empty(count * len(begin), dtype=torch.float32, device=images.device)
+    for start in range(0, len(found), batch):
+        rows = torch.arange(start, min(start + batch, len(found)), device=images.device)
+        image, variant = rows // len(begin), rows % len(begin)
+        places = place[image]
+        gone = (places >= begin[variant, None, None, None]) & (places < end[variant, None, None, None])
+        shown = torch.where(gone, instead[image], images[image])  # (R, C, H, W)
+        found[start : start + batch] = _probability(forward(shown), target[image])
+    broken = ~heatmap.flatten(1).isfinite().all(dim=1)
+    whole, none, first, last = (
+        found.view(count, len(begin))
+        .masked_fill(broken[:, None], torch.nan)
+        .split([1, 1, len(inner), len(inner)], dim=1)
+    )
     return Faithfulness(
-        shares=torch.tensor(replaced, dtype=torch.float32, device=images.device) / patches,
+        shares=replaced_shares(patches, steps).to(images.device),
         morf=torch.cat([whole, first, none], dim=1),
         lerf=torch.cat([whole, last, none], dim=1),
     )
+
+
+def replaced_shares(patches: int, steps: int) -> Tensor:
+    """Shares of the patches that are replaced at each point of a curve: even, but for rounding to whole patches.
+
+    Args:
+        patches: of the map.
+        steps: S.
+
+    Returns:
+        (S + 1,) float32, from 0 to 1.
+
+    Example:
+        >>> replaced_shares(patches=9, steps=2) * 9
+        tensor([0., 5., 9.])
+    """
+    return torch.tensor(_replaced_patches(patches, steps), dtype=torch.float32) / patches
+
+
+def _replaced_patches(patches: int, steps: int) -> list[int]:
+    return [(2 * step * patches + steps) // (2 * steps) for step in range(steps + 1)]  # halves rounded up
 
 
 def area_under_curve(curve: Tensor, shares: Tensor) -> Tensor:

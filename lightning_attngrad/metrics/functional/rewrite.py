@@ -30,8 +30,8 @@ from lightning_attngrad.metrics.functional.rows import (
     robust_rows,
     rows_within,
 )
+from lightning_attngrad.metrics.functional.structural import structural_similarity
 
-_LARGEST_WINDOW, _SIGMA = 11, 1.5  # of SSIM, in pixels (Wang et al., 2004)
 _DRAWS_AT_ONCE = 2**22  # of a bootstrap: 32 MiB of places
 
 
@@ -241,22 +241,13 @@ def image_quality(original: Tensor, rewritten: Tensor) -> ImageQuality:
         (tensor([20.0000]), tensor([1.]))
     """
     # torchmetrics loads matplotlib where it is installed; the other functions here need torch alone.
-    from torchmetrics.functional.image import (  # noqa: PLC0415
-        peak_signal_noise_ratio,
-        structural_similarity_index_measure,
-    )
+    from torchmetrics.functional.image import peak_signal_noise_ratio  # noqa: PLC0415
 
     original, rewritten = checked_pixels(original, rewritten)
     if len(original) == 0:
         return ImageQuality(original.new_zeros(0), original.new_zeros(0))
     psnr = peak_signal_noise_ratio(rewritten, original, data_range=1.0, reduction="none", dim=(1, 2, 3))
-    # The window has 2·int(3.5 σ + ½) + 1 pixels: 11, 9, 7, 5, 3 or 1 for these σ.
-    window = min(_LARGEST_WINDOW, (min(original.shape[-2:]) - 1) // 2 * 2 + 1)
-    ssim = structural_similarity_index_measure(
-        rewritten, original, sigma=_SIGMA * window / _LARGEST_WINDOW, reduction="none", data_range=1.0
-    )
-    assert isinstance(ssim, Tensor)  # a pair only where the map of every pixel was asked for
-    return ImageQuality(psnr, ssim)
+    return ImageQuality(psnr, structural_similarity(rewritten, original))
 
 
 def paired_log_ratio(

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+from lightning_attngrad.metrics.functional.maps import times_uniform_share
+from lightning_attngrad.metrics.functional.structural import structural_similarity
 
 
 def map_spearman(a: Tensor, b: Tensor) -> Tensor:
@@ -24,9 +29,9 @@ def map_spearman(a: Tensor, b: Tensor) -> Tensor:
         >>> map_spearman(before, before**2), map_spearman(before, -before)
         (tensor([1.]), tensor([-1.]))
     """
-    first, second = _patches(a, b)
+    first, second = as_patches(a, b)
     defined = first.isfinite().all(dim=-1) & second.isfinite().all(dim=-1)
-    rank_a, rank_b = _centred_ranks(first), _centred_ranks(second)
+    rank_a, rank_b = centred_ranks(first), centred_ranks(second)
     products = [(rank_a * rank_b).sum(dim=-1), (rank_a * rank_a).sum(dim=-1), (rank_b * rank_b).sum(dim=-1)]
     covariance, variance_a, variance_b = (product.to(first.dtype) for product in products)
     correlation = (covariance / (variance_a.sqrt() * variance_b.sqrt())).clamp(-1, 1)  # constant: 0 / 0 stays NaN
@@ -52,22 +57,92 @@ def map_cosine(a: Tensor, b: Tensor) -> Tensor:
         >>> map_cosine(torch.tensor([[[3.0, 0.0]]]), torch.tensor([[[3.0, 4.0]]]))
         tensor([0.6000])
     """
-    first, second = (_unit(patches) for patches in _patches(a, b))
+    first, second = (unit_vectors(patches) for patches in as_patches(a, b))
     return (first * second).sum(dim=-1).clamp(-1, 1)
 
 
-def _patches(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps as (…, h·w), at least float32, in one type."""
+def map_ssim(a: Tensor, b: Tensor) -> Tensor:
+    """Structural similarity of each pair of maps (Wang et al., 2004), as shares times the number of patches.
+
+    The unit of :func:`~.times_uniform_share` takes the size of a map out of it; the dynamic range of a pair is the
+    largest less the smallest value of the two together. The window is 11 patches wide (Gaussian, σ 1.5) and shrinks to
+    the grid: see :func:`~.structural_similarity`. Windows lie wholly inside, so that the border counts little.
+
+    Args:
+        a: (…, h, w), for a batch (B, h, w).
+        b: the maps to compare with, of the same shape.
+
+    Returns:
+        (…), between −1 and 1, exactly 1 for identical maps; NaN where one of the two maps is zero everywhere or not
+        finite.
+
+    Raises:
+        ValueError: where the shapes differ.
+
+    Example:
+        >>> before = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
+        >>> map_ssim(before, 2 * before)
+        tensor([1.])
+    """
+    patches = as_patches(a, b)
+    leading, dtype = patches[0].shape[:-1], patches[0].dtype
+    if patches[0].numel() == 0:
+        return patches[0].new_zeros(leading)
+    # In float64, (M, 1, h, w): the variance of a nearly flat map is a small difference of large numbers.
+    first, second = (times_uniform_share(maps.double().view(-1, 1, *a.shape[-2:])) for maps in patches)
+    both = torch.cat([first, second], dim=1)
+    span = both.amax(dim=(1, 2, 3), keepdim=True) - both.amin(dim=(1, 2, 3), keepdim=True)
+    span = torch.where(span > 0, span, 1)  # two flat maps
+    similarity = structural_similarity(first / span, second / span).clamp(-1, 1)
+    identical = (first == second).flatten(1).all(dim=1)  # rounding of the variances would say 0.9999999
+    result: Tensor = torch.where(identical, 1, similarity).view(leading).to(dtype)
+    return result
+
+
+def top_share_iou(a: Tensor, b: Tensor, share: float = 0.1) -> Tensor:
+    """Intersection over union of the patches in which each pair of maps is largest.
+
+    Each map chooses ⌈share·n⌉ of its n patches. Where equal patches compete for the last places, each is chosen in
+    equal part: the numbers of patches in intersection and union are then sums of the smaller and the larger part.
+
+    Args:
+        a: (…, h, w), for a batch (B, h, w).
+        b: the maps to compare with, of the same shape.
+        share: of the patches, above 0 and at most 1.
+
+    Returns:
+        (…), between 0 and 1, exactly 1 for identical maps; NaN where one of the two maps is not finite.
+
+    Raises:
+        ValueError: where the shapes differ, or for a share out of range.
+
+    Example:
+        >>> a = torch.tensor([[4.0, 3.0], [2.0, 1.0]])
+        >>> top_share_iou(a, a.flip(0), share=0.5), top_share_iou(a, a.flip(1), share=0.5)
+        (tensor(0.), tensor(1.))
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"share: got {share!r}; expected a number above 0 and at most 1, such as 0.1")
+    first, second = as_patches(a, b)
+    defined = first.isfinite().all(dim=-1) & second.isfinite().all(dim=-1)
+    count = math.ceil(share * first.shape[-1])
+    chosen_a, chosen_b = _chosen(first, count), _chosen(second, count)
+    overlap = torch.minimum(chosen_a, chosen_b).sum(dim=-1) / torch.maximum(chosen_a, chosen_b).sum(dim=-1)
+    return torch.where(defined, overlap, torch.nan)
+
+
+def as_patches(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps as (…, h·w), at least float32, in one type and one order of memory, so that sums are taken alike."""
     if a.shape != b.shape or a.ndim < 2 or 0 in a.shape[-2:]:
         raise ValueError(
             f"a, b: got shapes {tuple(a.shape)} and {tuple(b.shape)}; expected two maps (…, h, w) of the same shape; "
             "explain both with the same model and image size"
         )
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
-    return a.to(dtype).flatten(-2), b.to(dtype).flatten(-2)
+    return a.to(dtype).flatten(-2).contiguous(), b.to(dtype).flatten(-2).contiguous()
 
 
-def _centred_ranks(patches: Tensor) -> Tensor:
+def centred_ranks(patches: Tensor) -> Tensor:
     """Twice the average rank less its mean, (…, n) int64: whole numbers, so that sums of their products are exact.
 
     With s values smaller and e values equal, itself included, a patch has the average rank ``s + (e + 1) / 2``.
@@ -79,7 +154,15 @@ def _centred_ranks(patches: Tensor) -> Tensor:
     return smaller + not_larger - patches.shape[-1]
 
 
-def _unit(patches: Tensor) -> Tensor:
+def _chosen(patches: Tensor, count: int) -> Tensor:
+    """In what part each patch is among the ``count`` largest, (…, n): 1, 0, or between where equal ones compete."""
+    last = patches.topk(count, dim=-1).values[..., -1:]
+    above, tied = patches > last, patches == last
+    places = (count - above.sum(dim=-1, keepdim=True)) / tied.sum(dim=-1, keepdim=True)
+    return above + tied * places.to(patches.dtype)
+
+
+def unit_vectors(patches: Tensor) -> Tensor:
     """Each map over its length; over its largest value first, since squares of small relevances vanish in float32."""
     scaled = patches / patches.abs().amax(dim=-1, keepdim=True)
     return scaled / scaled.square().sum(dim=-1, keepdim=True).sqrt()

@@ -1,0 +1,116 @@
+"""What a monitor will cost is said before training, and asking leaves no trace."""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import lightning_attngrad as attngrad
+from lightning_attngrad.callbacks.forecast import CostForecast
+from lightning_attngrad.callbacks.look import Findings, Probe
+from tests.callbacks.small_runs import Classifier, Squares, Stream, fit, loader
+
+STEP, LOOK = 0.05, 0.4
+
+
+class SlowClassifier(Classifier):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        time.sleep(STEP)
+        return super().training_step(batch, batch_idx)
+
+
+class SlowMonitor(attngrad.AttentionMapMonitor):
+    def look(self, probe: Probe, *, remember: bool) -> Findings:
+        time.sleep(LOOK)
+        return Findings(super().look(probe, remember=remember).scalars, dict)
+
+
+def loaders(length: int = 40, **options: Any) -> tuple[Any, Any]:
+    return loader(Squares(length), shuffle=True, **options), loader(Squares(9, seed=1))
+
+
+def monitor(**options: Any) -> SlowMonitor:
+    return SlowMonitor(num_images=2, **options)
+
+
+def test_a_look_and_a_step_are_timed(capsys: pytest.CaptureFixture[str]) -> None:
+    found = monitor(max_overhead=0.05).dry_cost(SlowClassifier(), *loaders(), accelerator="cpu")
+    assert LOOK <= found.look_seconds < 10 * LOOK
+    assert STEP <= found.step_seconds < 10 * STEP
+    assert found.steps_a_look == 10
+    printed = capsys.readouterr().out
+    assert printed.startswith("SlowMonitor 'maps': a look takes 0.")
+    assert "one every 10 steps is " in printed
+    assert "within max_overhead=0.05 one of " in printed
+
+
+def test_the_forecast_is_what_a_fit_then_spends() -> None:
+    found = monitor().dry_cost(SlowClassifier(), *loaders(), accelerator="cpu")
+    watching = monitor(on_error="raise")
+    fit(watching, module=SlowClassifier, train=loaders()[0], max_epochs=4)
+    # One look at the start and four after; reading the images and the validations are not in the forecast.
+    assert watching.scalars["overhead"] == pytest.approx(found.overhead * 5 / 4, rel=0.35)
+
+
+def test_steps_are_counted_as_the_optimizer_takes_them() -> None:
+    found = monitor().dry_cost(SlowClassifier(), *loaders(), accelerator="cpu", accumulate_grad_batches=2)
+    assert found.steps_a_look == 5
+    assert found.step_seconds >= 2 * STEP
+    assert monitor(every_n_steps=3).dry_cost(SlowClassifier(), *loaders(), accelerator="cpu").steps_a_look == 3
+    assert monitor(every_n_epochs=3).dry_cost(SlowClassifier(), *loaders(), accelerator="cpu").steps_a_look == 30
+
+
+def test_asking_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(1)
+    module, watching, order = Classifier(), attngrad.AttentionMapMonitor(num_images=2), torch.Generator().manual_seed(5)
+    train, validation = loaders(generator=order)
+    weights = {name: value.clone() for name, value in module.state_dict().items()}
+
+    def streams() -> list[Any]:
+        numpy_state: Any = np.random.get_state()  # noqa: NPY002
+        return [torch.get_rng_state().tolist(), order.get_state().tolist(), random.getstate(), str(numpy_state)]
+
+    before = streams()
+    watching.dry_cost(module, train, validation, accelerator="cpu")
+    assert streams() == before
+    assert module._trainer is None
+    assert module.training
+    assert module.losses == []
+    assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
+    assert all(parameter.grad is None for parameter in module.parameters())
+    assert not watching.scalars
+    assert not watching.probe_set.is_frozen
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_a_look_there_is_no_forecast() -> None:
+    with pytest.raises(ValueError, match=r"dry_cost: .*can\s+be read before training \(no stream\)"):
+        monitor().dry_cost(Classifier(), loaders()[0], loader(Stream()), accelerator="cpu")
+
+
+def test_an_error_is_told() -> None:
+    with pytest.raises(ValueError, match="model: "):
+        monitor(model="nowhere").dry_cost(Classifier(), *loaders(), accelerator="cpu")
+
+
+@pytest.mark.parametrize(
+    ("forecast", "overhead", "stretch", "said"),
+    [
+        (CostForecast(1.0, 0.1, 190, None), 0.05, 1.0, "one every 190 steps is 5.0% of the time"),
+        (CostForecast(1.0, 0.1, 190, 0.05), 0.05, 1.0, "every look that is due is taken"),
+        (CostForecast(1.0, 0.1, 10, 0.05), 0.5, 19.0, "one of 19.0 is taken"),
+        (CostForecast(1.0, 0.1, math.inf, 0.05), 0.0, 1.0, "how long an epoch is cannot be known"),
+    ],
+)
+def test_the_arithmetic(forecast: CostForecast, overhead: float, stretch: float, said: str) -> None:
+    assert forecast.overhead == pytest.approx(overhead)
+    assert forecast.stretch == pytest.approx(stretch)
+    assert said in str(forecast)

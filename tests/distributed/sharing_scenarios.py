@@ -1,0 +1,138 @@
+"""What each of two processes does where the images are shared between them; see ``scenarios``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lightning_attngrad.callbacks.look import Findings, Probe
+from tests.distributed.scenarios import DROPOUT, dropping, fit_sharded, seen_by, two_processes
+from tests.integration.harness import BATCH, TRAINING_IMAGES, Pictures, TinyModule, WatchedMonitor, fit, tiny_vit
+
+#: Of an odd data set, which a DistributedSampler fills up with a duplicate; in parts of two that do not go round.
+IMAGES, ROWS_AT_ONCE = 7, 2
+#: Of the look that is slowed down; the share of the time that it may take; and the steps that it is watched for.
+LOOK_SECONDS, STEP_SECONDS, LIMIT, STEPS = 0.1, 0.01, 0.1, 200
+
+
+class SharingMonitor(WatchedMonitor):
+    """The monitor as it is, which keeps how many images went through the model in each forward pass of a look."""
+
+    rows_at_once = ROWS_AT_ONCE
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{"num_images": IMAGES + 1, **options})
+        self.passes: list[list[int]] = []
+
+    def look(self, probe: Probe, *, remember: bool) -> Findings:
+        self.passes.append(sizes := [])
+
+        def forward(images: Tensor) -> Any:
+            sizes.append(len(images))
+            return probe.forward(images)
+
+        return super().look(Probe(**{**vars(probe), "forward": forward}), remember=remember)
+
+
+def loaders() -> tuple[Any, Any]:
+    train = DataLoader(Pictures(TRAINING_IMAGES, seed=1), batch_size=BATCH, shuffle=True)
+    return train, DataLoader(Pictures(IMAGES, seed=2), batch_size=BATCH)
+
+
+def shared_maps(directory: Path) -> dict[str, Any]:
+    without = fit(dropping(), loaders=loaders(), **two_processes())
+    module, monitor = dropping(), SharingMonitor()
+    left = fit(module, [monitor], loaders=loaders(), **two_processes())
+    return {
+        "without": without,
+        "fingerprint": left,
+        "weights": module.state_dict(),
+        "logged": {name: float(value) for name, value in module.trainer.callback_metrics.items()},
+        "passes": monitor.passes,
+        **seen_by(monitor),
+    }
+
+
+def shared_maps_sharded(directory: Path) -> dict[str, Any]:
+    """FSDP2: each forward pass gathers the parameters from both processes, so both must make as many."""
+    monitor = SharingMonitor()
+    validation = DataLoader(Pictures(IMAGES, seed=2), batch_size=BATCH)
+    without = fit_sharded(validation=validation)
+    return {
+        "without": without,
+        "fingerprint": fit_sharded(monitor, validation=validation),
+        "passes": monitor.passes,
+        **seen_by(monitor),
+    }
+
+
+class OutOfMemoryOnOneRank(SharingMonitor):
+    """One process has less memory than the other."""
+
+    rows_at_once = 4
+
+    def look(self, probe: Probe, *, remember: bool) -> Findings:
+        def forward(images: Tensor) -> Any:
+            if torch.distributed.get_rank() == 1 and len(images) > ROWS_AT_ONCE:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return probe.forward(images)
+
+        return super().look(Probe(**{**vars(probe), "forward": forward}), remember=remember)
+
+
+def out_of_memory(directory: Path) -> dict[str, Any]:
+    monitor = OutOfMemoryOnOneRank()
+    left = fit(dropping(), [monitor], loaders=loaders(), **two_processes())
+    return {"fingerprint": left, "passes": monitor.passes, "at once": monitor._sharing.at_once, **seen_by(monitor)}
+
+
+class SlowMonitor(WatchedMonitor):
+    """Looks that take as long as several steps, on the first process longer than on the second."""
+
+    def look(self, probe: Probe, *, remember: bool) -> Findings:
+        time.sleep(LOOK_SECONDS if torch.distributed.get_rank() == 0 else LOOK_SECONDS / 2)
+        return super().look(probe, remember=remember)
+
+
+class SlowModule(TinyModule):
+    """Steps of a known length, so that the share does not hang on what else the machine does."""
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        time.sleep(STEP_SECONDS)
+        return super().training_step(batch, batch_idx)
+
+
+def governed(directory: Path) -> dict[str, Any]:
+    monitor = SlowMonitor(num_images=2, every_n_steps=2, max_overhead=LIMIT)
+    began = time.perf_counter()
+    fit(
+        SlowModule(tiny_vit(**DROPOUT)),
+        [monitor],
+        loaders=loaders(),
+        max_epochs=-1,
+        max_steps=STEPS,
+        limit_val_batches=0,
+        **two_processes(),
+    )
+    took = time.perf_counter() - began
+    return {
+        "share": monitor.spent / took,
+        "taken": monitor._governor.taken,
+        "passed": monitor._governor.passed,
+        "stretch": monitor.scalars["stretch"],
+        **seen_by(monitor),
+    }
+
+
+SCENARIOS: tuple[Callable[[Path], dict[str, Any]], ...] = (
+    shared_maps,
+    shared_maps_sharded,
+    out_of_memory,
+    governed,
+)
