@@ -45,8 +45,8 @@ class Subject:
         network: from normalised images to logits.
         images: (N, C, H, W), normalised.
         label: (N,), the true class, which is also the predicted one.
-        mean_colour: (C,), of all the images: what replaces a patch.
-        patch: its height and width in pixels.
+        grid: rows and columns of patches.
+        steps: in how many parts the patches are replaced.
         masks: (N, H, W) in [0, 1], the object; None where there is none.
         pairs: two objects an image: images (V, C, H, W), labels (V, 2), masks (V, 2, H, W).
         accuracy: of the network on all images of this half.
@@ -57,8 +57,8 @@ class Subject:
     network: nn.Module
     images: Tensor
     label: Tensor
-    mean_colour: Tensor
-    patch: int
+    grid: tuple[int, int]
+    steps: int
     masks: Tensor | None
     pairs: tuple[Tensor, Tensor, Tensor] | None
     accuracy: float
@@ -98,8 +98,8 @@ def photographs(cache: Path, half: Half, stamps: Path = STAMPS) -> Subject:
         network,
         images[right],
         label[right],
-        images.mean(dim=(0, 2, 3)),
-        14,
+        (SIZE // 14, SIZE // 14),
+        8,
         masks[right],
         (normalise(paired), pair_labels, pair_masks),
         right.float().mean().item(),
@@ -129,8 +129,8 @@ def digits(cache: Path, half: Half, count: int = 150) -> Subject:
         network,
         images[right],
         label[right],
-        images.mean(dim=(0, 2, 3)),
-        2,
+        (14, 14),
+        14,
         None,
         None,
         right.float().mean().item(),
