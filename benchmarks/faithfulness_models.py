@@ -119,8 +119,7 @@ def digits(cache: Path, half: Half, count: int = 150) -> Subject:
 
     network = digits_network(cache)
     _, (pixels, labels) = load_digits()
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    chosen = order[0 if half == "choose" else 1 :: 2][:count]
+    chosen = shuffled_half(len(labels), half)[:count]
     images, label = _normalisation((DIGIT_MEAN,), (DIGIT_STD,))(pixels[chosen]), labels[chosen]
     right = _predicted(network, images) == label
     about = "ViT of the demo, 0.17 M parameters, 10 classes; MNIST digits of 28×28 pixels, 196 patches"
@@ -136,6 +135,12 @@ def digits(cache: Path, half: Half, count: int = 150) -> Subject:
         right.float().mean().item(),
         about,
     )
+
+
+def shuffled_half(total: int, half: Half) -> Tensor:
+    """Indices of every second image of a shuffled order that never changes."""
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
+    return order[0 if half == "choose" else 1 :: 2]
 
 
 def _scene(stamps: Path, part: str) -> Scene:

@@ -42,6 +42,4 @@ def validation(stamps: Path) -> tuple[Tensor, Tensor]:
 
 def _scene(stamps: Path, held_out: bool, seed: int) -> Scene:
     """Every fourth stamp of a class is held out."""
-    return Scene(
-        stamps, CLASSES, lambda number: (number % 4 == 3) == held_out, held_out=held_out, seed=seed, size=SIZE
-    )
+    return Scene(stamps, CLASSES, lambda number: (number % 4 == 3) == held_out, held_out=held_out, seed=seed, size=SIZE)

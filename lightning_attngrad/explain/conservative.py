@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_attngrad.attention import ATTN_LRP, CONSERVATIVE
+from lightning_attngrad.attention import ATTN_LRP, CONSERVATIVE, TokenLayout
 from lightning_attngrad.explain.forward_pass import ForwardPass
 from lightning_attngrad.explain.guided import stream
 from lightning_attngrad.explain.objectives import Seeds
@@ -31,15 +32,19 @@ def attn_lrp(forward: ForwardPass, seeds: Seeds, options: Options) -> TokenScore
     rules=ATTN_LRP,
 )
 def guided_relevance(forward: ForwardPass, seeds: Seeds, options: Options) -> TokenScores:
-    """Token relevance and the streamed positive map of one backward pass, each a share of its own sum, joined.
+    """Token relevance and the streamed positive map of one backward pass, joined patch by patch.
 
-    ``combine="sum"`` is their mean, ``"product"`` their geometric mean; both are over the patch tokens.
+    Each is first made a share: its positive part over the sum of that over the patches. ``combine="sum"`` is their mean,
+    ``"product"`` their geometric mean, ``"smooth_product"`` the geometric mean in which the relevance, both signs of it,
+    is averaged over neighbouring patches beforehand: from patch to patch it alternates in sign, and where it falls
+    below zero a product forgets what the other map knows.
     """
     embedding = _embedding(forward)
     guided, gradient = stream(forward, seeds, options, ("positive",), embedding)
     relevance = _relevance(embedding, gradient)
     prefix = forward.layout.prefix
-    first = _share_of_patches(relevance.clamp_min(0), prefix)
+    read = _smoothed(relevance, forward.layout) if options.combine == "smooth_product" else relevance
+    first = _share_of_patches(read.clamp_min(0), prefix)
     second = _share_of_patches(guided.scores[:, 0], prefix)
     joined = (first + second) / 2 if options.combine == "sum" else (first * second).sqrt()
     return TokenScores(joined.unsqueeze(1), guided.zero_gradient, layers=guided.layers, relevance=relevance)
@@ -66,6 +71,20 @@ def _relevance(embedding: Tensor, gradient: Tensor) -> Tensor:
     """Embedding × gradient summed over channels, (B, N), at least float32."""
     dtype = torch.promote_types(embedding.dtype, torch.float32)
     return (embedding.detach().to(dtype) * gradient.to(dtype)).sum(dim=-1)
+
+
+def _smoothed(scores: Tensor, layout: TokenLayout) -> Tensor:
+    """Scores (B, N), each patch the average of itself and its neighbours; prefix tokens as they are.
+
+    Weights 1, 2, 1 along rows and columns, which is a Gaussian of variance ½ patch²; on the border those of the
+    neighbours that exist are divided by their sum.
+    """
+    weights = torch.tensor([1.0, 2.0, 1.0], device=scores.device, dtype=scores.dtype)
+    kernel = torch.outer(weights, weights)[None, None]
+    patches = layout.to_grid(scores).unsqueeze(1)  # (B, 1, h, w)
+    total = F.conv2d(torch.ones_like(patches[:1]), kernel, padding=1)
+    average = F.conv2d(patches, kernel, padding=1) / total
+    return torch.cat([scores[:, : layout.prefix], average.flatten(1)], dim=1)
 
 
 def _share_of_patches(scores: Tensor, prefix: int) -> Tensor:
