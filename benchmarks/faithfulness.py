@@ -8,8 +8,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import timm
@@ -27,7 +26,7 @@ MODELS = ("photographs", "digits")
 #: What was asked of one method (the first row): question, whether at least or at most, limit.
 SRG_GAIN, MASK_AP, SENSITIVITY, PRICE = 0.03, 0.80, 0.45, 1.25
 COLUMNS = ("class sensitivity", "sanity", "pointing", "mask AP", "energy", "two objects")
-TIMED_IMAGES = 16
+TIMED_IMAGES = 8
 
 #: What a row came to: its scores and its price, or why there are none.
 Outcome = tuple[Scores, float] | str
@@ -36,23 +35,24 @@ Outcome = tuple[Scores, float] | str
 def main() -> None:
     options = _parse()
     torch.set_num_threads(1)
-    found: dict[str, Callable[[], Subject]] = {
-        "photographs": partial(faithfulness_models.photographs, options.cache, options.half, options.stamps),
-        "digits": partial(faithfulness_models.digits, options.cache, options.half),
-    }
     print(
         f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}; torch {torch.__version__}, timm {timm.__version__}, "
         f"{peers.versions() or 'no peer installed'}; float32 on one thread; the half of the images to {options.half}"
     )
-    subjects = []
-    for name in options.models:
-        try:
-            subjects.append(found[name]())
-        except FileNotFoundError as error:
-            print(f"\n### {name}\n\nleft out: {error}")
+    subjects = [subject for name in options.models if (subject := _subject(name, options)) is not None]
     for subject, outcomes in compare(subjects, ROWS, options.cache, options.rounds):
         print(*table(subject, outcomes), sep="\n")
         print(*aims(outcomes, subject.masks is not None), sep="\n", flush=True)
+
+
+def _subject(name: str, options: argparse.Namespace) -> Subject | None:
+    if name == "digits":
+        return faithfulness_models.digits(options.cache, options.half)
+    try:
+        return faithfulness_models.photographs(options.cache, options.half, options.stamps)
+    except FileNotFoundError as error:
+        print(f"\n### {name}\n\nleft out: {error}")
+        return None
 
 
 def _parse() -> argparse.Namespace:
@@ -60,7 +60,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--half", choices=("choose", "report"), default="report", help="of the images")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of the timing that count (default 5)")
-    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="folder that keeps weights and gains")
+    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="folder that keeps weights and scores")
     parser.add_argument("--stamps", type=Path, default=STAMPS, help="folder of Tux Paint's stamps")
     options = parser.parse_args()
     if options.rounds < 1:

@@ -23,6 +23,7 @@ from lightning_attngrad.metrics.functional import (
     sanity_correlation,
     two_object_share,
 )
+from lightning_attngrad.metrics.functional.faithfulness import REPLACEMENTS, Replacement
 
 #: Question → one number an image; a question that has no meaning for a subject is left out.
 Scores = dict[str, Tensor]
@@ -44,15 +45,25 @@ def redrawn(network: nn.Module) -> nn.Module:
 
 
 def judge(subject: Subject, row: Row, cache: Path) -> Scores:
-    """All questions to one row."""
+    """All questions to one row. The answers are kept on disk, by the row's maps and all that they are judged on."""
+    maps = row.all_maps(row.of(subject.network), subject.images, subject.label, subject.grid)
+    file = cache / "scores" / f"{_digest(subject, maps)}.pt"
+    if file.is_file():
+        kept: Scores = torch.load(file, weights_only=True)
+        return kept
+    scores = _judge(subject, row, maps)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(scores, file)
+    return scores
+
+
+def _judge(subject: Subject, row: Row, maps: Tensor) -> Scores:
     network, grid = row.of(subject.network), subject.grid
-    maps = row.all_maps(network, subject.images, subject.label, grid)
-    scores = {f"srg_{replacement}": gain(subject, maps, replacement, cache) for replacement in ("mean", "blur")}
-    scores["class sensitivity"] = class_sensitivity(
-        maps, row.all_maps(network, subject.images, runner_up(subject), grid)
-    )
-    other = row.of(redrawn(subject.network))
-    scores["sanity"] = sanity_correlation(maps, row.all_maps(other, subject.images, subject.label, grid))
+    scores = {f"srg_{replacement}": gain(subject, maps, replacement) for replacement in REPLACEMENTS}
+    of_runner_up = row.all_maps(network, subject.images, runner_up(subject), grid)
+    scores["class sensitivity"] = class_sensitivity(maps, of_runner_up)
+    of_redrawn = row.all_maps(row.of(redrawn(subject.network)), subject.images, subject.label, grid)
+    scores["sanity"] = sanity_correlation(maps, of_redrawn)
     if subject.masks is not None:
         scores["pointing"] = pointing_game(maps, subject.masks)
         scores["mask AP"] = mask_average_precision(maps, subject.masks)
@@ -67,26 +78,21 @@ def judge(subject: Subject, row: Row, cache: Path) -> Scores:
     return scores
 
 
-def gain(subject: Subject, maps: Tensor, replacement: str, cache: Path) -> Tensor:
-    """Symmetric relevance gain (N,) of the network, whatever the maps were taken of; kept on disk by what is in it."""
-    digest = hashlib.sha256(f"{replacement} {subject.steps}".encode())
-    for tensor in (*subject.network.state_dict().values(), subject.images, subject.label, maps):
+def gain(subject: Subject, maps: Tensor, replacement: Replacement) -> Tensor:
+    """Symmetric relevance gain (N,) of the network, whatever the maps were taken of."""
+    with torch.autocast("cpu", torch.bfloat16, enabled=subject.bfloat16):
+        return faithfulness_curves(
+            subject.network, subject.images, maps, subject.label, steps=subject.steps, replacement=replacement
+        ).srg
+
+
+def _digest(subject: Subject, maps: Tensor) -> str:
+    digest = hashlib.sha256(f"{subject.steps} {subject.bfloat16}".encode())
+    more = [] if subject.masks is None else [subject.masks]
+    more += [] if subject.pairs is None else list(subject.pairs)
+    for tensor in (*subject.network.state_dict().values(), subject.images, subject.label, maps, *more):
         digest.update(tensor.detach().contiguous().numpy().tobytes())
-    file = cache / "gains" / f"{digest.hexdigest()[:24]}.pt"
-    if file.is_file():
-        kept: Tensor = torch.load(file, weights_only=True)
-        return kept
-    curves = faithfulness_curves(
-        subject.network,
-        subject.images,
-        maps,
-        subject.label,
-        steps=subject.steps,
-        replacement=replacement,  # type: ignore[arg-type]
-    )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(curves.srg, file)
-    return curves.srg
+    return digest.hexdigest()[:24]
 
 
 def interval(values: Tensor, seed: int = 0) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from lightning_attngrad.explain.registry import METHODS, CombineName, Method, Op
 
 #: The most faithful map at the price of one backward pass: docs/faithfulness.md has the figures.
 DEFAULT_METHOD = "guided_relevance"
-DEFAULT_COMBINE: CombineName = "smooth_product"
+DEFAULT_COMBINE: CombineName = "gated_sum"
 
 
 def explain(
@@ -50,8 +50,8 @@ def explain(
             function from the model's output to one number an image.
         correction: for ``gradient_guided``: ``positive``, ``negative``, ``absolute``, ``signed`` or ``transfer``;
             several of them give one panel each, from one backward pass.
-        combine: for ``guided_relevance``: the ``sum`` or the ``product`` of its two maps, or the ``smooth_product``, whose
-            relevance is averaged over neighbouring patches first.
+        combine: for ``guided_relevance``: the ``sum`` or the ``product`` of its two maps, or the ``gated_sum``, in
+            which relevance also decides how much the other map counts in a region.
         forward: called instead of ``model(images)``, for keyword inputs or a precision context.
         memory_budget: bytes for the temporaries of a block of attention rows.
         score_offsets: added to the scores (B, H, N, M) of each attention call in order, see :func:`attention_step`.

@@ -12,8 +12,7 @@ from lightning_attngrad.attention import PLAIN, BackwardRules
 from lightning_attngrad.explain.forward_pass import ForwardPass
 from lightning_attngrad.explain.objectives import Seeds
 
-
-CombineName = Literal["sum", "product", "smooth_product"]
+CombineName = Literal["sum", "product", "gated_sum"]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -42,10 +43,10 @@ def subject() -> Subject:
         label = network(images).argmax(dim=1)
     masks = torch.stack([OBJECT[0], OBJECT[0].flip(-1)]).expand(COUNT, 2, SIDE, SIDE)
     labels = torch.stack([label, (label + 1) % CLASSES], dim=1)
-    return Subject("tiny", network, images, label, GRID, 4, OBJECT, (images, labels, masks), 1.0, "a tiny ViT")
+    return Subject("tiny", network, images, label, GRID, 4, False, OBJECT, (images, labels, masks), 1.0, "a tiny ViT")
 
 
-def on_object(network: nn.Module, images: Tensor, target: Tensor, grid: tuple[int, int]) -> Tensor:  # noqa: ARG001
+def on_object(network: nn.Module, images: Tensor, target: Tensor, grid: tuple[int, int]) -> Tensor:
     """A map that is the mask, whatever the model."""
     return torch.nn.functional.adaptive_avg_pool2d(OBJECT[:1, None], grid)[:, 0].expand(len(images), *grid)
 
@@ -69,22 +70,22 @@ def test_a_map_that_is_the_mask_scores_as_one(subject: Subject, tmp_path: Path) 
     assert scores["srg_mean"].shape == scores["srg_blur"].shape == (COUNT,)
 
 
-def test_a_faithful_order_gains_and_its_reverse_loses_as_much(subject: Subject, tmp_path: Path) -> None:
+def test_a_faithful_order_gains_and_its_reverse_loses_as_much(subject: Subject) -> None:
     maps = ours(method="attn_lrp")(subject.network, subject.images, subject.label, GRID)
-    forth, back = (gain(subject, sign * maps, "mean", tmp_path) for sign in (1, -1))
+    forth, back = (gain(subject, sign * maps, "mean") for sign in (1, -1))
     torch.testing.assert_close(forth, -back, atol=1e-5, rtol=0)
     assert forth.mean() > 0
 
 
-def test_gains_are_kept_by_what_is_in_the_maps(subject: Subject, tmp_path: Path) -> None:
-    maps = torch.rand(COUNT, *GRID, generator=torch.Generator().manual_seed(0))
-    first = gain(subject, maps, "mean", tmp_path)
-    (file,) = (tmp_path / "gains").iterdir()
-    torch.save(first + 1, file)
-    torch.testing.assert_close(gain(subject, maps, "mean", tmp_path), first + 1)  # read, not computed
-    torch.testing.assert_close(gain(subject, maps.flip(-1).flip(-1) * 2, "mean", tmp_path), first)  # other maps
-    gain(subject, maps, "blur", tmp_path)
-    assert len(list((tmp_path / "gains").iterdir())) == 3
+def test_scores_are_kept_by_what_is_in_the_maps(subject: Subject, tmp_path: Path) -> None:
+    row = Row("mask", on_object)
+    scores = judge(subject, row, tmp_path)
+    (file,) = (tmp_path / "scores").iterdir()
+    torch.save({"srg_mean": scores["srg_mean"] + 1}, file)
+    torch.testing.assert_close(judge(subject, row, tmp_path)["srg_mean"], scores["srg_mean"] + 1)  # read, not computed
+    judge(subject, Row("elsewhere", lambda *arguments: on_object(*arguments).flip(-1)), tmp_path)
+    judge(dataclasses.replace(subject, masks=OBJECT.flip(-1)), row, tmp_path)
+    assert len(list((tmp_path / "scores").iterdir())) == 3
 
 
 def test_runner_up_is_the_second_class(subject: Subject) -> None:

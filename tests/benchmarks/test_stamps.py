@@ -27,7 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             stamp.save(tmp_path / name / f"{number}.png")
         stamp.save(tmp_path / name / "0_mirror.png")
     grey = Image.fromarray(np.full((200, 300, 3), 128, dtype=np.uint8))
-    monkeypatch.setattr(stamps, "_photograph", lambda name: grey)  # noqa: ARG005
+    monkeypatch.setattr(stamps, "_photograph", lambda name: grey)
     return tmp_path
 
 

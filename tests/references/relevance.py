@@ -187,8 +187,8 @@ def smoothed(maps: Tensor) -> Tensor:
 def guided_relevance(model: ZooModel, found: Relevance, combine: str) -> Tensor:
     """Positive relevance and the positive guided map of one attn_lrp backward pass, on patches (B, h, w).
 
-    Each is divided by its sum over the patches; "sum" is half their sum, "product" their geometric mean, and
-    "smooth_product" that with the relevance averaged over neighbours while it still has both signs.
+    Each is divided by its sum over the patches; "sum" is half their sum, "product" their geometric mean. "gated_sum"
+    is half the sum again, once the guided map is multiplied by 1 / (1 + exp(−2 r / rms(r))), r the smoothed relevance.
     """
 
     def share(patches: Tensor) -> Tensor:
@@ -196,6 +196,9 @@ def guided_relevance(model: ZooModel, found: Relevance, combine: str) -> Tensor:
         return positive / positive.sum((-2, -1), keepdim=True)
 
     relevance = guided.patches(model, found.tokens)
-    first = share(smoothed(relevance) if combine == "smooth_product" else relevance)
-    second = share(guided.patches(model, guided.guided_tokens(model, found.reading, "positive")))
-    return (first + second) / 2 if combine == "sum" else (first * second).sqrt()
+    attended = guided.patches(model, guided.guided_tokens(model, found.reading, "positive"))
+    if combine == "gated_sum":
+        r = smoothed(relevance)
+        attended = attended / (1 + torch.exp(-2 * r / r.square().mean((-2, -1), keepdim=True).sqrt()))
+    first, second = share(relevance), share(attended)
+    return (first * second).sqrt() if combine == "product" else (first + second) / 2
