@@ -35,7 +35,7 @@ def guided_relevance(forward: ForwardPass, seeds: Seeds, options: Options) -> To
     """Token relevance and the streamed positive map of one backward pass, joined patch by patch.
 
     Each is first made a share: its positive part over the sum of that over the patches. ``combine="sum"`` is the mean
-    of the two, ``"product"`` their geometric mean. ``"gated_sum"`` is the mean too, after the streamed map, which hardly
+    of the two, ``"product"`` their geometric mean. ``"gated_sum"`` is the mean too, once the streamed map, which hardly
     depends on the class, has been weighted by ``σ(2 R̃ / rms R̃)``: R̃ is the relevance averaged over neighbouring
     patches while it still has both signs, so that a region that speaks against the class counts for little.
     """
