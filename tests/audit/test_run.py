@@ -107,7 +107,7 @@ class TestTheDemo:
 
     def test_data_know_how_they_were_made(self, of_the_demo: list[Path]) -> None:
         content = torch.load(of_the_demo[0], weights_only=True)
-        expected = {"batch_size": 32, "channels": 1, "image_size": 28}
+        expected = {"batch_size": 32, "channels": 1, "image_size": 28, "plant_shortcut": False, "contrast": 1.0}
         assert content["datamodule_hyper_parameters"] == expected
 
 
