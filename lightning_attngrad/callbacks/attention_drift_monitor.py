@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -33,7 +34,9 @@ from lightning_attngrad.callbacks.reference_weights import hash_of_weights, on_d
 from lightning_attngrad.callbacks.timetable import is_fitting
 from lightning_attngrad.explain import DEFAULT_METHOD
 from lightning_attngrad.explain.corrections import CorrectionName
+from lightning_attngrad.metrics.functional.drift import DRIFT_MEASURES
 from lightning_attngrad.probe import jittered_copies, probe_forward
+from lightning_attngrad.reporting.layout import Charts
 
 _log = logging.getLogger("lightning_attngrad")
 
@@ -97,6 +100,16 @@ class AttentionDriftMonitor(ProbeMonitor):
         >>> # trainer = L.Trainer(callbacks=[monitor])
     """
 
+    main_scalars: Mapping[str, str] = MappingProxyType(
+        {
+            "spearman": "distance to the reference; 0 = the same",
+            "floor/spearman": "the same, from noise alone",
+            "ratio/spearman": "of the two; 1 says nothing",
+            "flipped_map_stayed": "images whose prediction alone changed",
+            "moved_prediction_stayed": "images whose map alone changed",
+        }
+    )
+
     def __init__(
         self,
         *,
@@ -157,6 +170,15 @@ class AttentionDriftMonitor(ProbeMonitor):
         self._reference_id = reference
         self._forward_then: Callable[[Tensor], Any] | None = None  # with the weights of the checkpoint
         self.forget()
+
+    def charts(self) -> Charts:
+        """Each measure with its floor, all ratios, and what became of predictions."""
+        return {
+            **{f"{measure}, and its floor": (measure, f"floor/{measure}") for measure in DRIFT_MEASURES},
+            "ratio of drift to floor": ("ratio/",),
+            "drift by class": ("per_class/",),
+            "images: map and prediction apart": ("flipped_map_stayed", "moved_prediction_stayed"),
+        }
 
     def forget(self) -> None:
         """Drop the history of another run, or of other images."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,8 @@ SCALARS = {
     "top_decile_mass",
     *(f"{kind}/{layer}" for kind in ("head_entropy", "head_distance") for layer in LAYERS),
 }
+#: Where a run without a directory of its own leaves its files, so that none comes to lie in the checkout.
+_ELSEWHERE = tempfile.TemporaryDirectory()
 FIGURES = {"overlay", "layers", "classes", "film"}
 
 
@@ -171,6 +174,7 @@ def make_trainer(*callbacks: pl.Callback, **options: Any) -> pl.Trainer:
         "enable_progress_bar": False,
         "enable_model_summary": False,
         "log_every_n_steps": 1,
+        "default_root_dir": _ELSEWHERE.name,
     }
     return pl.Trainer(**{**quiet, "callbacks": list(callbacks), **options})
 
