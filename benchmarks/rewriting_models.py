@@ -23,12 +23,18 @@ def digits(cache: Path, count: int = 64) -> Trial:
         count: images of the trial.
     """
     from lightning_attngrad.demo.data import DIGIT_MEAN, DIGIT_STD, load_digits
-    from lightning_attngrad.demo.models import demo_vision_transformer
 
-    network = kept(cache / "digits.pt", demo_vision_transformer(), _fine_tune_digits)
+    network = digits_network(cache)
     _, validation = load_digits()
     about = "ViT of the demo, 0.17 M parameters, 196 tokens; MNIST digits of 28×28 pixels"
     return select("digits", network, ((DIGIT_MEAN,), (DIGIT_STD,)), validation, count, about)
+
+
+def digits_network(cache: Path) -> nn.Module:
+    """The demo's model, fine-tuned; its weights are kept in the folder."""
+    from lightning_attngrad.demo.models import demo_vision_transformer
+
+    return kept(cache / "digits.pt", demo_vision_transformer(), _fine_tune_digits)
 
 
 def photographs(cache: Path, count: int = 32, stamps: Path = rewriting_photos.STAMPS) -> Trial:

@@ -97,6 +97,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="mark every image with its class in a corner, and see how a run looks that learns nothing else",
     )
     training.add_argument("--max-steps", type=int, metavar="N", help="take at most N steps, for a quick try")
+    training.add_argument(
+        "--max-overhead",
+        type=float,
+        metavar="SHARE",
+        help="of the training time that the monitors may take together, such as 0.05 (default: every look is taken)",
+    )
     training.add_argument("--seed", type=int, default=0, metavar="N", help="of all that is random (default: 0)")
     training.add_argument(
         "--accelerator",

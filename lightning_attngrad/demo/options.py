@@ -36,6 +36,7 @@ class DemoOptions:
         batch_size: Images a training step.
         learning_rate: Peak of the one-cycle schedule; None is 1e-3 for the demo model, 3e-4 for any other.
         max_steps: Take at most this many training steps; None runs all epochs.
+        max_overhead: Share of the training time that all monitors together may take; None takes every look.
         output: Where logs, figures and the table go.
         seed: Of the weights, of the order of the images and of a folder's split.
         accelerator: As in `lightning.Trainer`.
@@ -53,6 +54,7 @@ class DemoOptions:
     batch_size: int = 32
     learning_rate: float | None = None
     max_steps: int | None = None
+    max_overhead: float | None = None
     output: Path = Path("attngrad_demo")
     seed: int = 0
     accelerator: str = "auto"
@@ -69,6 +71,8 @@ class DemoOptions:
                 raise DemoError(f"{flag}: got {value}; expected a whole number of at least 1")
         if self.learning_rate is not None and not self.learning_rate > 0:
             raise DemoError(f"--learning-rate: got {self.learning_rate}; expected a number above 0")
+        if self.max_overhead is not None and not 0 < self.max_overhead <= 1:
+            raise DemoError(f"--max-overhead: got {self.max_overhead}; expected a share such as 0.05, at most 1")
         if self.seed < 0:
             raise DemoError(f"--seed: got {self.seed}; expected a whole number of at least 0")
         starts = [

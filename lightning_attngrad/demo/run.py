@@ -20,7 +20,12 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
-from lightning_attngrad.callbacks import AttentionMapMonitor, CheckpointAudit, RewriteRobustnessMonitor
+from lightning_attngrad.callbacks import (
+    AttentionDriftMonitor,
+    AttentionMapMonitor,
+    CheckpointAudit,
+    RewriteRobustnessMonitor,
+)
 from lightning_attngrad.demo.data import DigitsDataModule, FolderDataModule, count_folder_classes
 from lightning_attngrad.demo.models import build_model, load_backbone, load_weights
 from lightning_attngrad.demo.module import FineTuner
@@ -68,7 +73,7 @@ class ScalarHistory(Callback):
         start: Scalars that were measured before training.
     """
 
-    monitors: Sequence[AttentionMapMonitor | RewriteRobustnessMonitor]
+    monitors: Sequence[AttentionMapMonitor | AttentionDriftMonitor | RewriteRobustnessMonitor]
     start: dict[str, float]
     history: list[dict[str, float]] = field(default_factory=list)
 
@@ -200,11 +205,14 @@ def _trainer(
     # Beside the event files: a logger without pictures of its own gets the figures as PNG files.
     table = CSVLogger(options.output, name="", version=board.version)
     every = min(_REWRITE_EVERY, epochs)
-    maps = AttentionMapMonitor(mask=data.strokes if isinstance(data, DigitsDataModule) else None)
+    each = None if options.max_overhead is None else options.max_overhead / 3  # of three monitors
+    mask = data.strokes if isinstance(data, DigitsDataModule) else None
+    maps = AttentionMapMonitor(mask=mask, max_overhead=each)
+    drift = AttentionDriftMonitor(max_overhead=each)
     rewriting: dict[str, Any] = {"radii": data.radii, "mean": data.mean, "std": data.std}
-    rewrites = RewriteRobustnessMonitor(every_n_epochs=every, **rewriting)
+    rewrites = RewriteRobustnessMonitor(every_n_epochs=every, max_overhead=each, **rewriting)
     audit = CheckpointAudit(**rewriting)  # of the same settings: what one has measured the other takes over
-    history = ScalarHistory([maps, rewrites], {})
+    history = ScalarHistory([maps, drift, rewrites], {})
     checkpoints = [
         ModelCheckpoint(Path(board.log_dir) / "checkpoints", filename, every_n_epochs=every, **kept)
         for filename, kept in (
@@ -220,7 +228,7 @@ def _trainer(
             max_epochs=epochs,
             limit_train_batches=batches,
             logger=loggers,
-            callbacks=[maps, rewrites, audit, history, _ProgressBar(refresh_rate=5), *checkpoints],
+            callbacks=[maps, drift, rewrites, audit, history, _ProgressBar(refresh_rate=5), *checkpoints],
             enable_model_summary=False,
             num_sanity_val_steps=0,
             log_every_n_steps=10,

@@ -18,10 +18,16 @@ _ROWS = (
     ("attngrad/maps/corner_mass", "map mass in the corners", "{:.1%}"),
     ("attngrad/maps/mass_in_mask", "map mass on the strokes", "{:.1%}"),
     ("attngrad/maps/top_decile_mass", "map mass in the top tenth", "{:.1%}"),
+    ("attngrad/drift/spearman", "maps moved, Spearman", "{:.2f}"),
+    ("attngrad/drift/ratio/spearman", "the same over noise", "{:.1f}"),
     ("attngrad/rewrite/median_linf", "change that rewrites, L∞", "{:.3f}"),
     ("attngrad/rewrite/survives_8_bit", "rewrites left after 8 bits", "{:.0%}"),
 )
-_SECONDS = (("attngrad/maps/seconds", "on the maps"), ("attngrad/rewrite/seconds", "on the rewrites"))
+_SECONDS = (
+    ("attngrad/maps/seconds", "on the maps"),
+    ("attngrad/drift/seconds", "on their drift"),
+    ("attngrad/rewrite/seconds", "on the rewrites"),
+)
 
 
 def summary_table(history: Sequence[Mapping[str, float]], training_seconds: float, directory: Path) -> str:

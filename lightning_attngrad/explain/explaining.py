@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,11 @@ from lightning_attngrad.explain.corrections import check_corrections
 from lightning_attngrad.explain.explanation import Explanation
 from lightning_attngrad.explain.forward_pass import ForwardPass, find_logits, forward_pass
 from lightning_attngrad.explain.objectives import Objective, Region, check_objective
-from lightning_attngrad.explain.registry import METHODS, Method, Options, TokenScores
+from lightning_attngrad.explain.registry import METHODS, CombineName, Method, Options, TokenScores
 
+#: The most faithful map at the price of one backward pass: docs/faithfulness.md has the figures.
 DEFAULT_METHOD = "guided_relevance"
+DEFAULT_COMBINE: CombineName = "gated_sum"
 
 
 def explain(
@@ -26,7 +28,7 @@ def explain(
     method: str = DEFAULT_METHOD,
     objective: str | Objective | Callable[[Any], Tensor] = "logit",
     correction: str | Sequence[str] = "positive",
-    combine: Literal["sum", "product"] = "sum",
+    combine: CombineName = DEFAULT_COMBINE,
     forward: Callable[[Tensor], Any] | None = None,
     memory_budget: int = DEFAULT_MEMORY_BUDGET,
     score_offsets: Sequence[Tensor | None] = (),
@@ -48,7 +50,8 @@ def explain(
             function from the model's output to one number an image.
         correction: for ``gradient_guided``: ``positive``, ``negative``, ``absolute``, ``signed`` or ``transfer``;
             several of them give one panel each, from one backward pass.
-        combine: for ``guided_relevance``: the ``sum`` or ``product`` of its two maps.
+        combine: for ``guided_relevance``: the ``sum`` or the ``product`` of its two maps, or the ``gated_sum``, in
+            which relevance also decides how much the other map counts in a region.
         forward: called instead of ``model(images)``, for keyword inputs or a precision context.
         memory_budget: bytes for the temporaries of a block of attention rows.
         score_offsets: added to the scores (B, H, N, M) of each attention call in order, see :func:`attention_step`.
@@ -78,8 +81,8 @@ def explain(
     corrections = check_corrections(correction if isinstance(correction, str) else tuple(correction))
     several_corrections = not isinstance(correction, str)
     _check_combination(chosen, goal, corrections, several_corrections, target)
-    if combine not in ("sum", "product"):
-        raise ValueError(f"combine: got {combine!r}; expected 'sum' or 'product'")
+    if combine not in get_args(CombineName):
+        raise ValueError(f"combine: got {combine!r}; expected one of {', '.join(get_args(CombineName))}")
     if memory_budget < 1:
         raise ValueError(f"memory_budget: got {memory_budget!r}; expected a number of bytes above 0")
 

@@ -12,6 +12,8 @@ from lightning_attngrad.attention import PLAIN, BackwardRules
 from lightning_attngrad.explain.forward_pass import ForwardPass
 from lightning_attngrad.explain.objectives import Seeds
 
+CombineName = Literal["sum", "product", "gated_sum"]
+
 
 @dataclass(frozen=True)
 class Options:
@@ -19,13 +21,13 @@ class Options:
 
     Attributes:
         corrections: names of K corrections.
-        combine: how two maps are joined, ``sum`` or ``product``.
+        combine: how two maps are joined.
         memory_budget: bytes for temporaries.
         retain_graph: whether another backward pass follows this one.
     """
 
     corrections: tuple[str, ...]
-    combine: Literal["sum", "product"]
+    combine: CombineName
     memory_budget: int
     retain_graph: bool
 

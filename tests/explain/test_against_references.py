@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from typing import get_args
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from lightning_attngrad.attention import AttentionCall, AttentionTap
 from lightning_attngrad.explain import explain
 from lightning_attngrad.explain.objectives import Contrast, Mixture, Region
+from lightning_attngrad.explain.registry import CombineName
 from tests.references import baselines, guided
 from tests.references import relevance as rules
 from tests.zoo import ZOO, ZooModel, logits_of
@@ -273,14 +275,20 @@ def test_relevance(name: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("name", ZOO)
-@pytest.mark.parametrize("combine", ["sum", "product"])
+@pytest.mark.parametrize("combine", get_args(CombineName))
 def test_guided_relevance(name: str, combine: str) -> None:
     zoo = ZOO[name]
     expected = rules.guided_relevance(zoo, relevance_of(name, "attn_lrp"), combine)
-    explanation = explain(model_of(name), zoo.images(), TARGET, combine=combine)
-    assert explanation.method == "guided_relevance"  # the default
+    explanation = explain(model_of(name), zoo.images(), TARGET, method="guided_relevance", combine=combine)
+    assert explanation.method == "guided_relevance"
     # The geometric mean has an infinite slope at zero: a relevance of rounding size moves it more than 1e-5.
-    assert_same_map(explanation.heatmap, expected, 1e-5 if combine == "sum" else 1e-4)
+    assert_same_map(explanation.heatmap, expected, 1e-4 if combine == "product" else 1e-5)
+
+
+def test_the_default_is_the_gated_sum() -> None:
+    zoo = ZOO["vit"]
+    expected = rules.guided_relevance(zoo, relevance_of("vit", "attn_lrp"), "gated_sum")
+    assert_same_map(explain(model_of("vit"), zoo.images(), TARGET).heatmap, expected)
 
 
 # Baselines -------------------------------------------------------------------------------------------------

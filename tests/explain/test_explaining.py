@@ -46,7 +46,7 @@ VIT = ZOO["vit"]
             {"correction": ("signed", "positive"), "target": [0, 1], "method": "gradient_guided"},
             "several corrections and several classes at once",
         ),
-        ({"combine": "mean"}, "combine: got 'mean'; expected 'sum' or 'product'"),
+        ({"combine": "mean"}, "combine: got 'mean'; expected one of sum, product, gated_sum"),
         ({"memory_budget": 0}, "memory_budget: got 0"),
     ],
 )

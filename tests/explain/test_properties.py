@@ -143,9 +143,10 @@ def test_signs_of_the_corrections(seed: int, name: str) -> None:
 def test_shares_are_shares(seed: int, name: str) -> None:
     zoo = ZOO[name]
     images = zoo.images(seed=seed)
-    combined = explain(model_of(name), images, TARGET).heatmap
-    torch.testing.assert_close(combined.sum((-2, -1)), torch.ones(2))
-    assert combined.amin() >= 0
+    for combine in ("sum", "gated_sum"):
+        combined = explain(model_of(name), images, TARGET, method="guided_relevance", combine=combine).heatmap
+        torch.testing.assert_close(combined.sum((-2, -1)), torch.ones(2))
+        assert combined.amin() >= 0
     for method in ("raw_attention", "rollout"):
         attention = explain(model_of(name), images, method=method).token_scores
         torch.testing.assert_close(attention.sum(-1), torch.ones(2))

@@ -167,16 +167,38 @@ def relevance(
     return Relevance(tokens, reading, phi.detach())
 
 
-def guided_relevance(model: ZooModel, found: Relevance, combine: str = "sum") -> Tensor:
+def smoothed(maps: Tensor) -> Tensor:
+    """Average of each patch (weight 4), its neighbours along an edge (2) and across a corner (1), those that exist."""
+    rows, columns = maps.shape[-2:]
+    average = torch.zeros_like(maps)
+    for row in range(rows):
+        for column in range(columns):
+            weights = 0
+            for down in (-1, 0, 1):
+                for right in (-1, 0, 1):
+                    if 0 <= row + down < rows and 0 <= column + right < columns:
+                        weight = {0: 4, 1: 2, 2: 1}[abs(down) + abs(right)]
+                        average[..., row, column] += weight * maps[..., row + down, column + right]
+                        weights += weight
+            average[..., row, column] /= weights
+    return average
+
+
+def guided_relevance(model: ZooModel, found: Relevance, combine: str) -> Tensor:
     """Positive relevance and the positive guided map of one attn_lrp backward pass, on patches (B, h, w).
 
-    Each is divided by its sum over the patches; "sum" is half their sum, "product" their geometric mean.
+    Each is divided by its sum over the patches; "sum" is half their sum, "product" their geometric mean. "gated_sum"
+    is half the sum again, once the guided map is multiplied by 1 / (1 + exp(−2 r / rms(r))), r the smoothed relevance.
     """
 
-    def share(tokens: Tensor) -> Tensor:
-        positive = guided.patches(model, tokens).clamp(min=0)
+    def share(patches: Tensor) -> Tensor:
+        positive = patches.clamp(min=0)
         return positive / positive.sum((-2, -1), keepdim=True)
 
-    first = share(found.tokens)
-    second = share(guided.guided_tokens(model, found.reading, "positive"))
-    return (first + second) / 2 if combine == "sum" else (first * second).sqrt()
+    relevance = guided.patches(model, found.tokens)
+    attended = guided.patches(model, guided.guided_tokens(model, found.reading, "positive"))
+    if combine == "gated_sum":
+        r = smoothed(relevance)
+        attended = attended / (1 + torch.exp(-2 * r / r.square().mean((-2, -1), keepdim=True).sqrt()))
+    first, second = share(relevance), share(attended)
+    return (first * second).sqrt() if combine == "product" else (first + second) / 2

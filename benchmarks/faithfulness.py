@@ -1,0 +1,148 @@
+"""How faithful the maps are, method by method, on two models: Markdown tables.
+
+Methods were chosen on one half of the images (``--half choose``) and are reported on the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor
+
+from benchmarks import faithfulness_models, peers
+from benchmarks.faithfulness_methods import CHEFER, ROWS, Row
+from benchmarks.faithfulness_models import Subject
+from benchmarks.faithfulness_scores import Scores, interval, judge, mean, price
+from benchmarks.rewriting_models import DEFAULT_CACHE
+from benchmarks.stamps import STAMPS
+
+MODELS = ("photographs", "digits")
+#: What was asked of one method (the first row): question, whether at least or at most, limit.
+SRG_GAIN, MASK_AP, SENSITIVITY, PRICE = 0.03, 0.80, 0.45, 1.25
+COLUMNS = ("class sensitivity", "sanity", "pointing", "mask AP", "energy", "two objects")
+TIMED_IMAGES = 8
+
+#: What a row came to: its scores and its price, or why there are none.
+Outcome = tuple[Scores, float] | str
+
+
+def main() -> None:
+    options = _parse()
+    torch.set_num_threads(1)
+    print(
+        f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}; torch {torch.__version__}, timm {timm.__version__}, "
+        f"{peers.versions() or 'no peer installed'}; float32 on one thread; the half of the images to {options.half}"
+    )
+    subjects = [subject for name in options.models if (subject := _subject(name, options)) is not None]
+    for subject, outcomes in compare(subjects, ROWS, options.cache, options.rounds):
+        print(*table(subject, outcomes), sep="\n")
+        print(*aims(outcomes, subject.masks is not None), sep="\n", flush=True)
+
+
+def _subject(name: str, options: argparse.Namespace) -> Subject | None:
+    if name == "digits":
+        return faithfulness_models.digits(options.cache, options.half)
+    try:
+        return faithfulness_models.photographs(options.cache, options.half, options.stamps)
+    except FileNotFoundError as error:
+        print(f"\n### {name}\n\nleft out: {error}")
+        return None
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.faithfulness", description=__doc__)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--half", choices=("choose", "report"), default="report", help="of the images")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of the timing that count (default 5)")
+    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="folder that keeps weights and scores")
+    parser.add_argument("--stamps", type=Path, default=STAMPS, help="folder of Tux Paint's stamps")
+    options = parser.parse_args()
+    if options.rounds < 1:
+        parser.error("--rounds: expected a number above 0")
+    return options
+
+
+def compare(
+    subjects: Sequence[Subject], rows: Sequence[Row], cache: Path, rounds: int
+) -> Iterator[tuple[Subject, dict[str, Outcome]]]:
+    """Every row on every subject; row by row, for the last ones may patch torch's classes for good."""
+    outcomes: list[dict[str, Outcome]] = [{} for _ in subjects]
+    for row in rows:
+        for subject, of_subject in zip(subjects, outcomes, strict=True):
+            print(f"{subject.name}: {row.name}", file=sys.stderr, flush=True)
+            of_subject[row.name] = outcome(subject, row, cache, rounds)
+    yield from zip(subjects, outcomes, strict=True)
+
+
+def outcome(subject: Subject, row: Row, cache: Path, rounds: int) -> Outcome:
+    """A row's scores and price; the reason, where another library is missing or fails."""
+    if (reason := row.missing()) is not None:
+        return reason
+    try:
+        return judge(subject, row, cache), price(subject, row, TIMED_IMAGES, rounds)
+    except ImportError as error:
+        return f"cannot be imported: {error}"
+    except Exception as error:
+        if row.package is None:
+            raise  # it is ours
+        return f"fails: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
+def table(subject: Subject, outcomes: dict[str, Outcome]) -> Iterator[str]:
+    """One line a row, paired differences to Chefer's rule beside its gains."""
+    yield f"\n### {subject.name}\n"
+    yield f"{subject.about}. {len(subject.images)} images, classified correctly (accuracy {subject.accuracy:.2f}).\n"
+    chefer = outcomes[CHEFER]
+    if isinstance(chefer, str):
+        raise TypeError(f"{CHEFER}: {chefer}")
+    columns = [name for name in COLUMNS if name in chefer[0]]
+    heads = ["SRG, mean", "− Chefer", "SRG, blur", "− Chefer", *columns, "× one forward and backward"]
+    yield f"| | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}"
+    for name, result in outcomes.items():
+        if isinstance(result, str):
+            yield f"| {name} | {result} |{' |' * (len(heads) - 1)}"
+            continue
+        scores, times = result
+        cells = []
+        for gain in ("srg_mean", "srg_blur"):
+            cells += [f"{mean(scores[gain]):.3f}", "" if name == CHEFER else difference(scores[gain], chefer[0][gain])]
+        cells += [f"{mean(scores[column]):.2f}" for column in columns]
+        yield f"| {name} | {' | '.join(cells)} | {times:.2f} |"
+
+
+def difference(gains: Tensor, of_chefer: Tensor) -> str:
+    """Mean of the paired differences and its 95 % interval."""
+    low, high = interval(gains - of_chefer)
+    return f"{mean(gains - of_chefer):+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def aims(outcomes: dict[str, Outcome], with_masks: bool) -> Iterator[str]:
+    """What was asked of the first row, and what it came to."""
+    (name, first), chefer = next(iter(outcomes.items())), outcomes[CHEFER]
+    if isinstance(first, str) or isinstance(chefer, str):
+        return
+    gains = first[0]["srg_mean"] - chefer[0]["srg_mean"]
+    low, _ = interval(gains)
+    yield f"\n| asked of `{name}` | limit | measured | |\n|---|---|---|---|"
+    yield _asked("SRG (mean) − Chefer", f"≥ {SRG_GAIN}", mean(gains), mean(gains) >= SRG_GAIN)
+    yield _asked("lower end of its interval", "> 0", low, low > 0)
+    if with_masks:
+        precision = mean(first[0]["mask AP"])
+        yield _asked("mask AP", f"≥ {MASK_AP:.2f}", precision, precision >= MASK_AP)
+    sensitivity = mean(first[0]["class sensitivity"])
+    yield _asked("class sensitivity", f"≥ {SENSITIVITY}", sensitivity, sensitivity >= SENSITIVITY)
+    yield _asked("time / one forward and backward", f"≤ {PRICE}", first[1], first[1] <= PRICE)
+
+
+def _asked(what: str, limit: str, measured: float, met: bool) -> str:
+    return f"| {what} | {limit} | {measured:.3f} | {'met' if met else 'missed'} |"
+
+
+if __name__ == "__main__":
+    main()

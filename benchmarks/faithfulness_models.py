@@ -1,0 +1,169 @@
+"""The models that maps are judged on, and their images: photographs with masks, and digits.
+
+Each set of images falls into two halves. Methods are chosen on the one, and reported on the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import backbone
+from benchmarks.rewriting_models import digits_network, kept
+from benchmarks.stamps import MEAN, STAMPS, STD, Scene, missing
+
+Half = Literal["choose", "report"]
+
+SIZE = 112
+#: Class → folders of photographs below the stamps.
+CLASSES = {
+    "animal": ("animals/mammals", "animals/birds"),
+    "food": ("food",),
+    "plant": ("plants",),
+    "thing": ("household", "hobbies", "sports"),
+    "vehicle": ("vehicles", "military/vehicles"),
+}
+#: Every second stamp is for training; of the others, every second one belongs to either half.
+REMAINDERS: dict[str, tuple[int, ...]] = {"train": (0, 2), "choose": (1,), "report": (3,)}
+SEEDS: dict[str, int] = {"train": 0, "choose": 1, "report": 2}
+PAIRS = 32
+TRAINING_STEPS, BATCH = 140, 16
+FROZEN = ("patch_embed.", "pos_embed", "cls_token", *(f"blocks.{index}." for index in range(8)))
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model in evaluation mode, and images that it classifies correctly.
+
+    Attributes:
+        name: for the tables.
+        network: from normalised images to logits.
+        images: (N, C, H, W), normalised.
+        label: (N,), the true class, which is also the predicted one.
+        grid: rows and columns of patches.
+        steps: in how many parts the patches are replaced.
+        bfloat16: whether the curves' forward passes are in bfloat16, which halves their time.
+        masks: (N, H, W) in [0, 1], the object; None where there is none.
+        pairs: two objects an image: images (V, C, H, W), labels (V, 2), masks (V, 2, H, W).
+        accuracy: of the network on all images of this half.
+        about: the model and the images in one line.
+    """
+
+    name: str
+    network: nn.Module
+    images: Tensor
+    label: Tensor
+    grid: tuple[int, int]
+    steps: int
+    bfloat16: bool
+    masks: Tensor | None
+    pairs: tuple[Tensor, Tensor, Tensor] | None
+    accuracy: float
+    about: str
+
+
+def photographs(cache: Path, half: Half, stamps: Path = STAMPS) -> Subject:
+    """A pretrained ViT-S/14, fine-tuned on composites; judged on stamps and backgrounds that it has not seen.
+
+    Args:
+        cache: folder that keeps the weights.
+        half: which half of the held-out stamps, one composite each.
+        stamps: folder of Tux Paint's stamps.
+
+    Raises:
+        FileNotFoundError: something has to be installed first; the message says what.
+    """
+    if (reason := missing(stamps)) is not None:
+        raise FileNotFoundError(reason)
+
+    def train(network: nn.Module) -> None:
+        backbone.fine_tune(network, _scene(stamps, "train"), TRAINING_STEPS, BATCH, FROZEN)
+
+    network = kept(cache / f"composites-{SIZE}.pt", backbone.network(SIZE, len(CLASSES)), train)
+    scene = _scene(stamps, half)
+    normalise = _normalisation(MEAN, STD)
+    pixels, label, masks = scene.everything(1)
+    paired, pair_labels, pair_masks = scene.pairs(PAIRS)
+    images = normalise(pixels)
+    right = _predicted(network, images) == label
+    about = (
+        f"ViT-S/14, 22 M parameters, {len(CLASSES)} classes; cut-outs on photographs, {SIZE}×{SIZE} pixels, "
+        f"{(SIZE // 14) ** 2} patches"
+    )
+    return Subject(
+        "photographs",
+        network,
+        images[right],
+        label[right],
+        (SIZE // 14, SIZE // 14),
+        8,
+        True,
+        masks[right],
+        (normalise(paired), pair_labels, pair_masks),
+        right.float().mean().item(),
+        about,
+    )
+
+
+def digits(cache: Path, half: Half, count: int = 100) -> Subject:
+    """The demo's model and its validation images.
+
+    Args:
+        cache: folder that keeps the weights.
+        half: the even or the odd ones of a shuffled order.
+        count: images at most.
+    """
+    from lightning_attngrad.demo.data import DIGIT_MEAN, DIGIT_STD, load_digits
+
+    network = digits_network(cache)
+    _, (pixels, labels) = load_digits()
+    chosen = shuffled_half(len(labels), half)[:count]
+    images, label = _normalisation((DIGIT_MEAN,), (DIGIT_STD,))(pixels[chosen]), labels[chosen]
+    right = _predicted(network, images) == label
+    about = "ViT of the demo, 0.17 M parameters, 10 classes; MNIST digits of 28×28 pixels, 196 patches"
+    return Subject(
+        "digits",
+        network,
+        images[right],
+        label[right],
+        (14, 14),
+        14,
+        False,
+        None,
+        None,
+        right.float().mean().item(),
+        about,
+    )
+
+
+def shuffled_half(total: int, half: Half) -> Tensor:
+    """Indices of every second image of a shuffled order that never changes."""
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
+    return order[0 if half == "choose" else 1 :: 2]
+
+
+def _scene(stamps: Path, part: str) -> Scene:
+    return Scene(
+        stamps,
+        CLASSES,
+        lambda number: number % 4 in REMAINDERS[part],
+        held_out=part != "train",
+        seed=SEEDS[part],
+        size=SIZE,
+        scale=(0.5, 0.9),
+    )
+
+
+def _normalisation(mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Tensor], Tensor]:
+    of_channel, spread = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+    return lambda pixels: (pixels - of_channel) / spread
+
+
+@torch.inference_mode()
+def _predicted(network: nn.Module, images: Tensor) -> Tensor:
+    return torch.cat([network(part).argmax(dim=1) for part in images.split(32)])

@@ -1,0 +1,149 @@
+"""The run that looked perfect: one fine-tuning on marked digits, one on the same digits without the mark.
+
+Both see faint digits. In the first, a mark of four by four pixels in the upper left corner tells the class, in training
+and in validation; the monitor sees the map move there while validation accuracy looks perfect.
+
+    python examples/planted_shortcut.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import platform
+import warnings
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import timm
+import torch
+from matplotlib.figure import Figure
+from matplotlib.image import imsave
+
+import lightning_attngrad as attngrad
+from lightning_attngrad.callbacks.look import Findings, Probe
+from lightning_attngrad.demo.data import DigitsDataModule
+from lightning_attngrad.demo.models import demo_vision_transformer, load_backbone
+from lightning_attngrad.demo.module import FineTuner
+from lightning_attngrad.demo.shortcut import FAINT
+from lightning_attngrad.metrics.functional import times_uniform_share
+from lightning_attngrad.reporting.figures import Caption, figure_to_array, map_grid
+
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "num_sanity_val_steps": 0,
+}
+
+
+class Watched(attngrad.AttentionMapMonitor):
+    """Keeps its last images and maps, for the figure that puts two runs side by side."""
+
+    def look(self, probe: Probe, *, remember: bool) -> Findings:
+        self.seen = probe, self._explain(probe)
+        return Findings(super().look(probe, remember=remember).scalars, dict)
+
+
+class Lines(L.Callback):
+    """One line a look."""
+
+    def __init__(self, monitor: Watched, title: str) -> None:
+        self.monitor, self.title = monitor, title
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        print(f"\n{self.title:12} accuracy   mass in the corners   on the strokes   pointing")
+        self.line("start", "")
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self.line(f"step {trainer.global_step}", f"{float(trainer.callback_metrics['val_accuracy']):.1%}")
+
+    def line(self, label: str, accuracy: str) -> None:
+        seen = self.monitor.scalars
+        print(
+            f"{label:12} {accuracy:>8}   {seen['corner_mass']:19.1%}   {seen['mass_in_mask']:14.1%}   "
+            f"{seen['pointing']:8.0%}",
+            flush=True,
+        )
+
+
+def train(planted: bool, options: argparse.Namespace) -> Watched:
+    """One run; prints what became of it."""
+    L.seed_everything(options.seed, verbose=False)
+    model = demo_vision_transformer()
+    load_backbone(model)
+    data = DigitsDataModule(plant_shortcut=planted, contrast=FAINT)
+    module = FineTuner(model, 10)
+    monitor = Watched(mask=data.strokes, num_images=options.images)
+    trainer = L.Trainer(
+        max_steps=options.steps,
+        val_check_interval=options.every,
+        check_val_every_n_epoch=None,
+        callbacks=[monitor, Lines(monitor, "planted" if planted else "clean")],
+        **QUIET,
+    )
+    trainer.fit(module, datamodule=data)
+    if planted:
+        for data.marks, what in (("none", "without the mark"), ("wrong", "with the mark of another class")):
+            found = L.Trainer(**QUIET).validate(module, datamodule=data, verbose=False)[0]
+            print(f"accuracy {what}: {found['val_accuracy']:.1%}")
+    return monitor
+
+
+def side_by_side(clean: Watched, planted: Watched, count: int) -> Figure:
+    """The same images in both runs: left column clean, right column planted."""
+    pixels, maps, captions, masks = [], [], [], []
+    for name, monitor in (("clean", clean), ("planted", planted)):
+        probe, found = monitor.seen
+        assert probe.masks is not None
+        assert probe.targets is not None
+        probabilities = found.logits.softmax(dim=1)
+        for index in range(count):
+            predicted = int(probabilities[index].argmax())
+            pixels.append(probe.pixels[index])
+            maps.append(times_uniform_share(found.heatmap[index]))
+            masks.append(probe.masks[index])
+            captions.append(
+                Caption(
+                    f"{probe.class_name(predicted)} · {name} run",
+                    float(probabilities[index, predicted]),
+                    f"{probe.class_name(int(probe.targets[index]))} · {name} run",
+                    float(probabilities[index, int(probe.targets[index])]),
+                )
+            )
+    return map_grid(
+        torch.stack(pixels),
+        torch.stack(maps),
+        captions,
+        title="Without the mark (left), and with it (right)",
+        masks=torch.stack(masks),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=250, metavar="N", help="of training, in each run")
+    parser.add_argument("--every", type=int, default=25, metavar="N", help="steps between two looks")
+    parser.add_argument("--images", type=int, default=8, metavar="N", help="that are looked at")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--output", type=Path, default=Path("planted_shortcut.png"), metavar="FILE", help="the figure")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    torch.set_num_threads(1)  # the matrices are so small that threads only wait for each other
+
+    clean, planted = train(False, options), train(True, options)
+
+    imsave(options.output, figure_to_array(side_by_side(clean, planted, min(4, options.images))))
+    versions = f"torch {torch.__version__}, lightning {L.__version__}, timm {timm.__version__}"
+    print(f"\n{datetime.now(timezone.utc):%Y-%m-%d}, Python {platform.python_version()}, {versions}, one thread")
+    print(f"figure: {options.output}")
+
+
+if __name__ == "__main__":
+    main()
