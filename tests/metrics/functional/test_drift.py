@@ -108,7 +108,7 @@ def test_identical_maps_have_drifted_by_exactly_nothing(values: np.ndarray) -> N
 
 
 @pytest.mark.parametrize("grid", [(14, 14), (16, 16), (37, 37), (7, 7), (1, 8)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_so_they_have_on_the_grids_of_models(grid: tuple[int, int], dtype: torch.dtype) -> None:
     maps = (_maps(5, *grid, batch=64) * 1e-3).to(dtype)
     for name, distance in map_drift(maps, maps.clone()).items():
