@@ -147,16 +147,22 @@ def test_a_collection_does_not_mix_up_counts_that_agree_by_chance() -> None:
 
 
 def test_a_collection_keeps_metrics_of_maps_apart() -> None:
-    """Of the same maps in every argument: drifts of 0, similarities of 1, and as many images in all of them."""
-    maps = CASES["drift"].rows["reference"]
-    rows = {key: maps for case in MAP_CASES.values() for key in case.rows} | CASES["heads"].rows
-    rows |= dict.fromkeys(("mask", "mask_right", "mask_wrong"), CASES["energy"].rows["mask"])
-    collection = MetricCollection({name: case.make() for name, case in MAP_CASES.items()})
+    """In the first batch maps are the masks and equal each other: every localisation is 1, every distance 0."""
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(ROWS, 4, 5, generator=generator) < 0.5
+    rows = {key: mask.float() for case in MAP_CASES.values() for key in case.rows} | CASES["heads"].rows
+    rows |= {"mask": mask, "mask_right": mask, "mask_wrong": ~mask}
+    for key in ("heatmap", "now", "runner_up_maps", "maps_of_redrawn", "after"):
+        rows[key] = mask.float()
+        rows[key][4:] = torch.randn(ROWS - 4, 4, 5, generator=generator)
+    cases = MAP_CASES | {"shift": CASES["shift"]}
+    rows["before"] = mask.float()
+    collection = MetricCollection({name: case.make() for name, case in cases.items()})
     for chosen in (list(range(4)), list(range(4, ROWS))):
         collection.update(**batch(rows, chosen))
-    for name, case in MAP_CASES.items():
+    for name, case in cases.items():
         _same(collection[name].compute(), case.expected(**{key: rows[key] for key in case.rows}))
-    assert len(collection.compute_groups) == len(MAP_CASES)
+    assert len(collection.compute_groups) == len(cases)
 
 
 D, FLAGS, CLASSES, IMAGES = (

@@ -94,7 +94,7 @@ def map_ssim(a: Tensor, b: Tensor) -> Tensor:
     span = both.amax(dim=(1, 2, 3), keepdim=True) - both.amin(dim=(1, 2, 3), keepdim=True)
     span = torch.where(span > 0, span, 1)  # two flat maps
     similarity = structural_similarity(first / span, second / span).clamp(-1, 1)
-    identical = (first == second).flatten(1).all(dim=1)  # rounding of the variances would say 0.9999999
+    identical = (first == second).flatten(1).all(dim=1)  # in nearly flat maps the variances are all rounding
     result: Tensor = torch.where(identical, 1, similarity).view(leading).to(dtype)
     return result
 

@@ -108,11 +108,20 @@ def test_identical_maps_have_drifted_by_exactly_nothing(values: np.ndarray) -> N
 
 
 @pytest.mark.parametrize("grid", [(14, 14), (16, 16), (37, 37), (7, 7), (1, 8)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_so_they_have_on_the_grids_of_models(grid: tuple[int, int], dtype: torch.dtype) -> None:
     maps = (_maps(5, *grid, batch=64) * 1e-3).to(dtype)
     for name, distance in map_drift(maps, maps.clone()).items():
         assert distance.tolist() == [0.0] * 64, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_so_they_have_where_one_patch_differs_in_the_last_digit(dtype: torch.dtype) -> None:
+    """There the variances of SSIM are all rounding."""
+    maps = torch.ones(196, 14, 14, dtype=dtype)
+    maps.view(196, 196).diagonal().add_(torch.finfo(dtype).eps)
+    for name, distance in map_drift(maps, maps.clone()).items():
+        assert distance.tolist() == [0.0] * 196, name
 
 
 @settings(max_examples=60, deadline=None)
