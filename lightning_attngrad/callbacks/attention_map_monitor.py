@@ -103,6 +103,7 @@ class AttentionMapMonitor(ProbeMonitor):
             "border_mass": "share of the map on the border of the image",
             "corner_mass": "share of the map in the corners",
             "top_decile_mass": "share of the map on a tenth of the patches",
+            "mass_in_mask": "share of the map on the object",
         }
     )
     rows_at_once = 4  # half of the default images: two processes take half of the time
@@ -165,7 +166,11 @@ class AttentionMapMonitor(ProbeMonitor):
     def charts(self) -> Charts:
         """How spread out the maps are and where they lie, and the heads of each layer."""
         return {
-            "how spread out, and where": ("entropy", "border_mass", "corner_mass", "top_decile_mass"),
+            # Without mask= the last three are not logged, and a chart of their own would be empty.
+            "how spread out, and where": (
+                *("entropy", "border_mass", "corner_mass", "top_decile_mass"),
+                *("mass_in_mask", "pointing", "mask_average_precision"),
+            ),
             "entropy of the heads, by layer": ("head_entropy/",),
             "distance of the heads, by layer": ("head_distance/",),
         }

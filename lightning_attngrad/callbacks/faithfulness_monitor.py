@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -18,6 +19,7 @@ from lightning_attngrad.explain import DEFAULT_METHOD
 from lightning_attngrad.explain.corrections import CorrectionName
 from lightning_attngrad.metrics.functional import Faithfulness, class_sensitivity, faithfulness_curves
 from lightning_attngrad.metrics.functional.faithfulness import REPLACEMENTS
+from lightning_attngrad.reporting.layout import Charts
 from lightning_attngrad.reporting.perturbation import PerturbationCurves, perturbation_curves
 
 _log = logging.getLogger("lightning_attngrad")
@@ -82,6 +84,15 @@ class FaithfulnessMonitor(ProbeMonitor):
         >>> # trainer = L.Trainer(callbacks=[monitor])
     """
 
+    main_scalars: Mapping[str, str] = MappingProxyType(
+        {
+            "srg": "insertion - deletion; 0 says nothing",
+            "deletion": "area; less is better",
+            "insertion": "area; more is better",
+            "class_sensitivity": "0 = maps do not depend on the class",
+        }
+    )
+
     def __init__(
         self,
         *,
@@ -127,6 +138,13 @@ class FaithfulnessMonitor(ProbeMonitor):
         self.steps = steps
         self.replacement: Literal["mean", "blur"] = replacement
         self._first: _Look | None = None
+
+    def charts(self) -> Charts:
+        """Both areas and their difference, and whether the maps depend on the class."""
+        return {
+            "faithfulness of the maps": ("srg", "deletion", "insertion"),
+            "class sensitivity": ("class_sensitivity",),
+        }
 
     def forget(self) -> None:
         """Drop the history of another run."""

@@ -74,15 +74,16 @@ def _plain(markdown: str) -> str:
     return "\n".join(line.removeprefix("    ") for line in markdown.rstrip("\n").split("\n"))
 
 
-def test_every_chart_of_the_drift_monitor_has_its_curves(tmp_path: Path) -> None:
-    drift = attngrad.AttentionDriftMonitor(num_images=3, on_error="raise")
-    fit(drift, logger=tensorboard(tmp_path), max_epochs=1)
-    logged = [tag.removeprefix("attngrad/drift/") for tag in events(tmp_path).Tags()["scalars"]]
-    for title, names in drift.charts().items():
+@pytest.mark.parametrize("kind", [attngrad.AttentionDriftMonitor, attngrad.FaithfulnessMonitor])
+def test_every_chart_has_its_curves(tmp_path: Path, kind: Any) -> None:
+    monitor = kind(num_images=3, on_error="raise")
+    fit(monitor, logger=tensorboard(tmp_path), max_epochs=1)
+    logged = [tag.removeprefix(f"attngrad/{monitor.name}/") for tag in events(tmp_path).Tags()["scalars"]]
+    for title, names in monitor.charts().items():
         assert isinstance(names, tuple)
         for name in names:
             assert any(tag.startswith(name) if name.endswith("/") else tag == name for tag in logged), title
-    assert set(drift.main_scalars) <= set(logged)
+    assert set(monitor.main_scalars) <= set(logged)
 
 
 @contextmanager
