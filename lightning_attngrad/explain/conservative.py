@@ -42,6 +42,7 @@ def attn_lrp(forward: ForwardPass, seeds: Seeds, options: Options) -> TokenScore
     source="METHODS §3: arXiv 2402.05602 and arXiv 2103.15679 from one backward pass",
     start="embedding",
     rules=ATTN_LRP,
+    class_sensitive=True,
 )
 def guided_relevance(forward: ForwardPass, seeds: Seeds, options: Options) -> TokenScores:
     """Token relevance and the streamed positive map of one backward pass, joined patch by patch.

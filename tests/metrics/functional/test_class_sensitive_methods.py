@@ -47,7 +47,7 @@ def trained() -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def test_some_methods_claim_it() -> None:
-    assert {"attn_lrp", "conservative", "grad_cam"} <= set(CLASS_SENSITIVE)
+    assert {"guided_relevance", "attn_lrp", "conservative", "grad_cam"} <= set(CLASS_SENSITIVE)
     assert not {"raw_attention", "rollout", "gradient_guided"} & set(CLASS_SENSITIVE)
 
 
