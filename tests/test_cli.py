@@ -62,8 +62,10 @@ def test_every_option_reaches_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked[1] == DemoOptions()  # one set of defaults
     assert cli.main(["demo", "--from-scratch"]) == 0
     assert asked[2].from_scratch
+    assert cli.main(["demo", "--plant-shortcut"]) == 0
+    assert asked[3] == DemoOptions(plant_shortcut=True)
     assert cli.main(["demo", "--model", "vit_tiny_patch16_224", "--pretrained"]) == 0
-    assert asked[3].pretrained
+    assert asked[4].pretrained
 
 
 _FLAGS = {"model_args": "--model-arg", "data_args": "--data-arg"}

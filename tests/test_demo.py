@@ -7,6 +7,7 @@ import pickle
 import sys
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from lightning_attngrad.demo import DemoError, DemoOptions, run_demo
 from lightning_attngrad.demo.data import (
     DigitImages,
+    DigitsDataModule,
     FolderDataModule,
     load_digits,
     random_affine,
@@ -29,7 +31,9 @@ from lightning_attngrad.demo.models import (
     load_backbone,
     load_weights,
 )
+from lightning_attngrad.demo.shortcut import class_marks, mark_size
 from lightning_attngrad.demo.summary import summary_table
+from lightning_attngrad.metrics.functional import corner_mass, mask_on_grid
 
 SMALL_MODEL = "test_vit"  # timm's own for tests: 0.4 M parameters
 HALF = (0.5, 0.5, 0.5)
@@ -143,6 +147,62 @@ class TestFolder:
             (folder / "train" / "3" / f"{name}.png").rename(folder / "val" / name / "0.png")
         with pytest.raises(DemoError, match="differ in the classes 8, 9"):
             FolderDataModule(folder, 4, 32, HALF, HALF)
+
+
+class TestShortcut:
+    @pytest.mark.parametrize(("count", "size"), [(2, 4), (10, 4), (15, 32), (16, 32), (1000, 32), (10, 5)])
+    def test_every_class_has_a_mark_of_its_own(self, count: int, size: int) -> None:
+        marks = class_marks(count, size)
+        assert marks.shape == (count, size, size)
+        assert marks.unique().tolist() == [0, 1]
+        assert len(marks.flatten(1).unique(dim=0)) == count
+        assert marks.flatten(1).any(dim=1).all()
+
+    def test_the_mark_lies_in_the_corner_that_corner_mass_counts(self) -> None:
+        for side, grid in ((28, 14), (224, 14), (32, 8)):
+            marked = torch.zeros(side, side)
+            marked[: mark_size(side), : mark_size(side)] = 1
+            on_grid = mask_on_grid(marked[None], (grid, grid))
+            assert float(corner_mass(on_grid)) == pytest.approx(1)
+
+    def test_training_and_validation_images_carry_it_and_nothing_else_changes(self) -> None:
+        plain, planted = DigitsDataModule(), DigitsDataModule(plant_shortcut=True)
+        batch = [torch.stack([plain.val_images[index][0] for index in (0, 500, 999)]), torch.tensor([0, 5, 9])]
+        given = batch[0].clone()
+        images, targets = planted.on_after_batch_transfer(batch, 0)
+        assert torch.equal(batch[0], given)  # written into a copy
+        assert targets.tolist() == [0, 5, 9]
+        marks = images[:, 0, :4, :4] * 0.3081 + 0.1307
+        torch.testing.assert_close(marks, class_marks(10, 4)[[0, 5, 9]])
+        images[:, :, :4, :4] = given[:, :, :4, :4]
+        assert torch.equal(images, given)
+        planted.marks = "wrong"
+        marks = planted.on_after_batch_transfer(batch, 0)[0][:, 0, :4, :4] * 0.3081 + 0.1307
+        torch.testing.assert_close(marks, class_marks(10, 4)[[1, 6, 0]])
+        planted.marks = "none"
+        assert torch.equal(planted.on_after_batch_transfer(batch, 0)[0], given)
+        assert torch.equal(plain.on_after_batch_transfer(batch, 0)[0], given)
+
+    def test_it_stays_in_its_place_where_training_moves_the_images(self) -> None:
+        data = DigitsDataModule(plant_shortcut=True)
+        data.trainer = SimpleNamespace(training=True)  # type: ignore[assignment]
+        images = torch.stack([data.train_images[index][0] for index in (0, 3999)])
+        moved = data.on_after_batch_transfer([images, torch.tensor([0, 9])], 0)[0]
+        assert not torch.equal(moved, data.on_after_batch_transfer([images, torch.tensor([0, 9])], 0)[0])
+        torch.testing.assert_close(moved[:, 0, :4, :4] * 0.3081 + 0.1307, class_marks(10, 4)[[0, 9]])
+
+    @pytest.mark.parametrize("contrast", [1.0, 0.05])
+    def test_strokes_are_the_digit_without_the_mark(self, contrast: float) -> None:
+        clean = DigitsDataModule()
+        data = DigitsDataModule(plant_shortcut=True, contrast=contrast)
+        image, target = data.val_images[500]
+        batch = data.on_after_batch_transfer([image[None], torch.tensor([target])], 0)
+        strokes = data.strokes(batch)
+        ink = clean.val_images.images[500] > 0.1
+        assert strokes.shape == (1, 28, 28)
+        assert torch.equal(strokes, ink)
+        assert not strokes[:, :4, :4].any()
+        assert strokes.any()
 
 
 class TestBackbone:
@@ -325,6 +385,27 @@ class TestRun:
         assert "2 classes, 16 training and 4 validation images" in said
         assert "starts anew" in said
         assert (result.log_directory / "attngrad" / "maps" / "film").is_dir()
+
+    @pytest.mark.parametrize("kind", ["digits", "folder"])
+    def test_a_planted_shortcut_is_said_and_measured_without(
+        self, tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str], kind: str
+    ) -> None:
+        quick = {"max_steps": 2, "batch_size": 8, "output": tmp_path / "out", "accelerator": "cpu"}
+        if kind == "folder":
+            quick |= {"data": folder, "model": SMALL_MODEL, "image_size": 32}
+        result = run_demo(DemoOptions(plant_shortcut=True, **quick))
+        end = result.history[-1]
+        assert {"val_accuracy", "val_accuracy_without_mark", "val_accuracy_wrong_mark"} <= {*end}
+        assert ("attngrad/maps/mass_in_mask" in end) is (kind == "digits")
+        said = capsys.readouterr().out
+        assert "a mark in the upper left corner gives each one's class away" in said
+        assert ("of 5% contrast" in said) is (kind == "digits")
+        for row in ("accuracy without the mark", "accuracy, others' marks", "map mass in the corners"):
+            assert row in said
+        described = torch.load(
+            result.log_directory / "checkpoints" / "last.ckpt", weights_only=True, map_location="cpu"
+        )["datamodule_hyper_parameters"]
+        assert described["plant_shortcut"]  # so that an audit of the checkpoint sees the same images
 
     def test_the_demo_model_is_for_digits_only(self, folder: Path, tmp_path: Path) -> None:
         with pytest.raises(DemoError, match="made for digits"):

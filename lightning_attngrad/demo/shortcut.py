@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-FAINT = 0.1
+FAINT = 0.05
 """Contrast of the digits in a run with a planted shortcut: the demo's backbone reads them too well to need a mark."""
 
 _CORNER = 7  # the mark's side is a seventh of the image's: two patches of fourteen

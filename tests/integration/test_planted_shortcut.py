@@ -76,22 +76,17 @@ def runs() -> Iterator[tuple[list[Outcome], list[Outcome]]]:
     logger.setLevel(level)
 
 
-def spread(values: list[float]) -> float:
-    return max(values) - min(values)
-
-
-def gap(upper: list[float], lower: list[float]) -> float:
-    """Between the nearest two runs of two kinds; negative where they overlap."""
-    return min(upper) - max(lower)
+def separates(upper: list[float], lower: list[float]) -> bool:
+    """Whether all of one kind lie above all of the other, by more than the spread over the seeds of either."""
+    spread = max(max(values) - min(values) for values in (upper, lower))
+    return min(upper) - max(lower) > spread
 
 
 def first_separation(upper: list[Outcome], lower: list[Outcome], name: str) -> int | None:
-    """The first look at which a scalar separates the runs of two kinds by more than its spread within either."""
-    for look in range(STEPS // EVERY):
-        high, low = ([one.scalars[name][look] for one in kind] for kind in (upper, lower))
-        if gap(high, low) > max(spread(high), spread(low)):
-            return look
-    return None
+    """The first look at which a scalar separates two kinds of runs."""
+    looks = range(STEPS // EVERY)
+    high, low = ([[one.scalars[name][look] for one in kind] for look in looks] for kind in (upper, lower))
+    return next((look for look in looks if separates(high[look], low[look])), None)
 
 
 @pytest.mark.parametrize("name", ["corner_mass", "mass_outside_mask"])
@@ -99,23 +94,22 @@ def test_the_map_shows_the_shortcut_while_accuracy_warns_of_nothing(
     runs: tuple[list[Outcome], list[Outcome]], name: str
 ) -> None:
     planted, clean = runs
-    look = first_separation(planted, clean, name)
-    assert look is not None
-    # Up to that look, nobody who reads accuracies would have stopped the planted run: it is no worse, seed by seed.
-    for earlier in range(look + 1):
-        for marked, plain in zip(planted, clean, strict=True):
-            assert marked.accuracy[earlier] >= plain.accuracy[earlier]
-    # Nor would they later.
-    assert min(one.accuracy[-1] for one in planted) > max(one.accuracy[-1] for one in clean)
-    # And the scalar keeps its side.
-    assert gap([one.scalars[name][-1] for one in planted], [one.scalars[name][-1] for one in clean]) > 0
+    found = first_separation(planted, clean, name)
+    assert found is not None
+    for look in range(STEPS // EVERY):
+        marked, plain = ([one.accuracy[look] for one in kind] for kind in (planted, clean))
+        assert not separates(plain, marked)  # at no look would accuracies have warned of the planted run
+        if look >= found:
+            assert min(marked) > max(plain)  # rather, from that look on, they praise it
+            high, low = ([one.scalars[name][look] for one in kind] for kind in (planted, clean))
+            assert min(high) > max(low)
 
 
-def test_without_the_mark_the_perfect_accuracy_is_gone(runs: tuple[list[Outcome], list[Outcome]]) -> None:
+def test_without_the_mark_the_accuracy_is_gone(runs: tuple[list[Outcome], list[Outcome]]) -> None:
     planted, clean = runs
     for one in planted:
-        assert one.accuracy[-1] > 0.9
+        assert one.accuracy[-1] > 0.7  # after as few steps; the example goes on
         assert one.without_mark < one.accuracy[-1] - 0.3
         assert one.wrong_mark < one.accuracy[-1] - 0.3
     for one in clean:  # whose digits carry no mark, whatever is asked for
-        assert one.without_mark == pytest.approx(one.accuracy[-1])
+        assert one.without_mark == one.wrong_mark == pytest.approx(one.accuracy[-1])
