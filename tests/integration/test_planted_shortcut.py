@@ -99,8 +99,8 @@ def test_the_map_shows_the_shortcut_while_accuracy_warns_of_nothing(
     for look in range(STEPS // EVERY):
         marked, plain = ([one.accuracy[look] for one in kind] for kind in (planted, clean))
         assert not separates(plain, marked)  # at no look would accuracies have warned of the planted run
+        assert sum(marked) >= sum(plain)  # rather, they praise it
         if look >= found:
-            assert min(marked) > max(plain)  # rather, from that look on, they praise it
             high, low = ([one.scalars[name][look] for one in kind] for kind in (planted, clean))
             assert min(high) > max(low)
 
