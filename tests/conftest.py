@@ -26,6 +26,7 @@ _SET_BY_OTHERS = (
     "TORCHINDUCTOR_",
     "WANDB_",
     "MLFLOW_",
+    "QT_",  # OpenCV, which Quantus imports
 )
 
 
