@@ -102,7 +102,7 @@ def worker(world: int, model: str) -> None:
         class Timed(monitor):
             def look(self, probe: Any, *, remember: bool) -> Any:
                 began = time.perf_counter()
-                findings = super().look(probe, remember=remember)
+                findings = super().evaluate(evaluation)
                 took.setdefault(monitor.__name__, []).append(time.perf_counter() - began)
                 return type(findings)(findings.scalars, dict)
 

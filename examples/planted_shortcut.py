@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
 import lightning_attngrad as attngrad
-from lightning_attngrad.callbacks.look import Findings, Probe
+from lightning_attngrad.probe import Evaluation, Findings
 from lightning_attngrad.demo.data import DigitsDataModule
 from lightning_attngrad.demo.models import demo_vision_transformer, load_backbone
 from lightning_attngrad.demo.module import FineTuner
@@ -44,9 +44,9 @@ QUIET: dict[str, Any] = {
 class Watched(attngrad.AttentionMapMonitor):
     """Keeps its last images and maps, for the figure that puts two runs side by side."""
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
-        self.seen = probe, self._explain(probe)
-        return Findings(super().look(probe, remember=remember).scalars, dict)
+    def evaluate(self, evaluation: Evaluation) -> Findings:
+        self.seen = evaluation, self._explain(evaluation)
+        return Findings(super().evaluate(evaluation).scalars, dict)
 
 
 class Lines(L.Callback):

@@ -3,42 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 
 from lightning_attngrad.attention import UnsupportedModelError
-from lightning_attngrad.callbacks.audit_record import AuditRecord, record_address
-from lightning_attngrad.callbacks.checkpoint_files import CheckpointFile, checkpoint_files
-from lightning_attngrad.callbacks.image_probe import ImageProbe
-from lightning_attngrad.callbacks.look import Findings, Probe
-from lightning_attngrad.callbacks.rewrite_figures import rewrite_figures
-from lightning_attngrad.callbacks.rewrite_robustness_monitor import RewriteRobustnessMonitor
-from lightning_attngrad.callbacks.rewriting import (
+from lightning_attngrad.callbacks.base import ProbeCallback
+from lightning_attngrad.explain import Question
+from lightning_attngrad.measure.audit_record import AuditRecord, record_address
+from lightning_attngrad.measure.maps import explain_images
+from lightning_attngrad.measure.rewrite_figures import rewrite_figures
+from lightning_attngrad.measure.rewriting import (
     FrozenTargets,
     RewriteSettings,
-    conditions_of,
+    comparison_hash,
     ill_health,
-    rewrite_probe,
+    rewrite_images,
     rewrite_scalars,
 )
-from lightning_attngrad.callbacks.timetable import Moment, averaging, is_fitting, moment, swaps_at_the_end
-from lightning_attngrad.explain import explain
 from lightning_attngrad.metrics.functional import map_statistics
+from lightning_attngrad.probe import Evaluation, Findings, ProbeImages
+from lightning_attngrad.probe.checkpoint_files import CheckpointFile, checkpoint_files
+from lightning_attngrad.probe.moment import Moment, averaging, is_fitting, moment, swaps_at_the_end, whose_weights
 from lightning_attngrad.reporting.files import remove_from
-from lightning_attngrad.reporting.loggers import scalar_step
-
-_SHOWN = 6  # rows that are drawn
+from lightning_attngrad.reporting.loggers import log_scalars, scalar_step
 
 
-class CheckpointAudit(ImageProbe):
+class CheckpointAudit(ProbeCallback):
     """Writes into each checkpoint, and into a small JSON file beside it, where it looks and how easily it is rewritten.
 
     When a checkpoint is saved, the frozen validation images are explained and rewritten with just these weights, once
@@ -47,29 +43,21 @@ class CheckpointAudit(ImageProbe):
     to be the same for two of them to compare. So the best, the last and the most robust checkpoint can be told apart
     without loading a weight. ``lightning-attngrad audit`` recomputes the same figures from the checkpoints.
 
-    What a :class:`RewriteRobustnessMonitor` of the same settings has measured at the same step is not measured again.
+    What another callback has found of the same images at the same step is not worked out again.
     A checkpoint saved with ``trainer.save_checkpoint`` holds its figures; a file beside it is written for those of
     ``ModelCheckpoint`` only, whose names are known, and is removed when ``ModelCheckpoint`` removes the checkpoint.
     With weight averaging a checkpoint holds the average, which is in place during validation alone: the audit then
-    looks at each validation, and a checkpoint saved between validations says why it has no figures.
+    evaluates at each validation, and a checkpoint saved between validations says why it has no figures.
 
     Args:
-        num_images: how many validation images are looked at.
+        probe: the images and how they are read; None shares the default of the Trainer's other monitors.
+        num_images: short for ``probe=ProbeImages(num_images=…)``.
         norm: see :class:`RewriteRobustnessMonitor`, as for the next three.
         steps: gradients an image.
         target: which class images are rewritten to.
         radii: at which success is reported.
-        class_names: names of the classes, for figures.
-        image_key: where the images are in a batch, as in ``pixel_values`` or ``inputs.image``; else it is found out.
-        target_key: where the classes are in a batch.
-        batch_adapter: function, or its import path, from a batch to ``(images, targets or None)``.
-        model: path of the part of the LightningModule that maps images to logits; None is the module itself.
-        mean: per channel, with which the images were normalised; else it is looked for.
-        std: likewise.
-        dataloader_idx: which validation loader the images come from.
         name: of this callback, where a run has several.
-        seed: of the choice of images and random targets.
-        on_error: ``log`` reports an error inside a look once and lets this callback rest; ``raise`` raises it.
+        on_error: ``log`` reports an error inside an evaluation once and switches this callback off; ``raise`` raises it.
 
     Raises:
         ValueError: for an argument that does not fit, at construction; for a wrong ``model`` path before training.
@@ -83,74 +71,37 @@ class CheckpointAudit(ImageProbe):
     def __init__(
         self,
         *,
-        num_images: int = 16,
+        probe: ProbeImages | None = None,
+        num_images: int | None = None,
         norm: Literal["linf", "l2", "l0_patches"] = "linf",
         steps: int = 16,
         target: Literal["random", "runner_up", "least_likely", "all"] | int = "random",
         radii: Sequence[float] | None = None,
-        class_names: Sequence[str] | Mapping[int, str] | None = None,
-        image_key: str | int | None = None,
-        target_key: str | int | None = None,
-        batch_adapter: Callable[[Any], tuple[Tensor, Tensor | None]] | str | None = None,
-        model: str | None = None,
-        mean: Sequence[float] | float | None = None,
-        std: Sequence[float] | float | None = None,
-        dataloader_idx: int = 0,
         name: str = "audit",
-        seed: int = 0,
         on_error: Literal["log", "raise"] = "log",
     ) -> None:
-        super().__init__(
-            name=name,
-            num_images=num_images,
-            class_names=class_names,
-            image_key=image_key,
-            target_key=target_key,
-            batch_adapter=batch_adapter,
-            model=model,
-            mean=mean,
-            std=std,
-            dataloader_idx=dataloader_idx,
-            seed=seed,
-            on_error=on_error,
-        )
-        self.settings = RewriteSettings(norm, steps, target, () if radii is None else radii)
-        known = self._normalisation
-        self._reading = {  # what else is needed to find the same figures again
-            "dataloader_idx": dataloader_idx,
-            "image_key": _plain_key(image_key),
-            "target_key": _plain_key(target_key),
-            "model": model,
-            "mean": None if known is None else list(known.mean),
-            "std": None if known is None else list(known.std),
-        }
+        super().__init__(name=name, probe=probe, num_images=num_images, on_error=on_error)
+        self.rewriting = RewriteSettings(norm, steps, target, () if radii is None else radii)
         self.main_scalars = {
             f"rewrite/median_{norm}": "smallest change found; less is easier",
             "rewrite/area": "under success; more is easier",
             "maps/entropy": "0 = one patch, 1 = spread evenly",
         }
         self.record: AuditRecord | None = None
-        self.distances: list[float] = []  # of the rows of the last look that rewrote
+        self.distances: list[float] = []  # of the image–target pairs of the last evaluation
+        self.hash: str | None = None  # SHA-256 of images, classes and settings: figures of another do not compare
         self._frozen: FrozenTargets | None = None
-        self._looked_at: Moment | None = None
-        self._conditions = ""  # of the last look
-        self._now: Moment | None = None
-        self._beside: list[RewriteRobustnessMonitor] = []  # what they have measured now is not measured again
+        self._evaluated_at: Moment | None = None
         self._described: dict[str, CheckpointFile] = {}  # checkpoints that have their file
-        self._may_look = False
+        self._may_evaluate = False
         self._could_write = True
 
-    def forget(self) -> None:
-        """Drop what belongs to another run, or to other images."""
-        super().forget()
-        self.record, self._frozen, self._looked_at = None, None, None
-
-    # When it looks ------------------------------------------------------------------------------------------
+    # When it evaluates --------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Freeze the images, and take down the checkpoints that are there already."""
+        """Freeze the images, and record the checkpoints that are there already."""
         super().on_train_start(trainer, pl_module)
-        self._may_look = self._could_write = True
+        self._may_evaluate = self._could_write = True
         self._described = checkpoint_files(trainer)
 
     def on_validation_batch_start(
@@ -161,29 +112,24 @@ class CheckpointAudit(ImageProbe):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Look in a validation of its own, and where averaged weights are in place only now."""
+        """Evaluate in a validation of its own, and where averaged weights are in place only now."""
         first = batch_idx == 0 and dataloader_idx == 0
         if first and not trainer.sanity_checking and (not is_fitting(trainer) or averaging(trainer)):
             self._audit(trainer, pl_module, averaged=True)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The images of a stream have gone by."""
-        if trainer.sanity_checking:
-            return
-        if self._streaming:
-            self._end_of_stream(trainer)
-        if not is_fitting(trainer):
+        super().on_validation_epoch_end(trainer, pl_module)
+        if not trainer.sanity_checking and not is_fitting(trainer):
             self._audit(trainer, pl_module)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Look at the weights that are being saved, and put the figures into the checkpoint."""
+        """Evaluate the weights that are being saved, and put the figures into the checkpoint."""
         if is_fitting(trainer):
             self._audit(trainer, pl_module)
-        if "callbacks" in checkpoint:
-            # Lightning has asked for the state already, before there were figures of these weights.
-            checkpoint["callbacks"][self.state_key] = self.state_dict()
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
 
     # ModelCheckpoint comes last in every hook, so that its files are found in the hooks that follow.
 
@@ -204,18 +150,19 @@ class CheckpointAudit(ImageProbe):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Describe what was saved at the end of the validation."""
+        super().on_train_epoch_end(trainer, pl_module)
         self._describe_checkpoints(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Describe what was saved at the end of the epoch."""
         self._describe_checkpoints(trainer, pl_module)
         if swaps_at_the_end(trainer):
-            self._looked_at = None
+            self._evaluated_at = None
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Describe what was saved at the end of training."""
         self._describe_checkpoints(trainer, pl_module)
-        self._may_look = False
+        self._may_evaluate = False
         super().on_fit_end(trainer, pl_module)
 
     def on_exception(
@@ -224,43 +171,41 @@ class CheckpointAudit(ImageProbe):
         pl_module: pl.LightningModule,
         exception: BaseException,  # noqa: ARG002
     ) -> None:
-        """Look no more: another process may be waiting somewhere else.
+        """Evaluate no more: another process may be waiting somewhere else.
 
-        What is saved from now on says in itself that it was not seen: no hook follows in which a file could be written.
+        What is saved from now on says in itself that it was not evaluated: no hook follows in which a file could be written.
         """
-        self._may_look = False
+        self._may_evaluate = False
         self._describe_checkpoints(trainer, pl_module)
 
     def whereabouts(self) -> str:
         """It logs no figures."""
         return f"in each checkpoint, and in {Path(record_address('*.ckpt', self.name)).name} beside it"
 
-    # What it sees -------------------------------------------------------------------------------------------
+    # What it finds ------------------------------------------------------------------------------------------
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:  # noqa: ARG002
+    def evaluate(self, evaluation: Evaluation) -> Findings:
         """Maps and rewrites of the frozen images."""
+        kind, seed = self.rewriting.target, evaluation.seed
         if self._frozen is None:
-            shared = (other.frozen_for(self.settings, self.probe_set, self._seed) for other in self._beside)
-            known = next((frozen for frozen in shared if frozen is not None), None)
-            self._frozen = known or FrozenTargets.choose(probe, self.settings.target, self._seed)
-        self._conditions = conditions_of(probe)
-        figures = {f"maps/{name}": value for name, value in _map_figures(probe, self._frozen.own).items()}
-        for other in self._beside:
-            if (measured := other.measured(self._now, self.hash)) is not None:
-                return Findings({**figures, **{f"rewrite/{name}": value for name, value in measured.items()}}, dict)
-        rows, shown = rewrite_probe(probe, self.settings, self._frozen, shown=_SHOWN)
-        self.distances = rows.distance.tolist()
-        rewritten = rewrite_scalars(rows, self.settings)
+            self._frozen = evaluation.in_this_run.once(
+                ("targets", kind), lambda: FrozenTargets.choose(evaluation, kind, seed)
+            )
+        self.hash = comparison_hash(evaluation, self.rewriting, self._frozen)
+        numbers = {f"maps/{name}": value for name, value in _map_numbers(evaluation).items()}
+        pairs, shown = rewrite_images(evaluation, self.rewriting, self._frozen)
+        self.distances = pairs.distance.tolist()
+        rewritten = rewrite_scalars(pairs, self.rewriting)
 
         def draw() -> dict[str, Any]:
-            curves = {probe.label: rows.distance.tolist()}
-            return rewrite_figures(probe, self.settings, rows, shown, curves, ill_health(rewritten))
+            curves = {evaluation.label: self.distances}
+            return rewrite_figures(evaluation, self.rewriting, pairs, shown, curves, ill_health(rewritten))
 
-        return Findings({**figures, **{f"rewrite/{name}": value for name, value in rewritten.items()}}, draw)
+        return Findings({**numbers, **{f"rewrite/{name}": value for name, value in rewritten.items()}}, draw)
 
     def _begin(self, pl_module: pl.LightningModule) -> None:
         super()._begin(pl_module)
-        self._looked_at = None  # other weights may have been loaded since
+        self._evaluated_at = None  # other weights may have been loaded since
 
     def _audit(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *, averaged: bool = False) -> None:
         """Make the record of the weights as they are; the same one for all checkpoints of a moment.
@@ -271,20 +216,20 @@ class CheckpointAudit(ImageProbe):
             averaged: whether averaged weights, where there are any, are in place.
         """
         now = moment(trainer)
-        if self.record is not None and self._looked_at == now and not self.record.why_empty:
+        if self.record is not None and self._evaluated_at == now and not self.record.why_empty:
             self.record = replace(self.record, metrics=_own_metrics(trainer))  # a validation may have come between
             return
         why = self._why_not(trainer, averaged)
+        weights = ""
         if not why:
-            self._now = now
-            # Under averaging a monitor that counts steps has seen the raw weights.
-            self._beside = [] if averaging(trainer) else self._monitors_beside(trainer)
-            self._look(trainer, pl_module, _label(trainer))
+            self._together.evaluate(trainer, pl_module, [self], _label(trainer))
             self._agree(trainer)
-            why = f"the audit rests: {self._why_resting}" if self._resting else ""
-        self._looked_at = now
-        seconds, self._seconds = self._seconds, 0.0
+            weights = whose_weights(trainer, self)
+            why = f"the audit is switched off: {self._why_off}" if self._off else ""
+        self._evaluated_at = now
+        seconds = self.account.take()
         self._log_seconds(trainer, seconds)
+        known = self.probe
         self.record = AuditRecord(
             epoch=trainer.current_epoch,
             global_step=trainer.global_step,
@@ -292,48 +237,41 @@ class CheckpointAudit(ImageProbe):
             metrics=_own_metrics(trainer),
             images={"count": len(self.probe_set), "hash": self.probe_set.hash},
             settings={
-                "num_images": self.probe_set.num_images,
-                "seed": self._seed,
-                **self.settings.plain(),
-                **self._reading,
+                "num_images": known.num_images,
+                "seed": known.seed,
+                **self.rewriting.plain(),
+                "dataloader_idx": known.dataloader_idx,
+                "image_key": _plain_key(known.image_key),
+                "target_key": _plain_key(known.target_key),
+                "model": known.model,
+                "mean": _plain_key(known.mean),
+                "std": _plain_key(known.std),
                 "precision": str(trainer.precision),
             },
             hash=self.hash,
             seconds=seconds,
+            weights=weights,
             why_empty=why,
         )
 
     def _log_seconds(self, trainer: pl.Trainer, seconds: float) -> None:
         """Straight to the loggers: nothing can be logged otherwise while a checkpoint is saved."""
-        if is_fitting(trainer) and trainer.is_global_zero:
-            for logger in trainer.loggers:
-                # A logger that fails, or is closed already, must not cost the checkpoint.
-                with contextlib.suppress(Exception):
-                    logger.log_metrics({self._key("seconds"): seconds}, step=scalar_step(trainer))
+        if is_fitting(trainer):
+            # A logger that fails, or is closed already, must not cost the checkpoint.
+            with contextlib.suppress(Exception):
+                log_scalars(trainer, {self._key("seconds"): seconds}, scalar_step(trainer))
 
     def _why_not(self, trainer: pl.Trainer, averaged: bool) -> str:
-        """Why no look can be made now; empty if it can."""
-        if self._resting:
-            return f"the audit rests: {self._why_resting}"
+        """Why no evaluation can be made now; empty if it can."""
+        if self._off:
+            return f"the audit is switched off: {self._why_off}"
         if not self.probe_set.is_frozen:
             return "the images were not known yet: no validation had given them"
-        if trainer.state.status != TrainerStatus.RUNNING or (is_fitting(trainer) and not self._may_look):
-            return "the run had ended or failed, and these weights had not been looked at before"
+        if trainer.state.status != TrainerStatus.RUNNING or (is_fitting(trainer) and not self._may_evaluate):
+            return "the run had ended or failed, and these weights had not been evaluated before"
         if is_fitting(trainer) and averaging(trainer) and not averaged:
             return "the averaged weights are in place during a validation only, and there was none with these"
         return ""
-
-    def _monitors_beside(self, trainer: pl.Trainer) -> list[RewriteRobustnessMonitor]:
-        """Monitors of this run that see the same images through the same part of the model."""
-        callbacks = trainer.callbacks  # type: ignore[attr-defined]
-        return [other for other in callbacks if isinstance(other, RewriteRobustnessMonitor) and other.sees_as(self)]
-
-    @property
-    def hash(self) -> str | None:
-        """SHA-256 of images, classes and settings; None before the first look. Figures of another do not compare."""
-        if self._frozen is None:
-            return None
-        return self._frozen.hash(self.probe_set.hash, self.settings, self._conditions)
 
     # The file beside a checkpoint ---------------------------------------------------------------------------
 
@@ -360,7 +298,7 @@ class CheckpointAudit(ImageProbe):
         self._audit(trainer, pl_module)
         if self.record is None or not averaging(trainer):
             return self.record
-        why = "saved with weights only, it holds the weights before averaging, which were not looked at"
+        why = "saved with weights only, it holds the weights before averaging, which were not evaluated"
         return replace(self.record, figures={}, why_empty=why)
 
     def _write(self, checkpoint: str, record: AuditRecord | None) -> None:
@@ -377,35 +315,34 @@ class CheckpointAudit(ImageProbe):
                     "this run."
                 )
 
-    # Resuming -----------------------------------------------------------------------------------------------
+    # What is kept -------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
-        """The record, and the frozen classes, beside what every probe keeps."""
-        frozen = self._frozen
-        return {
-            **super().state_dict(),
-            "settings": self.settings.plain(),
-            "own": None if frozen is None else frozen.own,
-            "targets": None if frozen is None else frozen.targets,
-            "record": None if self.record is None else self.record.plain(),
-        }
+    def settings(self) -> dict[str, Any]:
+        """What is asked of each image."""
+        return self.rewriting.plain()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Same images and the same classes."""
-        super().load_state_dict(state_dict)
-        if state_dict["own"] is not None and state_dict["settings"] == self.settings.plain():
-            self._frozen = FrozenTargets(state_dict["own"], state_dict["targets"])
+    def saved_state(self) -> dict[str, Any]:
+        """The record, beside what every callback keeps: also where the history begins anew."""
+        return {**super().saved_state(), "record": None if self.record is None else self.record.plain()}
+
+    def history(self) -> dict[str, Any]:
+        """The frozen classes."""
+        return {"frozen": None if self._frozen is None else self._frozen.plain()}
+
+    def recall(self, history: Mapping[str, Any]) -> None:
+        """The same classes."""
+        self._frozen = None if history["frozen"] is None else FrozenTargets(**history["frozen"])
+
+    def forget(self) -> None:
+        """Drop what belongs to another run, or to other images."""
+        super().forget()
+        self.record = self.hash = self._frozen = self._evaluated_at = None
 
 
-def _map_figures(probe: Probe, own: Tensor) -> dict[str, float]:
+def _map_numbers(evaluation: Evaluation) -> dict[str, float]:
     """Statistics of the maps of the images' own classes; none for a model whose attention cannot be read."""
-
-    def work(rows: Tensor) -> Tensor:
-        images = probe.images[rows.to(probe.images.device)]
-        return explain(probe.model, images, own[rows].to(images.device), forward=probe.forward).heatmap.cpu()
-
     try:
-        return map_statistics(torch.cat(probe.each(len(probe.images), work)))
+        return map_statistics(explain_images(evaluation, Question()).heatmap)
     except UnsupportedModelError:
         return {}
 

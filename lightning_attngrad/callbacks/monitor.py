@@ -1,147 +1,303 @@
-"""Monitor: what becomes of the numbers, figures and errors of every monitor."""
+"""Monitor: when a monitor evaluates, and where its numbers and figures go."""
 
 from __future__ import annotations
 
-import logging
 import math
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from types import MappingProxyType
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-import torch
-from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_attngrad.callbacks.look import Findings
-from lightning_attngrad.callbacks.story import Story
-from lightning_attngrad.callbacks.together import write_layout, write_summary
-from lightning_attngrad.reporting.layout import Charts
-from lightning_attngrad.reporting.loggers import log_figures, scalar_step
+from lightning_attngrad.callbacks.base import ProbeCallback
+from lightning_attngrad.callbacks.forecast import CostForecast, forecast
+from lightning_attngrad.probe import Cadence, Evaluation, Findings, Governor, ProbeImages, Timetable
+from lightning_attngrad.probe.moment import is_fitting, label_of_validation, why_no_validation
+from lightning_attngrad.reporting.loggers import log_figures, log_scalars, scalar_step
 
-_log = logging.getLogger("lightning_attngrad")
+__all__ = ["Evaluation", "Findings", "Monitor"]
 
 
-class Monitor(pl.Callback):
-    """A callback with a name, under which it logs, and with errors that never end a run.
+class Monitor(ProbeCallback):
+    """A callback that evaluates its frozen images every so often, and logs what it finds. To be subclassed.
 
-    ``seconds`` is the time that the monitor took since it was last logged: reading the images, looking, drawing and
-    writing the figures. It is 0 where nothing was looked at, so its sum over a run is the cost of the monitor.
+    The first evaluation is of the starting weights. Later ones happen at the start of a validation, when averaged
+    weights, if the run validates with them, are in place; their scalars are logged at its end, where
+    ``ModelCheckpoint`` and ``EarlyStopping`` find them. A run without validation is evaluated at the end of its training
+    epochs. On epochs without an evaluation the last values are logged again, so that the key is always there. A run that
+    ends between two evaluations gets one more. All processes log the numbers of the first one, whose weights and buffers
+    a checkpoint holds.
 
-    An error inside a look is reported once, with its cause; the monitor then rests, and training goes on.
+    ``seconds`` is the time that the monitor took by itself since it was last logged: evaluating, drawing and writing
+    figures. What monitors do once for all of them (reading images, holding the model still, maps that several use) is
+    ``attngrad/probe/seconds``. ``overhead`` is the share of the fit's time that the monitor, with its part of what is
+    shared, has taken so far; with ``max_overhead`` also ``stretch``: of how many evaluations that were due one was made.
 
     Args:
-        name: stands in ``attngrad/<name>/…``.
-        on_error: ``log`` or ``raise``.
+        name: stands in ``attngrad/<name>/…``; None is the name of the class.
+        probe: the images and how they are read; None shares the default of the Trainer's other monitors.
+        num_images: short for ``probe=ProbeImages(num_images=…)``.
+        every_n_epochs: evaluate in every n-th epoch's validation; 1 where neither this nor ``every_n_steps`` is given.
+        every_n_steps: evaluate after every n-th optimizer step instead.
+        max_overhead: share of the fit's time that this monitor may take, such as 0.05: evaluations that are due are
+            skipped rather than take more. None is no limit.
+        on_error: ``log`` reports an error inside an evaluation once and switches this monitor off; ``raise`` raises it.
 
     Raises:
-        ValueError: for another ``on_error``, or a name that is no word.
+        ValueError: for an argument that does not fit.
 
-    Attributes:
-        scalars: the last values, by name without what stands in front.
-        main_scalars: those that the summary at the end of a fit shows, and what each says in a few words.
-        story: how the run began, and how often it was looked at.
-        spent: seconds that the monitor has taken since the fit began.
+    Example:
+        >>> import lightning_attngrad as attngrad
+        >>> class Confidence(attngrad.Monitor):
+        ...     def evaluate(self, evaluation):
+        ...         return attngrad.Findings({"mean": evaluation.logits().softmax(dim=1).amax(dim=1).mean()})
+        >>> # trainer = L.Trainer(callbacks=[Confidence()])  # logs attngrad/Confidence/mean
     """
 
-    main_scalars: Mapping[str, str] = MappingProxyType({})
-
-    def __init__(self, name: str, on_error: Literal["log", "raise"]) -> None:
-        if on_error not in ("log", "raise"):
-            raise ValueError(f"on_error: got {on_error!r}; expected 'log' or 'raise'")
-        if not isinstance(name, str) or not all(part.isidentifier() for part in name.split("/")):
-            raise ValueError(f"name: got {name!r}; expected a word such as 'maps': it stands in attngrad/<name>/…")
-        self.name = name
-        self.on_error = on_error
-        self.scalars: dict[str, float] = {}
-        self.story = Story()
-        self._fit_began = math.nan
-        self._wake()
-
-    def _wake(self) -> None:
-        """Whatever was in another run is over."""
-        self._resting = False
-        self._all_rest = False  # and every process knows
-        self._why_resting = ""
+    def __init__(
+        self,
+        *,
+        name: str | None = None,
+        probe: ProbeImages | None = None,
+        num_images: int | None = None,
+        every_n_epochs: int | None = None,
+        every_n_steps: int | None = None,
+        max_overhead: float | None = None,
+        on_error: Literal["log", "raise"] = "log",
+    ) -> None:
+        super().__init__(name=name, probe=probe, num_images=num_images, on_error=on_error)
+        self._timetable = Timetable(Cadence(every_n_epochs, every_n_steps))
+        self._governor = Governor(max_overhead)
+        self._allowed: bool | None = None  # the evaluation that is due in the validation that now runs
+        self._has_validation = True
         self._could_draw = True
-        self._could_report = True
-        self._pending: Findings | None = None  # looked at, and not yet logged
-        self._seconds = 0.0  # spent, and not yet logged
-        self.spent = 0.0
 
-    def charts(self) -> Charts:
-        """Which of its curves share a chart, by title; names are without what stands in front, see `Chart`."""
-        return {}
+    def knows_enough(self) -> bool:
+        """Whether the next evaluation can wait until it is due.
+
+        Not without a number yet, perhaps because a zero-initialised classifier gives no map at the start.
+        """
+        return bool(self.scalars) and all(math.isfinite(value) for value in self.scalars.values())
+
+    def dry_cost(
+        self,
+        module: pl.LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: pl.LightningDataModule | None = None,
+        **trainer_options: Any,
+    ) -> CostForecast:
+        """Print what this monitor will cost, before training: from a few steps and an evaluation of a copy of the module.
+
+        Neither the module nor this monitor nor a random stream is changed; a datamodule is set up. On one device, and
+        without the time of validations: what the fit really spends is logged as ``overhead``.
+
+        Args:
+            module: as for ``trainer.fit``.
+            train_dataloaders: likewise.
+            val_dataloaders: likewise.
+            datamodule: likewise.
+            trainer_options: of the Trainer that will be used, such as ``accelerator``, ``precision`` and
+                ``accumulate_grad_batches``.
+
+        Returns:
+            The forecast, which has been printed.
+
+        Raises:
+            ValueError: if the validation images are a stream, or there are no two training batches.
+
+        Example:
+            >>> # monitor = attngrad.AttentionMapMonitor(max_overhead=0.05)
+            >>> # monitor.dry_cost(module, datamodule=data, precision="bf16-mixed")
+        """
+        found = forecast(self, module, train_dataloaders, val_dataloaders, datamodule, trainer_options)
+        print(f"{type(self).__name__} {self.name!r}: {found}")
+        return found
+
+    # When it evaluates: the first monitor evaluates for all that are due, the model held still once ---------------
+
+    def _begin(self, pl_module: pl.LightningModule) -> None:
+        super()._begin(pl_module)
+        self._governor.begin()
+        self._allowed = None
+        self._could_draw = True
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Evaluate the starting weights, before the first step."""
+        super().on_train_start(trainer, pl_module)
+        self._timetable.begin(trainer)
+        self._has_validation = why_no_validation(trainer) is None
+        if self._leads(trainer):
+            new = [monitor for monitor in monitors_of(trainer) if monitor._is_ready() and not monitor.scalars]
+            label = f"step {trainer.global_step}" if trainer.global_step else "start"
+            self._evaluate(trainer, pl_module, new, label)
+        self._write_now(trainer)
+        self._agree(trainer)
+
+    def on_validation_batch_start(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Evaluate at the start of a validation: every other callback has put its weights in place by now."""
+        if batch_idx == 0 and dataloader_idx == 0:
+            self._evaluate_in_validation(trainer, pl_module)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log what was found, or the last values again."""
+        super().on_validation_epoch_end(trainer, pl_module)
+        if trainer.sanity_checking:
+            return
+        # The images may only just have gone by; or no batch has, on this process.
+        self._evaluate_in_validation(trainer, pl_module)
+        self._end_epoch(trainer, pl_module)
+
+    def on_test_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """As in a validation."""
+        self.on_validation_batch_start(trainer, pl_module, batch, batch_idx, dataloader_idx)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """As in a validation."""
+        self.on_validation_epoch_end(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Evaluate after an optimizer step, where the cadence counts steps."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if not self._leads(trainer):
+            return
+        due = [monitor for monitor in monitors_of(trainer) if monitor._due_after_batch(trainer)]
+        self._evaluate(trainer, pl_module, due, f"step {trainer.global_step}")
+        for monitor in due:
+            monitor._write_now(trainer)
+            # For ModelCheckpoint(every_n_train_steps=…).
+            values = monitor._values(trainer)
+            pl_module.log_dict(values, on_step=True, on_epoch=False, logger=False, batch_size=1)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Evaluate and log here where the run has no validation."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if self._has_validation:
+            return
+        if self._leads(trainer):
+            due = [monitor for monitor in monitors_of(trainer) if monitor._due_in_epoch(trainer)]
+            self._evaluate(trainer, pl_module, due, f"epoch {trainer.current_epoch + 1}")
+        if self._timetable.cadence.every_n_epochs is not None:
+            self._end_epoch(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Evaluate the weights that the run ends with, unless the last validation did."""
+        super().on_train_end(trainer, pl_module)
+        if self._leads(trainer):
+            due = [monitor for monitor in monitors_of(trainer) if monitor._due_at_end(trainer)]
+            self._evaluate(trainer, pl_module, due, f"step {trainer.global_step}")
+            for monitor in due:
+                monitor._write_now(trainer)
+
+    def _leads(self, trainer: pl.Trainer) -> bool:
+        """Whether it is the first monitor, which evaluates for all."""
+        return monitors_of(trainer)[0] is self
+
+    def _evaluate_in_validation(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._leads(trainer) and not trainer.sanity_checking:
+            due = [monitor for monitor in monitors_of(trainer) if monitor._due_in_validation(trainer)]
+            self._evaluate(trainer, pl_module, due, label_of_validation(trainer))
+
+    def _evaluate(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, due: Sequence[Monitor], label: str
+    ) -> None:
+        for monitor in due:
+            monitor._timetable.evaluated(trainer)
+            monitor._governor.takes(monitor.spent)
+        self._together.evaluate(trainer, pl_module, due, label)
+
+    def _is_ready(self) -> bool:
+        return self.probe_set.is_frozen and not self._off
+
+    def _due_in_validation(self, trainer: pl.Trainer) -> bool:
+        if not self._is_ready() or self._pending is not None:
+            return False
+        return not is_fitting(trainer) or self._due_in_epoch(trainer)
+
+    def _due_in_epoch(self, trainer: pl.Trainer) -> bool:
+        if not self._is_ready() or (self.knows_enough() and not self._timetable.due_in_epoch(trainer)):
+            return False
+        if not self._has_validation and self._timetable.cadence.every_n_epochs is None:
+            return False
+        if self._allowed is None:  # asked once: processes without a batch come to it only at the validation's end
+            self._allowed = self._has_time(trainer, is_last=self._timetable.is_last_validation(trainer))
+        return self._allowed
+
+    def _due_after_batch(self, trainer: pl.Trainer) -> bool:
+        due = self._timetable.due_after_batch(trainer) and self._is_ready()
+        return due and self._has_time(trainer, is_last=False)
+
+    def _due_at_end(self, trainer: pl.Trainer) -> bool:
+        due = self._is_ready() and self._timetable.due_at_end(trainer)
+        return due and self._has_time(trainer, is_last=True)
+
+    def _has_time(self, trainer: pl.Trainer, *, is_last: bool) -> bool:
+        """Whether the monitor's share of the time has room for an evaluation; with a limit, a collective operation."""
+        if self._governor.limit is None:
+            return True
+        has_time = bool(trainer.strategy.broadcast(self._governor.allows(self.spent, is_last=is_last)))
+        if not has_time:
+            if not self._governor.skipped:
+                rank_zero_info(
+                    f"{type(self).__name__} skips an evaluation: a further one would take more than "
+                    f"max_overhead={self._governor.limit:g} of the time so far. It evaluates again when there is time, "
+                    f"and logs {self._key('stretch')}."
+                )
+            self._governor.skips()
+        return has_time
 
     def remarks(self) -> list[str]:
-        """What else the summary at the end of a fit says of this monitor, a paragraph each."""
-        return [f"rests: {self._why_resting}"] if self._resting else []
+        """Evaluations that were skipped, beside what every monitor says."""
+        skipped, limit = self._governor.skipped, self._governor.limit
+        said = [f"skipped {skipped} evaluations that were due, to keep max_overhead={limit:g}"] if skipped and limit else []
+        return [*said, *super().remarks()]
 
-    def whereabouts(self) -> str:
-        """Where its figures are, for the summary."""
-        return self._key("")
+    # Where its numbers go ------------------------------------------------------------------------------------
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """The first monitor writes the charts of all."""
-        self._fit_began = time.perf_counter()
-        monitors = self._all_of(trainer)
-        if monitors[0] is self:
-            self._report(lambda: write_layout(trainer, monitors))
+    def _end_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the figures and numbers of an epoch."""
+        self._timetable.end_epoch(trainer)
+        self._allowed = None
+        self._log_figures(trainer)
+        values = self._values(trainer)
+        # By Lightning for whatever waits for them, and in a fit by us for the loggers: one that fails at a scalar would
+        # end the run. The numbers agree already: synchronising keeps Lightning from warning of each of them.
+        by_us = is_fitting(trainer)
+        pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True, logger=not by_us)
+        if by_us:
+            log_scalars(trainer, values, scalar_step(trainer))
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """The last monitor writes the summary of all, and the charts that another layout has pushed aside."""
-        monitors = self._all_of(trainer)
-        first, last = monitors[0], monitors[-1]
-        if last is self:
-            first._report(lambda: write_layout(trainer, monitors))
-            first._report(lambda: write_summary(trainer, monitors, time.perf_counter() - first._fit_began))
-
-    def _all_of(self, trainer: pl.Trainer) -> list[Monitor]:
-        return [other for other in trainer.callbacks if isinstance(other, Monitor)]  # type: ignore[attr-defined]
-
-    def _report(self, write: Callable[[], None]) -> None:
-        """Write something for all monitors; an error costs no more than that, and is reported once."""
-        try:
-            write()
-        except Exception as error:
-            if self.on_error == "raise":
-                raise
-            if self._could_report:
-                self._could_report = False
-                rank_zero_warn(
-                    "attngrad could not write the charts or the summary of its monitors: "
-                    f"{type(error).__name__}: {error}. Nothing else is missing."
-                )
-
-    @property
-    def state_key(self) -> str:
-        """Two monitors in one run keep two states."""
-        return self._generate_state_key(name=self.name)
-
-    def _refuse_twins(self, trainer: pl.Trainer) -> None:
-        twins = [other for other in self._all_of(trainer) if other.name == self.name]
-        if len(twins) > 1:
-            raise ValueError(
-                f"name: {len(twins)} monitors are called {self.name!r} and would write over each other; give each its "
-                "own, as in AttentionMapMonitor(name='late_layers')"
-            )
-
-    def _values(self, trainer: pl.Trainer) -> dict[str, Tensor]:
+    def _values(self, trainer: pl.Trainer) -> dict[str, float]:
         """The scalars to be logged: the same keys on every process, so that EarlyStopping decides alike on all."""
         self.scalars |= self._costs()
         self._agree(trainer)
         scalars = self.scalars
-        if self._resting:
+        if self._off:
             # A curve that went on would lie, but a callback that waits for a number would end the run without it.
             scalars = {name: self.scalars.get(name, math.nan) for name in self._awaited(trainer)}
-        return {self._key(name): torch.tensor(value, dtype=torch.float32) for name, value in scalars.items()}
+        return self._keyed(scalars) | self._shared_seconds(trainer)
 
     def _costs(self) -> dict[str, float]:
-        """What the monitor took since it was last asked."""
-        seconds, self._seconds = self._seconds, 0.0
-        return {"seconds": seconds}
+        """What the monitor took by itself since it was last asked, and its share of the fit so far."""
+        costs = {"seconds": self.account.take(), "overhead": self._governor.overhead(self.spent)}
+        return costs if self._governor.limit is None else costs | {"stretch": self._governor.stretch}
+
+    def _shared_seconds(self, trainer: pl.Trainer) -> dict[str, float]:
+        """What all monitors did together since this was last logged; the first logs it, with the first process's time."""
+        if not self._leads(trainer):
+            return {}
+        return {"attngrad/probe/seconds": trainer.strategy.broadcast(self._together.shared_cost.take())}
 
     def _write_now(self, trainer: pl.Trainer) -> None:
         """Straight to the loggers: for moments at which nothing reaches them through ``log``."""
@@ -149,9 +305,7 @@ class Monitor(pl.Callback):
             return
         self._log_figures(trainer)
         self.scalars |= self._costs()
-        if trainer.is_global_zero:
-            for logger in trainer.loggers:
-                logger.log_metrics(self._keyed(self.scalars), step=scalar_step(trainer))
+        log_scalars(trainer, self._keyed(self.scalars) | self._shared_seconds(trainer), scalar_step(trainer))
 
     def _log_figures(self, trainer: pl.Trainer) -> None:
         pending, self._pending = self._pending, None
@@ -160,7 +314,7 @@ class Monitor(pl.Callback):
         try:
             with self._timed():
                 log_figures(trainer, self._keyed(pending.figures()), scalar_step(trainer))
-        except Exception as error:  # only this process draws: if it rested now, the others would wait for it
+        except Exception as error:  # only this process draws: were it switched off now, the others would wait for it
             if self.on_error == "raise":
                 raise
             if self._could_draw:
@@ -169,63 +323,7 @@ class Monitor(pl.Callback):
                     f"{type(self).__name__} could not draw: {type(error).__name__}: {error}. Its numbers go on."
                 )
 
-    def _awaited(self, trainer: pl.Trainer) -> list[str]:
-        """Names of this monitor's scalars that checkpoints, early stopping and learning rates hang on."""
-        waiting = [*trainer.callbacks, *trainer.lr_scheduler_configs]  # type: ignore[attr-defined]
-        monitored = {str(getattr(one, "monitor", None)) for one in waiting}
-        return sorted(key.removeprefix(self._key("")) for key in monitored if key.startswith(self._key("")))
 
-    @contextmanager
-    def _timed(self) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            took = time.perf_counter() - began
-            self._seconds += took
-            self.spent += took
-
-    @contextmanager
-    def _guarded(self, trainer: pl.Trainer, what: str) -> Iterator[None]:
-        """An error inside is reported once and ends this monitor's work, not the run's."""
-        try:
-            yield
-        except Exception as error:
-            if self.on_error == "raise":
-                raise
-            _log.debug("traceback of the error in %s", type(self).__name__, exc_info=True)
-            self._rest(trainer, f"in {what}: {type(error).__name__}: {error} (on_error='raise' would stop here)")
-
-    def _agree(self, trainer: pl.Trainer) -> None:
-        """Where one process rests, all rest; and all go on with the numbers of the first. A collective operation.
-
-        Processes may differ in the statistics of a batch normalisation, in the last bits of a sum, or because only
-        one had an error. Lightning's callbacks would decide differently on them, and then wait for each other.
-        """
-        if self._all_rest:
-            return
-        if not trainer.strategy.reduce_boolean_decision(not self._resting):
-            self._all_rest = True
-            first_has_said_why = trainer.strategy.broadcast(self._resting)
-            if not self._resting:
-                self._rest(trainer, "another process had an error, which it reports itself")
-            elif not first_has_said_why:
-                _log.warning("%s on process %d: %s", type(self).__name__, trainer.global_rank, self._why_resting)
-        self.scalars = trainer.strategy.broadcast(self.scalars)
-
-    def _rest(self, trainer: pl.Trainer, why: str) -> None:
-        self._resting, self._why_resting = True, why
-        self._pending = None
-        awaited = ", ".join(
-            f"{self._key(name)} stays {self.scalars.get(name, math.nan):.3g}" for name in self._awaited(trainer)
-        )
-        rank_zero_warn(
-            f"{type(self).__name__} rests for the remainder of this run, training goes on: {why}."
-            + (f" For what waits for them: {awaited}; early stopping on that would end the run." if awaited else "")
-        )
-
-    def _key(self, name: str) -> str:
-        return f"attngrad/{self.name}/{name}"
-
-    def _keyed(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        return {self._key(name): value for name, value in values.items()}
+def monitors_of(trainer: pl.Trainer) -> list[Monitor]:
+    """The monitors of a Trainer, in its order."""
+    return [other for other in trainer.callbacks if isinstance(other, Monitor)]  # type: ignore[attr-defined]

@@ -1,46 +1,107 @@
-"""What the monitors of a Trainer write together: which curves share a chart, and a summary at the end of a fit."""
+"""Together: the monitors of one Trainer share their images, and evaluate in one go at each moment of the run."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
+from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_attngrad.reporting.loggers import log_layout, log_text, places, scalar_step
-from lightning_attngrad.reporting.summary import Account, summary_text
-
-if TYPE_CHECKING:
-    from lightning_attngrad.callbacks.monitor import Monitor
+from lightning_attngrad.probe import Account, Clock, Evaluation, ProbeImages, SharedProbe, isolated
+from lightning_attngrad.probe.moment import averaging, is_fitting, updates_of_average, whose_weights
 
 
-def write_layout(trainer: pl.Trainer, monitors: Sequence[Monitor]) -> None:
-    """Tell the loggers which curves share a chart; nothing is written twice."""
-    log_layout(trainer, {monitor.name: monitor.charts() for monitor in monitors})
+class Evaluates(Protocol):
+    """What a monitor has to offer to evaluate together with others."""
+
+    @property
+    def shared(self) -> SharedProbe:
+        """The images that it has in common with others."""
+
+    def evaluate_now(self, trainer: pl.Trainer, evaluation: Evaluation) -> None:
+        """Evaluate and keep what was found; an error switches the monitor off and is not raised."""
+
+    def fails(self, trainer: pl.Trainer, what: str, error: Exception) -> None:
+        """Switch the monitor off for an error, or raise it where the user wants that."""
 
 
-def write_summary(trainer: pl.Trainer, monitors: Sequence[Monitor], fit_seconds: float) -> None:
-    """Show what the fit has come to, and hand it to the loggers."""
-    if not trainer.is_global_zero or trainer.fast_dev_run or getattr(trainer, "barebones", False):  # type: ignore[attr-defined]
-        return
-    text = summary_text([_account(monitor) for monitor in monitors], fit_seconds, places(trainer))
-    rank_zero_info(text)
-    log_text(trainer, "attngrad/summary", text, scalar_step(trainer))
+class Together:
+    """One probe for each setting, one clock, and one isolation at each moment, for all monitors of a Trainer.
 
+    Attributes:
+        clock: charges each second to one monitor, or to what they share.
+        shared_cost: reading and moving images, holding the model still, and answers that several monitors use.
+        members: how many monitors there are.
+    """
 
-def _account(monitor: Monitor) -> Account:
-    story = monitor.story
-    return Account(
-        name=monitor.name,
-        kind=type(monitor).__name__,
-        looks=story.looks,
-        since=story.since,
-        meanings=monitor.main_scalars,
-        first=story.first,
-        last={name: float(monitor.scalars.get(name, math.nan)) for name in monitor.main_scalars},
-        seconds=monitor.spent,
-        remarks=monitor.remarks(),
-        figures=monitor.whereabouts(),
-    )
+    _of: WeakKeyDictionary[pl.Trainer, Together] = WeakKeyDictionary()
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        self.shared_cost = Account()
+        self.members = 1
+        self._probes: dict[ProbeImages, SharedProbe] = {}
+        self._average: tuple[int, int] | None = None  # step and updates at the last evaluation of the average
+        self._warned_at: int | None = None
+
+    @classmethod
+    def of(cls, trainer: pl.Trainer) -> Together:
+        """That of a Trainer; made when it is first asked for."""
+        return cls._of.setdefault(trainer, cls())
+
+    def probe(self, settings: ProbeImages) -> SharedProbe:
+        """The probe of a setting."""
+        if settings not in self._probes:
+            self._probes[settings] = SharedProbe(settings, lambda: self.clock.charge(self.shared_cost))
+        return self._probes[settings]
+
+    def evaluate(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, due: Sequence[Evaluates], label: str
+    ) -> None:
+        """Let monitors evaluate the weights as they are, the model held still once for all of them.
+
+        Args:
+            trainer: the Trainer.
+            pl_module: the LightningModule.
+            due: monitors with frozen images; the same ones on every process.
+            label: when this is.
+        """
+        if not due:
+            return
+        whose = whose_weights(trainer, due[0])
+        self._warn_if_the_average_stands_still(trainer, whose)
+        label = f"{label} ({whose})" if whose else label
+        left, wanted = list(due), False
+        try:
+            with self.clock.charge(self.shared_cost), isolated(trainer, pl_module, seed=due[0].shared.settings.seed):
+                for probe in dict.fromkeys(monitor.shared for monitor in due):
+                    evaluation = probe.evaluation(trainer, pl_module, label, whose)
+                    for monitor in [one for one in due if one.shared is probe]:
+                        left.remove(monitor)
+                        wanted = True  # whatever gets out of here, its user asked for with on_error="raise"
+                        monitor.evaluate_now(trainer, evaluation)
+                        wanted = False
+                left = list(due)  # what is said when the body is left concerns all
+        except Exception as error:
+            if wanted:
+                raise
+            for monitor in left:
+                monitor.fails(trainer, f"its evaluation at {label}", error)
+
+    def _warn_if_the_average_stands_still(self, trainer: pl.Trainer, whose: str) -> None:
+        """Say that epochs go by while the weights that are evaluated stay the same (Lightning's issue 21724)."""
+        if not is_fitting(trainer) or not trainer.validating or not whose:
+            return
+        now = trainer.global_step, updates_of_average(trainer)
+        before, self._average = self._average, now
+        stands_still = before is not None and now[1] == before[1] and now[0] > before[0]
+        if stands_still and self._warned_at != now[1]:
+            self._warned_at = now[1]
+            names = ", ".join(type(callback).__name__ for callback in averaging(trainer))
+            rank_zero_warn(
+                f"{names} has not updated its average since step {before[0] if before else 0}: the run is at step "
+                f"{now[0]}, and figures and numbers still show the {whose}. They will follow the training once it "
+                "updates (see its update_starting_at_step, update_starting_at_epoch, update_every_n_steps)."
+            )

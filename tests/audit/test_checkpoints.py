@@ -13,7 +13,7 @@ import torch
 
 from lightning_attngrad.audit.checkpoints import load_checkpoint, read_checkpoints
 from lightning_attngrad.audit.options import AuditError
-from lightning_attngrad.callbacks.audit_record import AuditRecord, record_address
+from lightning_attngrad.measure.audit_record import AuditRecord, record_address
 
 RAN: list[str] = []
 

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 import lightning_attngrad as attngrad
-from lightning_attngrad.callbacks.look import Findings, Probe
+from lightning_attngrad.probe import Evaluation, Findings
 from tests.callbacks.small_runs import COSTS
+from tests.probe_options import with_probe
 
 MEASURES = ("spearman", "cosine", "ssim", "top_iou", "jensen_shannon", "centroid")
 
@@ -21,20 +22,20 @@ class WatchedDrift(attngrad.AttentionDriftMonitor):
     """The monitor as it is, which keeps what it saw; it draws only where asked to."""
 
     def __init__(self, *, draws: bool = False, **options: Any) -> None:
-        super().__init__(**{"num_images": 3, "on_error": "raise", **options})
+        super().__init__(**with_probe({"num_images": 3, "on_error": "raise", **options}))
         self.draws = draws
-        self.looks: list[tuple[Probe, Findings]] = []
+        self.evaluations: list[tuple[Evaluation, Findings]] = []
 
     @property
     def labels(self) -> list[str]:
-        return [probe.label for probe, _ in self.looks]
+        return [evaluation.label for evaluation, _ in self.evaluations]
 
     def series(self, name: str) -> list[float]:
-        return [findings.scalars[name] for _, findings in self.looks]
+        return [findings.scalars[name] for _, findings in self.evaluations]
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
-        findings = super().look(probe, remember=remember)
-        self.looks.append((probe, findings))
+    def evaluate(self, evaluation: Evaluation) -> Findings:
+        findings = super().evaluate(evaluation)
+        self.evaluations.append((evaluation, findings))
         return findings if self.draws else Findings(findings.scalars, dict)
 
 

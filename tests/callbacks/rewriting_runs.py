@@ -11,7 +11,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 import lightning_attngrad as attngrad
-from lightning_attngrad.callbacks.look import Findings, Probe
+from lightning_attngrad.probe import Evaluation, Findings
+from tests.probe_options import with_probe
 from tests.callbacks.small_runs import Classifier, Run, Squares, fit, loader, make_trainer
 
 #: The squares are pixels; with it no look depends on what their brightest one is.
@@ -23,20 +24,20 @@ class WatchedRewriting(attngrad.RewriteRobustnessMonitor):
     """The monitor as it is, which keeps what it saw; it draws only where asked to."""
 
     def __init__(self, *, draws: bool = False, **options: Any) -> None:
-        super().__init__(**{**CHEAP, "long_every": None, **options})
+        super().__init__(**with_probe({**CHEAP, "long_every": None, **options}))
         self.draws = draws
-        self.looks: list[tuple[Probe, Findings]] = []
+        self.evaluations: list[tuple[Evaluation, Findings]] = []
 
     @property
     def labels(self) -> list[str]:
-        return [probe.label for probe, _ in self.looks]
+        return [evaluation.label for evaluation, _ in self.evaluations]
 
     def series(self, name: str) -> list[float]:
-        return [findings.scalars[name] for _, findings in self.looks]
+        return [findings.scalars[name] for _, findings in self.evaluations]
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
-        findings = super().look(probe, remember=remember)
-        self.looks.append((probe, findings))
+    def evaluate(self, evaluation: Evaluation) -> Findings:
+        findings = super().evaluate(evaluation)
+        self.evaluations.append((evaluation, findings))
         return findings if self.draws else Findings(findings.scalars, dict)
 
 
@@ -44,12 +45,12 @@ class WatchedAudit(attngrad.CheckpointAudit):
     """The audit as it is, which keeps what it saw."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{**CHEAP, **options})
-        self.looks: list[tuple[Probe, Findings]] = []
+        super().__init__(**with_probe({**CHEAP, **options}))
+        self.evaluations: list[tuple[Evaluation, Findings]] = []
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
-        findings = super().look(probe, remember=remember)
-        self.looks.append((probe, findings))
+    def evaluate(self, evaluation: Evaluation) -> Findings:
+        findings = super().evaluate(evaluation)
+        self.evaluations.append((evaluation, findings))
         return findings
 
 
@@ -99,7 +100,7 @@ def figures_of(path: Path, *, module: Any = Classifier, weights_only: bool = Tru
     validation = loader(Squares(9, seed=1))
     make_trainer(audit).validate(module(), validation, ckpt_path=path, weights_only=weights_only, verbose=False)
     assert audit.record is not None
-    assert len(audit.looks) == 1
+    assert len(audit.evaluations) == 1
     return numbers(audit.record.figures)
 
 

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import lightning_attngrad as attngrad
-from lightning_attngrad.callbacks.look import Findings, Probe
+from lightning_attngrad.probe import Evaluation, Findings
+from tests.probe_options import with_probe
 
 CLASSES = ("top left", "top right", "bottom")
 LAYERS = ("net.blocks.0.attn", "net.blocks.1.attn")
@@ -120,25 +121,25 @@ class WatchedMonitor(attngrad.AttentionMapMonitor):
     """
 
     def __init__(self, *, draws: bool = False, keep_weights: bool = False, **options: Any) -> None:
-        super().__init__(**{"num_images": 3, **options})
+        super().__init__(**with_probe({"num_images": 3, **options}))
         self.draws, self.keep_weights = draws, keep_weights
-        self.looks: list[tuple[Probe, Findings]] = []
+        self.evaluations: list[tuple[Evaluation, Findings]] = []
         self.weights: list[dict[str, Tensor]] = []
 
     @property
     def labels(self) -> list[str]:
-        return [probe.label for probe, _ in self.looks]
+        return [evaluation.label for evaluation, _ in self.evaluations]
 
     @property
     def frames(self) -> list[str]:
         """Labels of the film strip."""
-        return [label for label, _, _ in self._film]
+        return [frame.label for frame in self.film]
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
-        findings = super().look(probe, remember=remember)
-        self.looks.append((probe, findings))
+    def evaluate(self, evaluation: Evaluation) -> Findings:
+        findings = super().evaluate(evaluation)
+        self.evaluations.append((evaluation, findings))
         if self.keep_weights:
-            self.weights.append({name: value.clone() for name, value in probe.model.state_dict().items()})
+            self.weights.append({name: value.clone() for name, value in evaluation.model.state_dict().items()})
         return findings if self.draws else Findings(findings.scalars, dict)
 
 

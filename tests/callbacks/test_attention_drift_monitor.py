@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 import lightning_attngrad as attngrad
-from lightning_attngrad.callbacks.drift import Drift, Reference, class_scalars, flip_scalars, measure_drift
-from lightning_attngrad.callbacks.look import Findings, Probe
+from lightning_attngrad.measure.drift import Drift, Reference, class_scalars, disagreement_scalars, measure_drift
+from lightning_attngrad.probe import Evaluation, Findings
 from lightning_attngrad.explain import explain
 from lightning_attngrad.metrics.functional import map_drift
 from lightning_attngrad.probe import jittered_copies
@@ -47,7 +47,7 @@ SCALARS = {
     *(f"floor/{name}" for name in MEASURES),
     *(f"ratio/{name}" for name in MEASURES),
     *(f"per_class/{index}" for index in range(3)),
-    *("flipped_map_stayed", "moved_prediction_stayed"),
+    *("prediction_changed_map_stable", "map_changed_prediction_stable"),
     *COSTS,
 }
 KEY = "attngrad/drift/spearman"
@@ -85,7 +85,7 @@ def test_everything_of_the_docstring_is_in_the_users_tensorboard(tmp_path: Path)
     assert names_of(tags["images"]) == {"layers", "moved", "curves"}
     assert image_steps(written, "attngrad/drift/layers") == image_steps(written, "attngrad/drift/curves") == [0, 2, 5]
     assert image_steps(written, "attngrad/drift/moved") == [2, 5]  # at the start nothing has
-    for name in ("spearman", "floor/cosine", "ratio/spearman", "per_class/1", "flipped_map_stayed", "alarm"):
+    for name in ("spearman", "floor/cosine", "ratio/spearman", "per_class/1", "prediction_changed_map_stable", "alarm"):
         points = scalar_points(written, f"attngrad/drift/{name}")
         assert [step for step, _ in points] == [0, 2, 5]
         assert [value for _, value in points] == pytest.approx(mine.series(name))
@@ -95,12 +95,12 @@ def test_everything_of_the_docstring_is_in_the_users_tensorboard(tmp_path: Path)
 def test_at_the_start_drift_is_exactly_zero_and_the_floor_is_not(reference: str) -> None:
     mine = WatchedDrift(reference=reference, num_images=9)
     fit(mine, module=Gently, max_epochs=1)
-    start, later = (findings.scalars for _, findings in mine.looks)
+    start, later = (findings.scalars for _, findings in mine.evaluations)
     for name in MEASURES:
         assert start[name] == start[f"ratio/{name}"] == 0
         assert start[f"floor/{name}"] > 0
         assert later[name] > 0
-    assert start["flipped_map_stayed"] == start["moved_prediction_stayed"] == 0
+    assert start["prediction_changed_map_stable"] == start["map_changed_prediction_stable"] == 0
 
 
 @pytest.mark.parametrize("method", ["guided_relevance", "gradient_guided", "rollout", "grad_cam"])
@@ -120,7 +120,7 @@ def test_the_numbers_are_those_of_maps_explained_by_hand() -> None:
 
     weights, mine = Weights(), WatchedDrift(num_images=6, method="gradient_guided", seed=4)
     run = fit(weights, mine, module=Gently, max_epochs=1)
-    images, targets = mine.looks[-1][0].images, mine.looks[-1][0].targets
+    images, targets = mine.evaluations[-1][0].images, mine.evaluations[-1][0].targets
 
     def heatmap(module: nn.Module, pictures: Tensor) -> Tensor:
         return explain(module, pictures, targets, method="gradient_guided").heatmap
@@ -196,7 +196,7 @@ def test_where_nothing_is_predicted_nothing_flips(module: Any, options: dict[str
     drawn = captured_figures(monkeypatch)
     mine = WatchedDrift(draws=True, **options)
     fit(mine, module=module, max_epochs=1)
-    assert set(mine.scalars) == SCALARS - {"flipped_map_stayed", "moved_prediction_stayed"}
+    assert set(mine.scalars) == SCALARS - {"prediction_changed_map_stable", "map_changed_prediction_stable"}
     assert math.isfinite(mine.scalars["spearman"])
     assert not {"then", "now "} & set(words(drawn[-1][1]["attngrad/drift/moved"]))
 
@@ -236,9 +236,9 @@ def test_flips_and_moves_are_counted_against_each_images_own_floor() -> None:
     floor = torch.tensor([0.1, 0.1, 0.1, 0.1, 0.1, 0.0])
     measured = Drift({"spearman": drift}, {"spearman": floor}, torch.zeros(0), torch.zeros(0))
     before, after = seen([0, 0, 0, 0, 0, 0]), seen([1, 1, 1, 0, 0, 0])
-    assert flip_scalars(measured, before, after, 2) == {"flipped_map_stayed": 1, "moved_prediction_stayed": 2}
-    assert flip_scalars(measured, before, after, 3)["moved_prediction_stayed"] == 1
-    assert all(math.isnan(value) for value in flip_scalars(measured, None, after, 2).values())
+    assert disagreement_scalars(measured, before, after, 2) == {"prediction_changed_map_stable": 1, "map_changed_prediction_stable": 2}
+    assert disagreement_scalars(measured, before, after, 3)["map_changed_prediction_stable"] == 1
+    assert all(math.isnan(value) for value in disagreement_scalars(measured, None, after, 2).values())
 
 
 # The reference --------------------------------------------------------------------------------------------------
@@ -359,7 +359,7 @@ def test_a_validation_without_a_past_has_a_floor_and_nothing_to_compare_with(mon
     mine = WatchedDrift(draws=True)
     (results,) = make_trainer(mine).validate(Classifier(), loader(Squares(9, seed=1)), verbose=False)
     assert math.isnan(results[KEY])
-    assert math.isnan(mine.scalars["flipped_map_stayed"])
+    assert math.isnan(mine.scalars["prediction_changed_map_stable"])
     assert mine.scalars["floor/spearman"] > 0
     assert names_of(drawn[-1][1]) == {"curves", "layers"}
 
@@ -380,8 +380,8 @@ class ScriptedMonitor(WatchedDrift):
 
     ratios: tuple[float, ...] = (0.0, 4.0, 5.0, 6.0, 1.0, 4.0, 4.0, 4.0)
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
-        ratio = self.ratios[len(self.looks)]
+    def evaluate(self, evaluation: Evaluation) -> Findings:
+        ratio = self.ratios[len(self.evaluations)]
 
         class Made(Drift):
             @property
@@ -393,7 +393,7 @@ class ScriptedMonitor(WatchedDrift):
                 "lightning_attngrad.callbacks.attention_drift_monitor.measure_drift",
                 lambda *arguments: Made(**vars(measure_drift(*arguments))),
             )
-            return super().look(probe, remember=remember)
+            return super().evaluate(evaluation)
 
 
 def test_the_alarm_warns_once_a_rise_and_is_a_scalar() -> None:

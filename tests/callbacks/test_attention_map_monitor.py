@@ -93,7 +93,7 @@ def test_scalars_equal_what_explain_gives_on_the_same_weights(written: tuple[Run
     _, monitor, folder = written
     accumulator = events(folder)
     module = Classifier()
-    for look, (probe, _) in enumerate(monitor.looks):
+    for look, (probe, _) in enumerate(monitor.evaluations):
         module.load_state_dict(monitor.weights[look])
         expected = _statistics(attngrad.explain(module, probe.images, probe.targets).heatmap)
         expected |= _head_statistics(module, probe.images)
@@ -151,7 +151,7 @@ def test_the_numbers_of_the_callback_metrics_are_those_of_the_last_look(
     written: tuple[Run, WatchedMonitor, Path],
 ) -> None:
     run, monitor, _ = written
-    for name, value in monitor.looks[-1][1].scalars.items():
+    for name, value in monitor.evaluations[-1][1].scalars.items():
         if name not in COSTS:
             assert float(run.trainer.callback_metrics[f"attngrad/maps/{name}"]) == pytest.approx(value)
 
@@ -179,7 +179,7 @@ def test_figures_name_predicted_and_true_class_and_the_moment(monkeypatch: Any) 
     fit(monitor, max_epochs=1)
     assert [step for step, _ in drawn] == [0, 2]
     assert names_of(list(drawn[0][1])) == FIGURES
-    probe = monitor.looks[0][0]
+    probe = monitor.evaluations[0][0]
     said = words(drawn[0][1]["attngrad/maps/overlay"])
     assert any("start" in text for text in said)
     assert any("epoch 1" in text for text in words(drawn[1][1]["attngrad/maps/overlay"]))
@@ -219,7 +219,7 @@ def test_classes_side_by_side_are_the_most_probable_and_those_asked_for(
     captured_figures(monkeypatch)
     monitor = WatchedMonitor(draws=True, on_error="raise", top_k=top_k, classes=classes, num_images=2)
     fit(monitor, max_epochs=1)
-    probabilities = _probabilities(monitor.looks[0][0])
+    probabilities = _probabilities(monitor.evaluations[0][0])
     assert calls[0]["maps"].shape == (2, panels, 4, 4)
     for row, names, shown in zip(probabilities, calls[0]["names"], calls[0]["probabilities"], strict=True):
         order = row.argsort(descending=True)[: min(top_k, 3)].tolist() + list(classes)
@@ -235,8 +235,8 @@ def test_scale_and_targets_stay_the_same_through_training(monkeypatch: Any) -> N
         bars = [figures[f"attngrad/maps/{name}"].axes[1] for _, figures in drawn]
         assert len({tuple(text.get_text() for text in bar.get_xticklabels()) for bar in bars}) == 1
         assert len({bar.get_xlim() for bar in bars}) == 1
-    assert monitor.maps.target is not None
-    assert monitor.maps.target.tolist() == monitor.looks[0][0].targets.tolist()  # type: ignore[union-attr]
+    assert monitor.shared.classes is not None
+    assert monitor.shared.classes.tolist() == monitor.evaluations[0][0].targets.tolist()  # type: ignore[union-attr]
 
 
 def test_without_true_classes_the_map_stays_that_of_the_class_first_predicted() -> None:
@@ -249,14 +249,14 @@ def test_without_true_classes_the_map_stays_that_of_the_class_first_predicted() 
 
     monitor = WatchedMonitor(num_images=6, keep_weights=True, on_error="raise")
     fit(monitor, module=Unlabelled, val=loader(images), max_epochs=4)
-    probe = monitor.looks[0][0]
+    probe = monitor.evaluations[0][0]
     first = _probabilities(probe).argmax(1)
     module = Classifier()
     module.load_state_dict(monitor.weights[-1])
     with torch.no_grad():
         assert not torch.equal(module.eval()(probe.images).argmax(1), first)  # else this test shows nothing
     expected = _statistics(attngrad.explain(module, probe.images, first).heatmap)["entropy"]
-    assert monitor.looks[-1][1].scalars["entropy"] == pytest.approx(expected, abs=1e-5)
+    assert monitor.evaluations[-1][1].scalars["entropy"] == pytest.approx(expected, abs=1e-5)
 
 
 def test_more_images_than_go_through_at_once_give_the_same_numbers(monkeypatch: Any) -> None:
@@ -265,7 +265,7 @@ def test_more_images_than_go_through_at_once_give_the_same_numbers(monkeypatch: 
         monkeypatch.setattr(WatchedMonitor, "rows_at_once", at_once)
         monitors.append(WatchedMonitor(num_images=9, on_error="raise"))
         fit(monitors[-1], max_epochs=1)
-    one, other = (monitor.looks[-1][1].scalars for monitor in monitors)
+    one, other = (monitor.evaluations[-1][1].scalars for monitor in monitors)
     assert len(one) > 6
     assert one == pytest.approx(other, abs=1e-5)
 
@@ -275,12 +275,12 @@ def test_every_method_can_be_watched(monkeypatch: Any, method: str) -> None:
     drawn = captured_figures(monkeypatch)
     monitor = WatchedMonitor(draws=True, method=method, on_error="raise")
     fit(monitor, max_epochs=1)
-    probe = monitor.looks[0][0]
+    probe = monitor.evaluations[0][0]
     torch.manual_seed(7)
     explanation = attngrad.explain(Classifier(), probe.images, probe.targets, method=method)
     expected = FIGURES if explanation.layers is not None else FIGURES - {"layers"}
     assert names_of(list(drawn[0][1])) == expected
-    assert monitor.looks[0][1].scalars["entropy"] == pytest.approx(
+    assert monitor.evaluations[0][1].scalars["entropy"] == pytest.approx(
         _statistics(explanation.heatmap)["entropy"], abs=1e-5
     )
 
@@ -288,11 +288,11 @@ def test_every_method_can_be_watched(monkeypatch: Any, method: str) -> None:
 def test_objective_and_correction_reach_the_map() -> None:
     monitor = WatchedMonitor(method="gradient_guided", objective="margin", correction="negative", on_error="raise")
     fit(monitor, max_epochs=1)
-    probe = monitor.looks[0][0]
+    probe = monitor.evaluations[0][0]
     options: dict[str, Any] = {"method": "gradient_guided", "objective": "margin", "correction": "negative"}
     torch.manual_seed(7)
     heatmap = attngrad.explain(Classifier(), probe.images, probe.targets, **options).heatmap
-    assert monitor.looks[0][1].scalars["entropy"] == pytest.approx(_statistics(heatmap)["entropy"], abs=1e-5)
+    assert monitor.evaluations[0][1].scalars["entropy"] == pytest.approx(_statistics(heatmap)["entropy"], abs=1e-5)
 
 
 class SelfSupervised(pl.LightningModule):
@@ -325,7 +325,7 @@ def test_a_backbone_without_a_classifier_is_watched_through_a_function(monkeypat
     monitor = WatchedMonitor(draws=True, on_error="raise", objective=length_of_embedding, num_images=3)
     fit(monitor, module=SelfSupervised(), max_epochs=1)
     assert monitor.labels == ["start", "epoch 1"]
-    probe, findings = monitor.looks[0]
+    probe, findings = monitor.evaluations[0]
     expected = attngrad.explain(SelfSupervised(), probe.images, objective=length_of_embedding)
     assert findings.scalars["entropy"] == pytest.approx(_statistics(expected.heatmap)["entropy"], abs=1e-5)
     assert names_of(drawn[0][1]) == FIGURES - {"classes"}
@@ -360,7 +360,7 @@ def test_masks_give_their_numbers_and_an_outline(monkeypatch: Any, mask: Any) ->
     drawn = captured_figures(monkeypatch)
     monitor = WatchedMonitor(draws=True, mask=mask, num_images=4, on_error="raise")
     run = fit(monitor, module=Masked, val=loader(MaskedSquares(9, seed=1)), max_epochs=1)
-    probe, findings = monitor.looks[0]
+    probe, findings = monitor.evaluations[0]
     assert {*findings.scalars} >= MASK_SCALARS | {"border_mass", "corner_mass"}
     assert {f"attngrad/maps/{name}" for name in MASK_SCALARS} <= {*run.trainer.callback_metrics}
     torch.manual_seed(7)
@@ -381,7 +381,7 @@ def test_images_without_an_object_count_in_no_number_of_masks() -> None:
 
     monitor = WatchedMonitor(mask=of_the_first_class, num_images=6, on_error="raise")
     fit(monitor, module=Masked, val=loader(MaskedSquares(9, seed=1)), max_epochs=1)
-    probe, findings = monitor.looks[0]
+    probe, findings = monitor.evaluations[0]
     assert probe.targets is not None
     torch.manual_seed(7)
     maps = attngrad.explain(Classifier(), probe.images, probe.targets).heatmap.clamp_min(0)
@@ -400,7 +400,7 @@ def test_where_no_image_has_an_object_nothing_of_masks_is_logged_and_looks_keep_
     )
     run = fit(monitor, module=Masked, val=loader(MaskedSquares(9, seed=1)), max_epochs=3)
     assert monitor.labels == ["start", "epoch 3"]
-    assert not MASK_SCALARS & {*monitor.looks[-1][1].scalars}
+    assert not MASK_SCALARS & {*monitor.evaluations[-1][1].scalars}
     assert any("empty or full" in message for message in run.messages)
 
 
@@ -413,7 +413,7 @@ def test_masks_of_another_size_end_the_monitor_not_the_run() -> None:
 
 
 def test_without_masks_there_are_border_and_corner(written: tuple[Run, WatchedMonitor, Path]) -> None:
-    scalars = written[1].looks[0][1].scalars
+    scalars = written[1].evaluations[0][1].scalars
     assert {"border_mass", "corner_mass"} <= {*scalars}
     assert not MASK_SCALARS & {*scalars}
 

@@ -82,7 +82,7 @@ def test_each_checkpoint_has_the_figures_of_its_own_weights(tmp_path: Path) -> N
         assert record["hash"] == audit.hash
         seen.append(str(true))
     assert len(set(seen)) == 3, "the weights of all checkpoints look alike: this test cannot fail"
-    assert len(audit.looks) == 3
+    assert len(audit.evaluations) == 3
 
 
 def test_the_record_says_what_is_needed_to_find_the_figures_again(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_the_metrics_are_the_runs_own_at_the_moment_of_saving(tmp_path: Path) ->
     audit = WatchedAudit()
     monitored = saving(best, monitor="val_loss")
     fit_and_save(audit, WatchedRewriting(), saving(steps, every_n_train_steps=3), monitored, max_epochs=3)
-    assert len(audit.looks) == 3
+    assert len(audit.evaluations) == 3
     for path, score in monitored.best_k_models.items():
         name = Path(path).stem
         assert records(best)[name]["metrics"]["val_loss"] == pytest.approx(float(score))
@@ -201,7 +201,7 @@ def test_whatever_saves_and_whether_it_saves_weights_only(
         weights = torch.load(tmp_path / f"step={step}.ckpt", weights_only=True)["state_dict"]
         assert record["global_step"] == step
         assert same(numbers(record["figures"]), figures_of_weights(weights, module=bright))
-    assert len(audit.looks) == len(steps)
+    assert len(audit.evaluations) == len(steps)
 
 
 def test_a_validation_after_each_batch(tmp_path: Path) -> None:
@@ -345,14 +345,14 @@ def test_one_look_however_many_files_are_saved(tmp_path: Path) -> None:
     audit = WatchedAudit()
     others = [saving(tmp_path / name, monitor=name, filename="{epoch}") for name in ("val_loss", "train_loss")]
     fit_and_save(audit, *others, saving(tmp_path / "last", save_last=True), module=bright, max_epochs=2)
-    assert len(audit.looks) == 2
+    assert len(audit.evaluations) == 2
     assert {len(records(path)) for path in tmp_path.iterdir()} == {2, 3}
 
 
 def test_no_checkpoint_no_look() -> None:
     audit = WatchedAudit()
     run = fit(audit, module=bright)
-    assert audit.looks == []
+    assert audit.evaluations == []
     assert audit.record is None
     assert run.messages == []
 
@@ -453,7 +453,7 @@ def test_what_is_saved_on_the_way_out_says_that_it_was_not_seen(
     record = state_of(tmp_path / "step=5.ckpt")["record"]
     assert (record["figures"], record["global_step"]) == ({}, 5)
     assert "the run had ended or failed" in record["why_empty"]
-    assert len(audit.looks) == 1
+    assert len(audit.evaluations) == 1
 
 
 def test_what_was_saved_just_before_an_error_has_its_file(tmp_path: Path) -> None:
@@ -526,7 +526,7 @@ def test_a_resumed_run_keeps_images_and_classes(tmp_path: Path) -> None:
     assert {record["hash"] for record in records(tmp_path).values()} == {before.hash}
     assert list(records(tmp_path)) == ["step=12", "step=3", "step=6", "step=9"]
     assert before._frozen is not None
-    probe = after.looks[-1][0]
+    probe = after.evaluations[-1][0]
     # the classes of the first checkpoint, which the last one would give otherwise
     assert probe.model(probe.images).argmax(1).tolist() != before._frozen.own.tolist(), "nothing could have changed"
 
@@ -660,7 +660,7 @@ def test_an_error_of_an_object_store_that_is_no_oserror(tmp_path: Path, monkeypa
     def refused(*_: Any, **__: Any) -> None:
         raise HttpError("403")
 
-    monkeypatch.setattr("lightning_attngrad.callbacks.audit_record.write_to", refused)
+    monkeypatch.setattr("lightning_attngrad.measure.audit_record.write_to", refused)
     said = warned(WatchedAudit(), saving(tmp_path))
     assert len(said) == 1
     assert "403" in said[0]

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 import lightning_attngrad as attngrad
 from lightning_attngrad.callbacks import faithfulness_monitor
-from lightning_attngrad.callbacks.frozen_maps import FrozenMaps
-from lightning_attngrad.callbacks.look import Findings, Probe
+from lightning_attngrad.measure.maps import explain_images
+from lightning_attngrad.probe import Evaluation, Findings
+from tests.probe_options import with_probe
 from tests.callbacks.small_runs import (
     COSTS,
     Classifier,
@@ -50,22 +51,22 @@ class WatchedMonitor(attngrad.FaithfulnessMonitor):
         defaults = {"num_images": 3, "every_n_epochs": 1, "steps": STEPS, "method": METHOD, "on_error": "raise"}
         if "every_n_steps" in options:
             del defaults["every_n_epochs"]
-        super().__init__(**{**defaults, **options})
+        super().__init__(**with_probe({**defaults, **options}))
         self.draws = draws
-        self.looks: list[tuple[Probe, dict[str, float]]] = []
+        self.evaluations: list[tuple[Evaluation, dict[str, float]]] = []
         self.weights: list[dict[str, Tensor]] = []
 
     @property
     def labels(self) -> list[str]:
-        return [probe.label for probe, _ in self.looks]
+        return [evaluation.label for evaluation, _ in self.evaluations]
 
     def series(self, name: str) -> list[float]:
-        return [scalars[name] for _, scalars in self.looks]
+        return [scalars[name] for _, scalars in self.evaluations]
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
-        self.weights.append({name: value.clone() for name, value in probe.model.state_dict().items()})
-        findings = super().look(probe, remember=remember)
-        self.looks.append((probe, findings.scalars))
+    def evaluate(self, evaluation: Evaluation) -> Findings:
+        self.weights.append({name: value.clone() for name, value in evaluation.model.state_dict().items()})
+        findings = super().evaluate(evaluation)
+        self.evaluations.append((evaluation, findings.scalars))
         return findings if self.draws else Findings(findings.scalars, dict)
 
 
@@ -103,7 +104,7 @@ def test_the_numbers_are_those_of_the_weights(written: tuple[Run, WatchedMonitor
     _, monitor, _ = written
     assert monitor.labels == ["start", "epoch 1", "epoch 2"]
     module = Classifier().eval()
-    for (probe, scalars), weights in zip(monitor.looks, monitor.weights, strict=True):
+    for (probe, scalars), weights in zip(monitor.evaluations, monitor.weights, strict=True):
         module.load_state_dict(weights)
         target = torch.as_tensor(probe.targets)
         heatmaps = attngrad.explain(module, probe.images, target, method=METHOD).heatmap
@@ -157,13 +158,13 @@ def test_how_much_goes_through_the_model_is_known_beforehand(images: int) -> Non
     class CountingMonitor(WatchedMonitor):
         rows_at_once = 2
 
-        def look(self, probe: Probe, *, remember: bool) -> Findings:
+        def evaluate(self, evaluation: Evaluation) -> Findings:
             def forward(some: Tensor) -> Any:
                 if not torch.is_grad_enabled():
                     sizes.append(len(some))
-                return probe.forward(some)
+                return evaluation.forward(some)
 
-            return super().look(Probe(**{**vars(probe), "forward": forward}), remember=remember)
+            return super().evaluate(Evaluation(**{**vars(evaluation), "forward": forward}))
 
     fit(CountingMonitor(num_images=images), max_epochs=1)
     looks, parts = 2, (images + 1) // 2
@@ -265,9 +266,9 @@ def test_classes_stay_those_of_the_first_look() -> None:
     run = fit(monitor, max_epochs=3)
     first = Classifier().eval()
     first.load_state_dict(monitor.weights[0])
-    probe = monitor.looks[0][0]
+    probe = monitor.evaluations[0][0]
     predicted = first(probe.images).argmax(dim=1)
-    assert torch.equal(monitor.maps.target, predicted)
+    assert torch.equal(monitor.shared.classes, predicted)
     assert run.complaints == []
 
 
@@ -335,7 +336,7 @@ def test_a_resumed_run_goes_on_with_its_images_classes_and_first_look(tmp_path: 
     assert after.labels == ["epoch 3", "epoch 4"]
     for name in SCALARS - COSTS:
         assert after.series(name) == through.series(name)[3:], name
-    assert torch.equal(after.maps.target, through.maps.target)
+    assert torch.equal(after.shared.classes, through.shared.classes)
     mine, other = after.state_dict()["first"], through.state_dict()["first"]
     assert mine["label"] == other["label"] == "start"
     for name in ("shares", "morf", "lerf"):
@@ -367,6 +368,6 @@ def test_another_run_starts_anew() -> None:
     fit(monitor, max_epochs=1)
     fit(monitor, max_epochs=1, val=loader(Squares(9, seed=4)))
     assert monitor.labels == ["start", "epoch 1", "start", "epoch 1"]
-    (first, _), (second, _) = monitor.looks[0], monitor.looks[2]
+    (first, _), (second, _) = monitor.evaluations[0], monitor.evaluations[2]
     assert not torch.equal(first.images, second.images)
-    assert torch.equal(monitor.maps.target, second.targets)
+    assert torch.equal(monitor.shared.classes, second.targets)

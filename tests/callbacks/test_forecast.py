@@ -14,7 +14,7 @@ import torch
 
 import lightning_attngrad as attngrad
 from lightning_attngrad.callbacks.forecast import CostForecast
-from lightning_attngrad.callbacks.look import Findings, Probe
+from lightning_attngrad.probe import Evaluation, Findings
 from tests.callbacks.small_runs import Classifier, Squares, Stream, fit, loader
 
 STEP, LOOK = 0.05, 0.4
@@ -27,9 +27,9 @@ class SlowClassifier(Classifier):
 
 
 class SlowMonitor(attngrad.AttentionMapMonitor):
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
+    def evaluate(self, evaluation: Evaluation) -> Findings:
         time.sleep(LOOK)
-        return Findings(super().look(probe, remember=remember).scalars, dict)
+        return Findings(super().evaluate(evaluation).scalars, dict)
 
 
 def loaders(length: int = 40, **options: Any) -> tuple[Any, Any]:

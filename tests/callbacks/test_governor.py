@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import lightning_attngrad as attngrad
 from lightning_attngrad.callbacks import governor as module
-from lightning_attngrad.callbacks.governor import Governor
-from lightning_attngrad.callbacks.look import Findings, Probe
+from lightning_attngrad.probe.governor import Governor
+from lightning_attngrad.probe import Evaluation, Findings
 from tests.callbacks.small_runs import Squares, WatchedMonitor, events, fit, loader, scalar_points, tensorboard
 
 
@@ -104,9 +104,9 @@ def test_what_is_no_share_is_refused_at_construction(limit: Any) -> None:
 class SlowMonitor(WatchedMonitor):
     """Looks that take far longer than an epoch."""
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
+    def evaluate(self, evaluation: Evaluation) -> Findings:
         time.sleep(0.3)
-        return super().look(probe, remember=remember)
+        return super().evaluate(evaluation)
 
 
 def test_a_run_too_short_for_a_second_look_gets_the_first_and_keeps_its_keys(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_an_ample_limit_changes_nothing() -> None:
     assert free.labels == ["start", "epoch 1", "epoch 2", "epoch 3"]
     for label in governed.labels:
         one, other = (
-            next(findings.scalars for probe, findings in monitor.looks if probe.label == label)
+            next(findings.scalars for probe, findings in monitor.evaluations if probe.label == label)
             for monitor in (governed, free)
         )
         assert one == other, "a look under a limit asks the same"
@@ -143,7 +143,7 @@ def test_steps_are_passed_over_as_well() -> None:
     monitor = SlowMonitor(max_overhead=0.01, every_n_steps=1, on_error="raise")
     fit(monitor, max_epochs=2)
     assert monitor.labels == ["start"]
-    assert monitor._governor.passed == 6 + 1  # six steps, and the end of the fit
+    assert monitor._governor.skipped == 6 + 1  # six steps, and the end of the fit
 
 
 def test_a_validation_of_its_own_is_always_looked_at() -> None:

@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor, nn
 
 import lightning_attngrad as attngrad
-from lightning_attngrad.callbacks.look import Probe
+from lightning_attngrad.probe import Evaluation
+from tests.probe_options import with_probe
 from tests.callbacks.small_runs import (
     CLASSES,
     Classifier,
@@ -170,7 +171,7 @@ def test_checkpoint_and_early_stopping_wait_for_no_look(
     mine = watched(every_n_epochs=3)
     order = [mine, stopping, checkpoint] if monitor_first else [stopping, checkpoint, mine]
     fit(*order, max_epochs=4, enable_checkpointing=True, **options)
-    entropies = {look[1].scalars["entropy"] for look in mine.looks}
+    entropies = {look[1].scalars["entropy"] for look in mine.evaluations}
     scores = [float(score) for score in checkpoint.best_k_models.values()]
     assert len(scores) == validations
     assert all(min(abs(score - entropy) for entropy in entropies) < 1e-6 for score in scores)
@@ -179,9 +180,9 @@ def test_checkpoint_and_early_stopping_wait_for_no_look(
 
 def test_early_stopping_on_a_map_stops_the_run() -> None:
     class Best(WatchedMonitor):
-        def look(self, *args: Any, **options: Any) -> Any:
-            findings = super().look(*args, **options)
-            findings.scalars["entropy"] = float(len(self.looks))  # worse each time
+        def evaluate(self, *args: Any, **options: Any) -> Any:
+            findings = super().evaluate(*args, **options)
+            findings.scalars["entropy"] = float(len(self.evaluations))  # worse each time
             return findings
 
     mine = Best(on_error="raise")
@@ -208,7 +209,7 @@ def test_a_checkpoint_by_steps_waits_for_no_look(tmp_path: Any) -> None:
     mine = watched(every_n_steps=2)
     fit(checkpoint, mine, max_epochs=2, enable_checkpointing=True)
     scores = sorted(float(score) for score in checkpoint.best_k_models.values())
-    assert scores == pytest.approx(sorted(look[1].scalars["entropy"] for look in mine.looks[1:]))
+    assert scores == pytest.approx(sorted(look[1].scalars["entropy"] for look in mine.evaluations[1:]))
 
 
 @pytest.mark.parametrize("interval", [1, 50])
@@ -218,7 +219,7 @@ def test_scalars_of_steps_reach_the_loggers_once_whatever_lightnings_own_interva
     points = scalar_points(events(tmp_path), KEY)
     # in the count of the loggers the batch of the second optimizer step is number 1, and so is its validation
     assert [step for step, _ in points] == [0, 1, 1]
-    start, end = (look[1].scalars["entropy"] for look in mine.looks)
+    start, end = (look[1].scalars["entropy"] for look in mine.evaluations)
     assert [value for _, value in points] == pytest.approx([start, end, end])
 
 
@@ -228,7 +229,7 @@ def test_a_start_without_a_map_is_not_carried_on() -> None:
     nn.init.zeros_(module.net.head.weight)
     mine = watched(every_n_epochs=4)
     run = fit(EarlyStopping(KEY, patience=50), mine, module=module, max_epochs=4)
-    assert math.isnan(mine.looks[0][1].scalars["entropy"])
+    assert math.isnan(mine.evaluations[0][1].scalars["entropy"])
     assert mine.labels == ["start", "epoch 1", "epoch 4"]
     assert run.trainer.current_epoch == 4
 
@@ -249,11 +250,13 @@ def test_seconds_are_the_whole_cost_and_nothing_where_nothing_was_seen(tmp_path:
 
     mine = watched(every_n_epochs=2)
     monkeypatch.setattr(ProbeSet, "read", spend(100, ProbeSet.read))
-    monkeypatch.setattr(mine, "look", spend(10, mine.look))
+    monkeypatch.setattr(mine, "evaluate", spend(10, mine.evaluate))
     monkeypatch.setattr(monitor, "log_figures", spend(1, lambda *_: None))
     fit(mine, logger=tensorboard(tmp_path), max_epochs=4, num_sanity_val_steps=0)
     points = scalar_points(events(tmp_path), "attngrad/maps/seconds")
-    assert [value for _, value in points] == [111, 0, 11, 0, 11]
+    assert [value for _, value in points] == [11, 0, 11, 0, 11]
+    shared = scalar_points(events(tmp_path), "attngrad/probe/seconds")
+    assert [value for _, value in shared] == [100, 0, 0, 0, 0]
 
 
 # Runs after runs ------------------------------------------------------------------------------------------------
@@ -276,10 +279,11 @@ def test_two_monitors_of_one_name_are_refused_before_training() -> None:
     module = Classifier()
     with pytest.raises(ValueError, match=r"name: 2 monitors are called 'maps'.*give each its own"):
         fit(WatchedMonitor(), Further(), module=module)
-    with pytest.raises(
-        RuntimeError, match=r"more than one stateful callback"
-    ):  # of one class: Lightning itself objects
+    with pytest.raises(ValueError, match=r"name: 2 monitors are called 'maps'.*give each its own"):
         fit(WatchedMonitor(), WatchedMonitor(), module=module)
+    twice = WatchedMonitor()
+    with pytest.raises(ValueError, match=r"the same WatchedMonitor stands in the list more than once"):
+        fit(twice, twice, module=module)
     assert module.losses == []
 
 
@@ -308,7 +312,7 @@ def test_an_evaluation_of_its_own_looks_once_and_leaves_no_history(stage: str) -
     trainer = make_trainer(mine)
     (results,) = getattr(trainer, stage)(Classifier(), loader(Squares(9, seed=1)), verbose=False)
     assert mine.labels == [stage]
-    assert results[KEY] == pytest.approx(mine.looks[0][1].scalars["entropy"])
+    assert results[KEY] == pytest.approx(mine.evaluations[0][1].scalars["entropy"])
     assert mine.frames == []
     fit(mine, trainer=trainer)
     assert mine.labels == [stage, "start", "epoch 1", "epoch 2"]
@@ -322,7 +326,7 @@ def test_an_evaluation_after_fit_is_of_the_same_images(stage: str) -> None:
     getattr(run.trainer, stage)(run.module, loader(Squares(9, seed=5)), verbose=False)
     assert mine.labels == ["start", "epoch 1", stage]
     assert mine.frames == ["start", "epoch 1"]
-    assert torch.equal(mine.looks[-1][0].images, mine.looks[0][0].images)
+    assert torch.equal(mine.evaluations[-1][0].images, mine.evaluations[0][0].images)
 
 
 # Resuming -------------------------------------------------------------------------------------------------------
@@ -351,9 +355,9 @@ class Unlabelled(Classifier):
 def test_a_resumed_run_sees_the_same_images_and_classes(resumed: tuple[WatchedMonitor, WatchedMonitor, Any]) -> None:
     before, after, _ = resumed
     assert before.probe_set.hash == after.probe_set.hash
-    assert torch.equal(before.looks[0][0].images, after.looks[0][0].images)
-    assert before.maps.target is not None
-    assert torch.equal(before.maps.target, after.maps.target)  # type: ignore[arg-type]
+    assert torch.equal(before.evaluations[0][0].images, after.evaluations[0][0].images)
+    assert before.shared.classes is not None
+    assert torch.equal(before.shared.classes, after.shared.classes)  # type: ignore[arg-type]
 
 
 def test_the_film_goes_on_where_it_was(resumed: tuple[WatchedMonitor, WatchedMonitor, Any]) -> None:
@@ -361,14 +365,14 @@ def test_the_film_goes_on_where_it_was(resumed: tuple[WatchedMonitor, WatchedMon
     assert before.frames == ["start", "epoch 1", "epoch 2"]
     assert after.labels == ["epoch 3", "epoch 4"]
     assert after.frames == ["start", "epoch 1", "epoch 2", "epoch 3", "epoch 4"]
-    for (_, earlier, _), (_, now, _) in zip(before._film, after._film, strict=False):
-        torch.testing.assert_close(now, earlier, rtol=0, atol=0, equal_nan=True)  # a map of nothing is NaN
+    for earlier, now in zip(before.film, after.film, strict=False):
+        torch.testing.assert_close(now.map, earlier.map, rtol=0, atol=0, equal_nan=True)  # a map of nothing is NaN
 
 
 def test_the_state_is_plain_enough_for_a_safe_load(resumed: tuple[WatchedMonitor, WatchedMonitor, Any]) -> None:
     before, _, path = resumed
     states = torch.load(path, weights_only=True)["callbacks"]
-    assert [frame["label"] for frame in states[before.state_key]["film"]] == ["start", "epoch 1", "epoch 2"]
+    assert [frame["label"] for frame in states[before.state_key]["history"]["film"]] == ["start", "epoch 1", "epoch 2"]
 
 
 def test_a_checkpoint_in_the_middle_of_an_epoch_holds_what_was_seen_by_then(tmp_path: Any) -> None:
@@ -399,15 +403,15 @@ def test_a_test_from_a_checkpoint_does_not_use_the_classes_of_other_images(tmp_p
     mine = watched(num_images=2)
     other = loader(Squares(9, seed=9))
     make_trainer(mine).test(Classifier(), other, ckpt_path=tmp_path / "one.ckpt", verbose=False)
-    assert mine.maps.target is not None
-    assert mine.maps.target.tolist() == mine.looks[0][0].targets.tolist()  # type: ignore[union-attr]
+    assert mine.shared.classes is not None
+    assert mine.shared.classes.tolist() == mine.evaluations[0][0].targets.tolist()  # type: ignore[union-attr]
 
 
 def test_a_resumed_stream_keeps_its_images(tmp_path: Any) -> None:
     before, after = watched(), watched()
     fit(before, ModelCheckpoint(tmp_path, filename="s"), val=loader(Stream()), max_epochs=1, enable_checkpointing=True)
     fit(after, val=loader(Stream(5)), ckpt_path=tmp_path / "s.ckpt")
-    assert torch.equal(before.looks[0][0].images, after.looks[0][0].images)
+    assert torch.equal(before.evaluations[0][0].images, after.evaluations[0][0].images)
     assert after.frames == ["start", "epoch 1", "epoch 2"]
 
 
@@ -428,7 +432,7 @@ def test_a_stream_gives_its_images_as_it_goes_by(sanity: int, wanted: int, label
     mine = watched(num_images=wanted)
     run = fit(mine, val=loader(Stream()), num_sanity_val_steps=sanity)
     assert mine.labels == labels
-    images = mine.looks[0][0].images
+    images = mine.evaluations[0][0].images
     assert len(images) == min(wanted, 12)
     assert len(torch.unique(images.flatten(1), dim=0)) == len(images)
     assert sum("gathered as validation goes by" in message for message in run.messages) == 1
@@ -479,10 +483,10 @@ def test_a_rested_monitor_works_again_in_the_next_run() -> None:
 
 
 class FailsLater(WatchedMonitor):
-    def look(self, *args: Any, **options: Any) -> Any:
-        if len(self.looks) == 2:
+    def evaluate(self, *args: Any, **options: Any) -> Any:
+        if len(self.evaluations) == 2:
             raise RuntimeError("out of luck")
-        return super().look(*args, **options)
+        return super().evaluate(*args, **options)
 
 
 def test_after_an_error_only_what_is_waited_for_goes_on(tmp_path: Any) -> None:
@@ -491,7 +495,7 @@ def test_after_an_error_only_what_is_waited_for_goes_on(tmp_path: Any) -> None:
     run = fit(mine, stopping, max_epochs=4, logger=tensorboard(tmp_path))
     assert run.trainer.current_epoch == 4
     (message,) = run.messages
-    last = mine.looks[-1][1].scalars["entropy"]
+    last = mine.evaluations[-1][1].scalars["entropy"]
     assert f"{KEY} stays {last:.3g}" in message
     written = events(tmp_path)
     assert [value for _, value in scalar_points(written, KEY)][-1] == pytest.approx(last)
@@ -537,8 +541,8 @@ def test_figures_that_cannot_be_drawn_leave_the_numbers(monkeypatch: Any) -> Non
         ("method", "gradcam", "grad_cam"),
         ("method", ["rollout"], "rollout"),
         ("objective", "logits", "logit"),
-        ("correction", "squared", "absolute"),
-        ("correction", "negative", "has none to choose"),
+        ("method_options", {"correction": "squared"}, "correction"),
+        ("method_options", {"sharpness": 3}, "sharpness"),
         ("top_k", 0, "positive int"),
         ("top_k", "3", "positive int"),
         ("classes", [-1], "class numbers from 0"),
@@ -569,7 +573,7 @@ def test_a_wrong_argument_is_named_with_what_was_given_and_what_would_do(
     argument: str, value: Any, expected: str
 ) -> None:
     with pytest.raises(ValueError) as caught:
-        attngrad.AttentionMapMonitor(**{argument: value})
+        attngrad.AttentionMapMonitor(**with_probe({argument: value}))
     message = str(caught.value)
     assert message.startswith((f"{argument}: got", "mean, std: got" if argument in ("mean", "std") else argument))
     assert "got" in message
@@ -580,11 +584,11 @@ def test_arguments_that_do_not_go_together() -> None:
     with pytest.raises(ValueError, match=r"every_n_epochs, every_n_steps: got 1 and 1"):
         attngrad.AttentionMapMonitor(every_n_epochs=1, every_n_steps=1)
     with pytest.raises(ValueError, match=r"mean, std: got 2 and 1 numbers"):
-        attngrad.AttentionMapMonitor(mean=(0.5, 0.5), std=(0.5,))
+        attngrad.ProbeImages(mean=(0.5, 0.5), std=(0.5,))
     with pytest.raises(ValueError, match=r"mean, std: got mean='a'.*expected numbers"):
-        attngrad.AttentionMapMonitor(mean="a", std="b")
+        attngrad.ProbeImages(mean="a", std="b")
     with pytest.raises(ValueError, match=r"std: got .*expected positive"):
-        attngrad.AttentionMapMonitor(mean=(0.5,), std=(0.0,))
+        attngrad.ProbeImages(mean=(0.5,), std=(0.0,))
 
 
 @pytest.mark.parametrize("stage", ["fit", "validate", "test"])
@@ -620,7 +624,7 @@ def test_a_number_of_classes_that_the_model_does_not_have() -> None:
 
 def test_a_class_without_a_name_is_called_by_its_number() -> None:
     nothing = torch.zeros(1)
-    probe = Probe(nn.Identity(), nn.Identity(), nothing, None, nothing, ("left", "right"), "start")
+    probe = Evaluation(nn.Identity(), nn.Identity(), nothing, None, nothing, ("left", "right"), "start")
     assert [probe.class_name(index) for index in (0, 1, 2, -1)] == ["left", "right", "2", "-1"]
 
 
@@ -646,4 +650,4 @@ def test_class_names_come_from_argument_data_set_or_datamodule(source: str) -> N
     mine = watched(**options.get(source, {}))
     run: dict[str, Any] = {"dataset": {"val": loader(Named(9))}, "datamodule": {"datamodule": Data()}}
     fit(mine, max_epochs=1, **run.get(source, {}))
-    assert mine.looks[0][0].class_names == CLASSES
+    assert mine.evaluations[0][0].class_names == CLASSES

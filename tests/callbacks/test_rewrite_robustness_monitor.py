@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import lightning_attngrad as attngrad
 from lightning_attngrad.callbacks import rewrite_robustness_monitor
-from lightning_attngrad.callbacks.look import Findings, Probe
+from lightning_attngrad.probe import Evaluation, Findings
 from lightning_attngrad.metrics.functional import paired_log_ratio
 from tests.callbacks.rewriting_runs import PIXELS, Bright, WatchedRewriting, bright, fit_and_save, saving
 from tests.callbacks.small_runs import (
@@ -109,7 +109,7 @@ def test_all_targets_fill_the_matrix_from_class_to_class(monkeypatch: Any) -> No
     captured_figures(monkeypatch)
     matrices: list[Tensor] = []
     monkeypatch.setattr(
-        "lightning_attngrad.callbacks.rewrite_figures.class_matrix",
+        "lightning_attngrad.measure.rewrite_figures.class_matrix",
         lambda matrix, *_, **__: matrices.append(matrix) or Figure(),
     )
     mine = WatchedRewriting(draws=True, target="all", num_images=3, steps=4)
@@ -155,20 +155,20 @@ class Distances(WatchedRewriting):
 
     made_up = ([0.1, 0.1, 0.1], [0.2, 0.2, 0.2], [0.8, 0.8, 0.8], [0.4, 0.4, 0.4], [0.4, 0.4, math.inf])
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
-        place = len(self.looks)
-        real = rewrite_robustness_monitor.rewrite_probe
+    def evaluate(self, evaluation: Evaluation) -> Findings:
+        place = len(self.evaluations)
+        real = rewrite_robustness_monitor.rewrite_images
 
         def made_up(*arguments: Any, **options: Any) -> Any:
             rows, shown = real(*arguments, **options)
             object.__setattr__(rows, "distance", torch.tensor(self.made_up[place]))
             return rows, shown
 
-        rewrite_robustness_monitor.rewrite_probe = made_up
+        rewrite_robustness_monitor.rewrite_images = made_up
         try:
-            return super().look(probe, remember=remember)
+            return super().evaluate(evaluation)
         finally:
-            rewrite_robustness_monitor.rewrite_probe = real
+            rewrite_robustness_monitor.rewrite_images = real
 
 
 @pytest.mark.parametrize(
@@ -214,13 +214,13 @@ def test_a_validation_of_its_own_is_compared_and_changes_no_history() -> None:
 def long_searches(monkeypatch: Any) -> list[int]:
     """The steps of every search."""
     steps: list[int] = []
-    real = rewrite_robustness_monitor.rewrite_probe
+    real = rewrite_robustness_monitor.rewrite_images
 
     def counted(probe: Probe, settings: Any, *arguments: Any, **options: Any) -> Any:
         steps.append(settings.steps)
         return real(probe, settings, *arguments, **options)
 
-    monkeypatch.setattr(rewrite_robustness_monitor, "rewrite_probe", counted)
+    monkeypatch.setattr(rewrite_robustness_monitor, "rewrite_images", counted)
     monkeypatch.setattr(rewrite_robustness_monitor, "_LONG_STEPS", 12)
     return steps
 
@@ -244,7 +244,7 @@ def test_every_so_many_looks_a_long_search(long_every: int | None, searches: lis
 
 
 def test_how_far_the_short_search_is_off(monkeypatch: Any) -> None:
-    real = rewrite_robustness_monitor.rewrite_probe
+    real = rewrite_robustness_monitor.rewrite_images
 
     def made_up(probe: Probe, settings: Any, *arguments: Any, **options: Any) -> Any:
         rows, shown = real(probe, settings, *arguments, **options)
@@ -252,7 +252,7 @@ def test_how_far_the_short_search_is_off(monkeypatch: Any) -> None:
         object.__setattr__(rows, "distance", torch.tensor(short if settings.steps == 2 else long))
         return rows, shown
 
-    monkeypatch.setattr(rewrite_robustness_monitor, "rewrite_probe", made_up)
+    monkeypatch.setattr(rewrite_robustness_monitor, "rewrite_images", made_up)
     monkeypatch.setattr(rewrite_robustness_monitor, "_LONG_STEPS", 3)
     mine = WatchedRewriting(long_every=1, num_images=6)
     fit(mine, module=bright, max_epochs=1)
@@ -303,7 +303,7 @@ def test_validate_and_test_of_their_own(stage: str) -> None:
     mine = WatchedRewriting(steps=4)
     (results,) = getattr(make_trainer(mine), stage)(bright(), loader(Squares(9, seed=1)), verbose=False)
     assert mine.labels == [stage]
-    assert results[MEDIAN] == pytest.approx(mine.looks[0][1].scalars["median_linf"])
+    assert results[MEDIAN] == pytest.approx(mine.evaluations[0][1].scalars["median_linf"])
     assert math.isnan(results["attngrad/rewrite/log_ratio"])  # there is nothing to compare with
 
 
@@ -311,7 +311,7 @@ def test_images_and_targets_are_frozen_over_epochs_whatever_the_model_learns() -
     mine = WatchedRewriting(target="runner_up", num_images=6)
     fit(mine, module=Unlabelled, val=loader([image for image, _ in Squares(9, seed=1)]), max_epochs=3)
     assert len({mine.state_dict()["rewrite_hash"]}) == 1
-    assert all(torch.equal(probe.images, mine.looks[0][0].images) for probe, _ in mine.looks)
+    assert all(torch.equal(probe.images, mine.evaluations[0][0].images) for probe, _ in mine.evaluations)
     first = WatchedRewriting(target="runner_up", num_images=6)
     fit(first, module=Unlabelled, val=loader([image for image, _ in Squares(9, seed=1)]), max_epochs=0)
     assert first.labels == []  # nothing was trained, nothing was asked
@@ -319,7 +319,7 @@ def test_images_and_targets_are_frozen_over_epochs_whatever_the_model_learns() -
     fit(start, module=Unlabelled, val=loader([image for image, _ in Squares(9, seed=1)]), max_epochs=1)
     assert start.rewrite_hash == mine.rewrite_hash
     assert mine._frozen is not None
-    predicted = [probe.model(probe.images).argmax(1) for probe, _ in mine.looks[-1:]]
+    predicted = [probe.model(probe.images).argmax(1) for probe, _ in mine.evaluations[-1:]]
     assert mine._frozen.own.tolist() != predicted[0].tolist(), "the model has learned nothing: this test cannot fail"
 
 
@@ -345,9 +345,9 @@ class Scripted(WatchedRewriting):
 
     medians = (0.1, 0.2, math.inf, 0.4, 0.3, 0.2)
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
-        findings = super().look(probe, remember=remember)
-        findings.scalars["median_linf"] = self.medians[len(self.looks) - 1]
+    def evaluate(self, evaluation: Evaluation) -> Findings:
+        findings = super().evaluate(evaluation)
+        findings.scalars["median_linf"] = self.medians[len(self.evaluations) - 1]
         return findings
 
 

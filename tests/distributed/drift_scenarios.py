@@ -10,30 +10,38 @@ import torch
 from torch import Tensor
 
 import lightning_attngrad as attngrad
-from lightning_attngrad.callbacks.drift import Reference
-from lightning_attngrad.callbacks.look import Findings, Probe
+from lightning_attngrad.measure.drift import Reference
+from lightning_attngrad.probe import Evaluation, Findings
 from tests.distributed.rewriting_scenarios import Whole, counting, loaders, numbers
 from tests.distributed.scenarios import dropping, fit_sharded, two_processes
 from tests.integration.harness import fit, seed_everything
+from tests.probe_options import with_probe
 
 #: Images of the look: with four rows at once three parts, which do not go round among two processes.
-IMAGES, ROWS_AT_ONCE = 11, 4
+IMAGES, IMAGES_AT_ONCE = 11, 4
 
 
 class WatchedDrift(attngrad.AttentionDriftMonitor):
     """The monitor as it is, drawing nothing, which counts what goes through the model in each look."""
 
-    rows_at_once = ROWS_AT_ONCE
+    #: As the checkpoint of a run would hold them.
+    given_classes: Tensor | None = None
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self.shared._sharing.at_once = IMAGES_AT_ONCE
+        if self.given_classes is not None:
+            self.shared._in_this_run.keep("classes", self.given_classes)
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"num_images": IMAGES, "on_error": "raise", **options})
+        super().__init__(**with_probe({"num_images": IMAGES, "on_error": "raise", **options}))
         self.labels: list[str] = []
         self.passes: list[list[int]] = []
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
-        self.labels.append(probe.label)
+    def evaluate(self, evaluation: Evaluation) -> Findings:
+        self.labels.append(evaluation.label)
         self.passes.append([])
-        findings = super().look(counting(probe, self.passes[-1]), remember=remember)
+        findings = super().evaluate(counting(evaluation, self.passes[-1]))
         return Findings(findings.scalars, dict)
 
 
@@ -42,10 +50,10 @@ def seen_by(monitor: WatchedDrift) -> dict[str, Any]:
         "labels": monitor.labels,
         "passes": monitor.passes,
         "scalars": numbers(monitor.scalars),
-        "reference": monitor.state_dict()["reference"],
-        "target": monitor.maps.target,
-        "hash": monitor.state_dict()["drift_hash"],
-        "resting": monitor._resting,
+        "reference": monitor.saved_state()["history"]["references"][""],
+        "target": monitor.shared.classes,
+        "hash": monitor.saved_state()["conditions"],
+        "resting": monitor._off,
     }
 
 

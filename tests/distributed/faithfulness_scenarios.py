@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 import lightning_attngrad as attngrad
-from lightning_attngrad.callbacks.look import Findings, Probe
+from lightning_attngrad.probe import Evaluation, Findings
 from tests.distributed.rewriting_scenarios import Whole, loaders, numbers, unlabelled
 from tests.distributed.scenarios import dropping, fit_sharded, two_processes
 from tests.integration.harness import fit
+from tests.probe_options import with_probe
 
 #: Images of the look: with four at once three parts, which do not go round among two processes.
-IMAGES, ROWS_AT_ONCE, STEPS = 11, 4, 4
+IMAGES, IMAGES_AT_ONCE, STEPS = 11, 4, 4
 #: Maps that are zero nowhere, whatever little the model has learnt.
 OPTIONS: dict[str, Any] = {"num_images": IMAGES, "steps": STEPS, "method": "attn_lrp"}
 
@@ -24,24 +25,31 @@ OPTIONS: dict[str, Any] = {"num_images": IMAGES, "steps": STEPS, "method": "attn
 class WatchedFaithfulness(attngrad.FaithfulnessMonitor):
     """The monitor as it is, drawing nothing, which counts the changed images of each look."""
 
-    rows_at_once = ROWS_AT_ONCE
+    #: As the checkpoint of a run would hold them.
+    given_classes: Tensor | None = None
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self.shared._sharing.at_once = IMAGES_AT_ONCE
+        if self.given_classes is not None:
+            self.shared._in_this_run.keep("classes", self.given_classes)
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{**OPTIONS, "every_n_epochs": 1, "on_error": "raise", **options})
+        super().__init__(**with_probe({**OPTIONS, "every_n_epochs": 1, "on_error": "raise", **options}))
         self.labels: list[str] = []
         self.passes: list[list[int]] = []
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
-        self.labels.append(probe.label)
+    def evaluate(self, evaluation: Evaluation) -> Findings:
+        self.labels.append(evaluation.label)
         sizes: list[int] = []
         self.passes.append(sizes)
 
         def forward(images: Tensor) -> Any:
             if not torch.is_grad_enabled():
                 sizes.append(len(images))
-            return probe.forward(images)
+            return evaluation.forward(images)
 
-        findings = super().look(Probe(**{**vars(probe), "forward": forward}), remember=remember)
+        findings = super().evaluate(Evaluation(**{**vars(evaluation), "forward": forward}))
         return Findings(findings.scalars, dict)
 
 
@@ -50,8 +58,8 @@ def _seen_by(monitor: WatchedFaithfulness) -> dict[str, Any]:
         "labels": monitor.labels,
         "passes": monitor.passes,
         "scalars": numbers(monitor.scalars),
-        "target": monitor.maps.target,
-        "resting": monitor._resting,
+        "target": monitor.shared.classes,
+        "resting": monitor._off,
     }
 
 

@@ -14,14 +14,16 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.utils.data import DataLoader
 
 import lightning_attngrad as attngrad
-from lightning_attngrad.callbacks import image_probe, rewriting
-from lightning_attngrad.callbacks.look import Findings, Probe
+from lightning_attngrad.measure import rewriting
+from lightning_attngrad.probe import shared
+from lightning_attngrad.probe import Evaluation, Findings
 from tests.distributed.scenarios import dropping, fit_sharded, two_processes
 from tests.integration.harness import BATCH, COSTS, TRAINING_IMAGES, Pictures, fit, make_trainer, plain
+from tests.probe_options import with_probe
 
 MEDIAN = "attngrad/rewrite/median_linf"
 #: Images of the look: with four rows at once three parts, which do not go round among two processes.
-IMAGES, ROWS_AT_ONCE = 11, 4
+IMAGES, IMAGES_AT_ONCE = 11, 4
 #: The pictures are noise around grey: so they lie in [0, 1] as pixels.
 OPTIONS: dict[str, Any] = {"num_images": IMAGES, "steps": 3, "mean": 0.5, "std": 0.05}
 
@@ -29,41 +31,45 @@ OPTIONS: dict[str, Any] = {"num_images": IMAGES, "steps": 3, "mean": 0.5, "std":
 class WatchedRewriting(attngrad.RewriteRobustnessMonitor):
     """The monitor as it is, drawing nothing, which counts what goes through the model in each look."""
 
-    rows_at_once = ROWS_AT_ONCE
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self.shared._sharing.at_once = IMAGES_AT_ONCE
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{**OPTIONS, "long_every": None, "on_error": "raise", **options})
+        super().__init__(**with_probe({**OPTIONS, "long_every": None, "on_error": "raise", **options}))
         self.labels: list[str] = []
         self.passes: list[list[int]] = []
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
-        self.labels.append(probe.label)
+    def evaluate(self, evaluation: Evaluation) -> Findings:
+        self.labels.append(evaluation.label)
         self.passes.append([])
-        counted = counting(probe, self.passes[-1])
-        findings = super().look(counted, remember=remember)
+        counted = counting(evaluation, self.passes[-1])
+        findings = super().evaluate(counted)
         return Findings(findings.scalars, dict)
 
 
 class WatchedAudit(attngrad.CheckpointAudit):
     """Likewise the audit."""
 
-    rows_at_once = ROWS_AT_ONCE
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self.shared._sharing.at_once = IMAGES_AT_ONCE
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{**OPTIONS, "on_error": "raise", **options})
+        super().__init__(**with_probe({**OPTIONS, "on_error": "raise", **options}))
         self.passes: list[list[int]] = []
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
+    def evaluate(self, evaluation: Evaluation) -> Findings:
         self.passes.append([])
-        return Findings(super().look(counting(probe, self.passes[-1]), remember=remember).scalars, dict)
+        return Findings(super().evaluate(counting(evaluation, self.passes[-1])).scalars, dict)
 
 
-def counting(probe: Probe, sizes: list[int]) -> Probe:
+def counting(evaluation: Evaluation, sizes: list[int]) -> Evaluation:
     def forward(images: Tensor) -> Any:
         sizes.append(len(images))
-        return probe.forward(images)
+        return evaluation.forward(images)
 
-    return Probe(**{**vars(probe), "forward": forward})
+    return Evaluation(**{**vars(evaluation), "forward": forward})
 
 
 def loaders() -> tuple[Any, Any]:
@@ -81,7 +87,7 @@ def seen_by(monitor: WatchedRewriting) -> dict[str, Any]:
         "passes": monitor.passes,
         "scalars": numbers(monitor.scalars),
         "hash": monitor.rewrite_hash,
-        "resting": monitor._resting,
+        "resting": monitor._off,
         "own": None if monitor._frozen is None else monitor._frozen.own,
         "targets": None if monitor._frozen is None else monitor._frozen.targets,
     }
@@ -168,7 +174,7 @@ def failing(place: Any, name: str, directory: Path) -> dict[str, Any]:
         "state": plain(module.state_dict()),
         "logged": float(module.trainer.callback_metrics[MEDIAN]),
         "why": audit.record.why_empty,
-        "reason": monitor._why_resting,
+        "reason": monitor._why_off,
         **seen_by(monitor),
     }
 
@@ -180,7 +186,7 @@ def failing_search(directory: Path) -> dict[str, Any]:
 
 def failing_before_it_is_shared(directory: Path) -> dict[str, Any]:
     """Where the others are about to wait in a collective operation."""
-    return failing(image_probe, "find_class_names", directory)
+    return failing(shared, "probe_forward", directory)
 
 
 def failing_rewriting_reference(directory: Path) -> dict[str, Any]:

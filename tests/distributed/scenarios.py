@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_attngrad.callbacks.look import Findings, Probe
+from lightning_attngrad.probe import Evaluation, Findings
 from tests.integration.harness import (
     BATCH,
     COSTS,
@@ -62,7 +62,7 @@ def seen_by(monitor: WatchedMonitor) -> dict[str, Any]:
         "targets": [explanation.target for _, _, explanation in monitor.explained],
         "scalars": {name: value for name, value in monitor.scalars.items() if name not in COSTS},
         "hash": monitor.probe_set.hash,
-        "resting": monitor._resting,
+        "resting": monitor._off,
     }
 
 
@@ -168,8 +168,8 @@ def stream_of_one_process(directory: Path) -> dict[str, Any]:
 class FailsOnOneRank(WatchedMonitor):
     """Raises in its second look, after the model has run, on one process only."""
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
-        findings = super().look(probe, remember=remember)
+    def evaluate(self, evaluation: Evaluation) -> Findings:
+        findings = super().evaluate(evaluation)
         if len(self.explained) == 2 and torch.distributed.get_rank() == 1:
             raise ZeroDivisionError("on rank 1 only")
         return findings
@@ -254,7 +254,9 @@ def fit_sharded(*callbacks: pl.Callback, validation: Any = None, **options: Any)
 class FailsAfterItsForward(WatchedMonitor):
     """Raises where the forward has gathered the parameters and no backward has let go of them."""
 
-    def _explain_classes(self, probe: Probe, probabilities: Tensor) -> Any:
+    def evaluate(self, evaluation: Evaluation) -> Findings:
+        with torch.no_grad():
+            evaluation.forward(evaluation.images)
         raise ZeroDivisionError("after a forward")
 
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_attngrad.callbacks.look import Findings, Probe
+from lightning_attngrad.probe import Evaluation, Findings
 from tests.distributed.scenarios import DROPOUT, dropping, fit_sharded, seen_by, two_processes
 from tests.integration.harness import BATCH, TRAINING_IMAGES, Pictures, TinyModule, WatchedMonitor, fit, tiny_vit
 
 #: Of an odd data set, which a DistributedSampler fills up with a duplicate; in parts of two that do not go round.
-IMAGES, ROWS_AT_ONCE = 7, 2
+IMAGES, IMAGES_AT_ONCE = 7, 2
 #: Of the look that is slowed down; the share of the time that it may take; and the steps that it is watched for.
 LOOK_SECONDS, STEP_SECONDS, LIMIT, STEPS = 0.1, 0.01, 0.1, 200
 
@@ -24,20 +24,22 @@ LOOK_SECONDS, STEP_SECONDS, LIMIT, STEPS = 0.1, 0.01, 0.1, 200
 class SharingMonitor(WatchedMonitor):
     """The monitor as it is, which keeps how many images went through the model in each forward pass of a look."""
 
-    rows_at_once = ROWS_AT_ONCE
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self.shared._sharing.at_once = IMAGES_AT_ONCE
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**{"num_images": IMAGES + 1, **options})
         self.passes: list[list[int]] = []
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
+    def evaluate(self, evaluation: Evaluation) -> Findings:
         self.passes.append(sizes := [])
 
         def forward(images: Tensor) -> Any:
             sizes.append(len(images))
-            return probe.forward(images)
+            return evaluation.forward(images)
 
-        return super().look(Probe(**{**vars(probe), "forward": forward}), remember=remember)
+        return super().evaluate(Evaluation(**{**vars(evaluation), "forward": forward}))
 
 
 def loaders() -> tuple[Any, Any]:
@@ -75,29 +77,31 @@ def shared_maps_sharded(directory: Path) -> dict[str, Any]:
 class OutOfMemoryOnOneRank(SharingMonitor):
     """One process has less memory than the other."""
 
-    rows_at_once = 4
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self.shared._sharing.at_once = 4
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
+    def evaluate(self, evaluation: Evaluation) -> Findings:
         def forward(images: Tensor) -> Any:
-            if torch.distributed.get_rank() == 1 and len(images) > ROWS_AT_ONCE:
+            if torch.distributed.get_rank() == 1 and len(images) > IMAGES_AT_ONCE:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-            return probe.forward(images)
+            return evaluation.forward(images)
 
-        return super().look(Probe(**{**vars(probe), "forward": forward}), remember=remember)
+        return super().evaluate(Evaluation(**{**vars(evaluation), "forward": forward}))
 
 
 def out_of_memory(directory: Path) -> dict[str, Any]:
     monitor = OutOfMemoryOnOneRank()
     left = fit(dropping(), [monitor], loaders=loaders(), **two_processes())
-    return {"fingerprint": left, "passes": monitor.passes, "at once": monitor._sharing.at_once, **seen_by(monitor)}
+    return {"fingerprint": left, "passes": monitor.passes, "at once": monitor.shared._sharing.at_once, **seen_by(monitor)}
 
 
 class SlowMonitor(WatchedMonitor):
     """Looks that take as long as several steps, on the first process longer than on the second."""
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
+    def evaluate(self, evaluation: Evaluation) -> Findings:
         time.sleep(LOOK_SECONDS if torch.distributed.get_rank() == 0 else LOOK_SECONDS / 2)
-        return super().look(probe, remember=remember)
+        return super().evaluate(evaluation)
 
 
 class SlowModule(TinyModule):
@@ -124,7 +128,7 @@ def governed(directory: Path) -> dict[str, Any]:
     return {
         "share": monitor.spent / took,
         "taken": monitor._governor.taken,
-        "passed": monitor._governor.passed,
+        "passed": monitor._governor.skipped,
         "stretch": monitor.scalars["stretch"],
         **seen_by(monitor),
     }

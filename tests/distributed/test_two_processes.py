@@ -17,14 +17,14 @@ import pytest
 import torch
 from filelock import FileLock
 
-from lightning_attngrad.callbacks.rewriting import FrozenTargets
+from lightning_attngrad.measure.rewriting import FrozenTargets
 from tests.distributed import drift_scenarios
 from tests.distributed.all_scenarios import SCENARIOS
 from tests.distributed.drift_scenarios import WatchedDrift
 from tests.distributed.faithfulness_scenarios import STEPS, WatchedFaithfulness
 from tests.distributed.rewriting_scenarios import (
     IMAGES,
-    ROWS_AT_ONCE,
+    IMAGES_AT_ONCE,
     WatchedAudit,
     WatchedRewriting,
     in_one_process,
@@ -310,9 +310,9 @@ def test_the_governor_keeps_its_share_and_decides_alike(outcome: Outcome) -> Non
 # A process that dies ---------------------------------------------------------------------------------------------
 
 
-def test_where_one_process_is_killed_in_a_look_the_other_ends_with_an_error(tmp_path: Path) -> None:
+def test_where_one_process_is_killed_in_an_evaluation_the_other_ends_with_an_error(tmp_path: Path) -> None:
     port = _free_port()
-    processes = [_start(rank, port, tmp_path, "tests.distributed.killed_in_a_look") for rank in RANKS]
+    processes = [_start(rank, port, tmp_path, "tests.distributed.killed_in_an_evaluation") for rank in RANKS]
     began = time.monotonic()
     try:
         ended = [process.wait(max(LIMIT_OF_THE_KILLED - (time.monotonic() - began), 1)) for process in processes]
@@ -352,8 +352,8 @@ def test_an_uneven_number_of_images_gives_both_processes_the_same_numbers(outcom
     # 11 images in parts of 4: two parts for each process, of which one that the second repeats
     for one, other in zip(first["passes"], second["passes"], strict=True):
         assert len(one) == len(other)
-        assert set(one) == {ROWS_AT_ONCE, IMAGES % ROWS_AT_ONCE}
-        assert set(other) == {ROWS_AT_ONCE}
+        assert set(one) == {IMAGES_AT_ONCE, IMAGES % IMAGES_AT_ONCE}
+        assert set(other) == {IMAGES_AT_ONCE}
 
 
 @pytest.mark.parametrize("scenario", ["rewriting_alone", "rewriting_sharded"])
@@ -465,8 +465,8 @@ def test_both_processes_have_the_same_drift_from_as_many_passes(outcome: Outcome
     # 11 images in parts of 4, three times over: two parts for each process, of which one that the second repeats
     for one, other in zip(first["passes"], second["passes"], strict=True):
         assert len(one) == len(other)
-        assert sorted(set(one)) == [IMAGES % ROWS_AT_ONCE, ROWS_AT_ONCE]
-        assert set(other) == {ROWS_AT_ONCE}
+        assert sorted(set(one)) == [IMAGES % IMAGES_AT_ONCE, IMAGES_AT_ONCE]
+        assert set(other) == {IMAGES_AT_ONCE}
 
 
 @pytest.mark.parametrize("scenario", ["drifting", "drifting_sharded"])
@@ -474,7 +474,7 @@ def test_drift_against_the_start_is_that_of_one_process(outcome: Outcome, scenar
     two = outcome(scenario, 0)
     monitor = WatchedDrift(**({"batch_adapter": unlabelled} if scenario == "drifting" else {}))
     # The maps and classes of the start, as the checkpoint of the run would hold them.
-    monitor.maps.target, monitor._reference = two["target"], drift_scenarios.reference_of(two)
+    monitor.given_classes, monitor._references = two["target"], {"": drift_scenarios.reference_of(two)}
     in_one_process(two["weights"], monitor)
     _compare_with_one_process(monitor, two["scalars"])
     if scenario == "drifting":
@@ -532,7 +532,7 @@ def test_faithfulness_of_two_processes_is_that_of_one(outcome: Outcome, scenario
     assert torch.equal(first["target"], second["target"])
     options: dict[str, Any] = {} if scenario == "faithfulness_sharded" else {"batch_adapter": unlabelled}
     monitor = WatchedFaithfulness(**options)
-    monitor.maps.target = first["target"]  # those predicted at the start
+    monitor.given_classes = first["target"]  # those predicted at the start
     in_one_process(first["weights"], monitor)
     alone = {name: value for name, value in monitor.scalars.items() if name not in COSTS}
     assert set(alone) == {"srg", "deletion", "insertion", "class_sensitivity"}

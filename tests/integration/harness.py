@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import lightning_attngrad as attngrad
-from lightning_attngrad.callbacks.probe_monitor import Findings, Probe
-from lightning_attngrad.explain import Explanation
+from lightning_attngrad.probe import Evaluation, Findings
+from lightning_attngrad.measure.maps import Maps, explain_images
+from tests.probe_options import with_probe
 
 CLASSES = 4
 BATCH = 4
@@ -136,18 +137,16 @@ class WatchedMonitor(attngrad.AttentionMapMonitor):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"num_images": 4, "on_error": "raise", **options})
-        self.explained: list[tuple[str, Tensor, Explanation]] = []
+        super().__init__(**with_probe({"num_images": 4, "on_error": "raise", **options}))
+        self.explained: list[tuple[str, Tensor, Maps]] = []
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
-        return Findings(super().look(probe, remember=remember).scalars, dict)
-
-    def _explain(self, probe: Probe) -> Explanation:
-        explanation = super()._explain(probe)
+    def evaluate(self, evaluation: Evaluation) -> Findings:
+        findings = super().evaluate(evaluation)
+        explanation = explain_images(evaluation, self.question)  # found already
         assert explanation.heatmap.isfinite().all()
         assert not explanation.zero_gradient.any()
-        self.explained.append((probe.label, probe.images, explanation))
-        return explanation
+        self.explained.append((evaluation.label, evaluation.images, explanation))
+        return Findings(findings.scalars, dict)
 
     @property
     def labels(self) -> list[str]:

@@ -22,29 +22,26 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, WandbLogger
 
 import lightning_attngrad as attngrad
-from lightning_attngrad.callbacks.look import Findings, Probe
-from lightning_attngrad.callbacks.probe_monitor import ProbeMonitor
+from lightning_attngrad.probe import Evaluation, Findings
+from lightning_attngrad.callbacks.monitor import Monitor
 from tests.callbacks.small_runs import Classifier, WatchedMonitor, events, fit, listening, small_convnet, tensorboard
 
 CORE = ("entropy", "border_mass", "corner_mass", "top_decile_mass")
 
 
-class Counter(ProbeMonitor):
-    """Looks at nothing much: its number is how often it has looked."""
+class Counter(Monitor):
+    """Its number is how often it has evaluated."""
 
-    main_scalars = {"count": "of looks", "late": "a number that comes later"}  # noqa: RUF012
+    main_scalars = {"count": "of evaluations", "late": "a number that comes later"}  # noqa: RUF012
 
     def __init__(self, **options: Any) -> None:
-        given = {"class_names": None, "image_key": None, "target_key": None, "batch_adapter": None, "model": None}
-        more = {"mean": None, "std": None, "dataloader_idx": 0, "seed": 0, "every_n_epochs": None}
-        more |= {"every_n_steps": None, "max_overhead": None, "num_images": 2, "name": "counter", "on_error": "raise"}
-        super().__init__(**{**given, **more, **options})
+        super().__init__(**{"num_images": 2, "name": "counter", "on_error": "raise", **options})
         self.count = 0
 
     def charts(self) -> dict[str, tuple[str, ...]]:
         return {"counts": ("count", "late")}
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
+    def evaluate(self, evaluation: Evaluation) -> Findings:
         self.count += 1
         return Findings(
             {"count": float(self.count), "late": float(self.count) if self.count > 1 else float("nan")}, dict
@@ -228,7 +225,7 @@ def test_a_checkpoint_of_an_earlier_version_is_read() -> None:
     del state["story"]
     monitor = Counter()
     monitor.load_state_dict(state)
-    assert monitor.story.looks == 0
+    assert monitor.story.evaluations == 0
     assert monitor.story.first == {}
 
 

@@ -374,7 +374,7 @@ def test_the_second_loader_gives_other_images(monkeypatch: Any) -> None:
     first, _ = looked_at(monkeypatch, "two validation loaders")
     second, _ = looked_at(monkeypatch, "the second of two validation loaders")
     assert first.probe_set.hash != second.probe_set.hash
-    assert all(any(torch.equal(image, one) for one in Squares(9, seed=2).images) for image in second.looks[0][0].images)
+    assert all(any(torch.equal(image, one) for one in Squares(9, seed=2).images) for image in second.evaluations[0][0].images)
 
 
 def test_a_grid_that_is_not_square(monkeypatch: Any) -> None:
@@ -385,7 +385,7 @@ def test_a_grid_that_is_not_square(monkeypatch: Any) -> None:
 def test_an_output_that_is_no_class_is_called_so(monkeypatch: Any) -> None:
     for name in ("regression", "one class"):
         monitor, figures = looked_at(monkeypatch, name)
-        probe = monitor.looks[0][0]
+        probe = monitor.evaluations[0][0]
         torch.manual_seed(7)
         with torch.no_grad():
             value = float(PICTURES[name].module().eval()(probe.images[:1]))
@@ -397,21 +397,21 @@ def test_an_output_that_is_no_class_is_called_so(monkeypatch: Any) -> None:
 
 def test_labels_that_are_no_classes(monkeypatch: Any) -> None:
     beyond, figures = looked_at(monkeypatch, "labels beyond the classes")
-    assert beyond.looks[0][0].targets is not None
-    assert str(int(beyond.looks[0][0].targets[0])) in words(figures["overlay"])
+    assert beyond.evaluations[0][0].targets is not None
+    assert str(int(beyond.evaluations[0][0].targets[0])) in words(figures["overlay"])
     ignored, figures = looked_at(monkeypatch, "labels to be ignored", class_names=("left", "right", "below"))
     assert "true" not in words(figures["overlay"])  # and not the last class, which Python's index −100 … −1 would give
     for monitor in (beyond, ignored):  # explained is the class first predicted
         torch.manual_seed(7)
         with torch.no_grad():
-            predicted = Classifier().eval()(monitor.looks[0][0].images).argmax(1)
-        assert monitor.maps.target is not None
-        assert monitor.maps.target.tolist() == predicted.tolist()
+            predicted = Classifier().eval()(monitor.evaluations[0][0].images).argmax(1)
+        assert monitor.shared.classes is not None
+        assert monitor.shared.classes.tolist() == predicted.tolist()
 
 
 def test_images_of_unknown_normalisation_are_stretched(monkeypatch: Any) -> None:
     monitor, _ = looked_at(monkeypatch, "1 channel, normalised, and a timm model that knows three means")
-    pixels = monitor.looks[0][0].pixels
+    pixels = monitor.evaluations[0][0].pixels
     assert pixels.shape == (3, 1, 32, 32)
     assert torch.allclose(pixels.amin(dim=(1, 2, 3)), torch.zeros(3))
     assert torch.allclose(pixels.amax(dim=(1, 2, 3)), torch.ones(3))
@@ -420,20 +420,20 @@ def test_images_of_unknown_normalisation_are_stretched(monkeypatch: Any) -> None
 @pytest.mark.parametrize(("name", "shown"), [("2 channels", 1), ("6 channels", 3)])
 def test_images_that_are_not_coloured_show_some_of_their_channels(monkeypatch: Any, name: str, shown: int) -> None:
     monitor, _ = looked_at(monkeypatch, name)
-    probe = monitor.looks[0][0]
+    probe = monitor.evaluations[0][0]
     assert torch.allclose(probe.pixels, probe.images[:, :shown], atol=1e-6)
 
 
 def test_a_hugging_face_model_names_its_classes(monkeypatch: Any) -> None:
     monitor, _ = looked_at(monkeypatch, "Hugging Face")
-    assert monitor.looks[0][0].class_names == ("left", "right", "below")
-    assert monitor.looks[0][0].targets is not None
+    assert monitor.evaluations[0][0].class_names == ("left", "right", "below")
+    assert monitor.evaluations[0][0].targets is not None
 
 
 def test_given_keys_and_adapters_find_images_and_targets(monkeypatch: Any) -> None:
     for name in ("nested batches and keys", "a batch adapter"):
         monitor, _ = looked_at(monkeypatch, name)
-        assert sorted(monitor.looks[0][0].targets.tolist()) == [0, 1, 2]  # type: ignore[union-attr]
+        assert sorted(monitor.evaluations[0][0].targets.tolist()) == [0, 1, 2]  # type: ignore[union-attr]
 
 
 # Data sets that notice ------------------------------------------------------------------------------------------
@@ -451,7 +451,7 @@ def test_how_often_a_data_set_is_read(tells: bool) -> None:
     fit(monitor, val=loader(data), max_epochs=1)
     # the count is an attribute of the data set, and reading puts attributes back: only a run's own reads are seen
     assert data.reads == untouched.reads
-    assert sorted(monitor.looks[0][0].targets.tolist()) == [0, 1, 2]  # type: ignore[union-attr]
+    assert sorted(monitor.evaluations[0][0].targets.tolist()) == [0, 1, 2]  # type: ignore[union-attr]
 
     calls: list[int] = []
 

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, Wei
 from torch import Tensor, nn
 
 from lightning_attngrad.callbacks import image_probe
-from lightning_attngrad.callbacks.probe_monitor import Findings, Probe
+from lightning_attngrad.probe import Evaluation, Findings
 from lightning_attngrad.explain import evaluation, forward_pass
 from lightning_attngrad.probe import isolation, probe_set
 from lightning_attngrad.rewrite import quality, rewriting
@@ -165,9 +165,9 @@ class WatchedRewriting(harness.attngrad.RewriteRobustnessMonitor):
         super().__init__(**{**REWRITING, "long_every": None, **options})
         self.labels: list[str] = []
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
-        self.labels.append(probe.label)
-        return Findings(super().look(probe, remember=remember).scalars, dict)
+    def evaluate(self, evaluation: Evaluation) -> Findings:
+        self.labels.append(evaluation.label)
+        return Findings(super().evaluate(evaluation).scalars, dict)
 
 
 class WatchedAudit(harness.attngrad.CheckpointAudit):
@@ -177,9 +177,9 @@ class WatchedAudit(harness.attngrad.CheckpointAudit):
         super().__init__(**REWRITING)
         self.labels: list[str] = []
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
-        self.labels.append(probe.label)
-        return super().look(probe, remember=remember)
+    def evaluate(self, evaluation: Evaluation) -> Findings:
+        self.labels.append(evaluation.label)
+        return super().evaluate(evaluation)
 
 
 class WatchedDrift(harness.attngrad.AttentionDriftMonitor):
@@ -189,9 +189,9 @@ class WatchedDrift(harness.attngrad.AttentionDriftMonitor):
         super().__init__(**{"num_images": 2, "on_error": "raise", **options})
         self.labels: list[str] = []
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
-        self.labels.append(probe.label)
-        return Findings(super().look(probe, remember=remember).scalars, dict)
+    def evaluate(self, evaluation: Evaluation) -> Findings:
+        self.labels.append(evaluation.label)
+        return Findings(super().evaluate(evaluation).scalars, dict)
 
 
 class WatchedFaithfulness(harness.attngrad.FaithfulnessMonitor):
@@ -201,9 +201,9 @@ class WatchedFaithfulness(harness.attngrad.FaithfulnessMonitor):
         super().__init__(**{"num_images": 2, "steps": 2, "on_error": "raise", **options})
         self.labels: list[str] = []
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
-        self.labels.append(probe.label)
-        return Findings(super().look(probe, remember=remember).scalars, dict)
+    def evaluate(self, evaluation: Evaluation) -> Findings:
+        self.labels.append(evaluation.label)
+        return Findings(super().evaluate(evaluation).scalars, dict)
 
 
 class DriftFromACheckpoint(WatchedDrift):
@@ -257,7 +257,7 @@ def test_runs_that_rewrite_and_save_are_bit_identical(name: str, tmp_path: Path)
             for callback in watched:
                 no_look = stage == "test" and isinstance(callback, WatchedAudit)  # there is nothing to be saved
                 assert callback.labels if stage == "fit" else callback.labels == ([] if no_look else [stage])
-                assert not callback._resting
+                assert not callback._off
 
 
 @pytest.mark.parametrize(
@@ -335,13 +335,13 @@ def test_the_starting_weights_are_seen_on_the_pytorch_lightning_package() -> Non
 class FailsHalfway(WatchedMonitor):
     """Raises when the model has run under the tap, with everything held still."""
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
+    def evaluate(self, evaluation: Evaluation) -> Findings:
         def forward(images: Tensor) -> Any:
             torch.rand(1)
-            probe.forward(images)
+            evaluation.forward(images)
             raise ZeroDivisionError("half-way")
 
-        return super().look(dataclasses.replace(probe, forward=forward), remember=remember)
+        return super().evaluate(dataclasses.replace(evaluation, forward=forward))
 
 
 @pytest.mark.parametrize("name", ["frozen backbone", "gradient checkpointing", "compiled", "weight averaging before"])

@@ -57,7 +57,7 @@ def run(seed: int, *, planted: bool) -> Outcome:
     )
     module = FineTuner(model, 10)
     trainer.fit(module, datamodule=data)
-    looks = [findings.scalars for _, findings in monitor.looks[1:]]  # the first is at the starting weights
+    looks = [findings.scalars for _, findings in monitor.evaluations[1:]]  # the first is at the starting weights
     honest = []
     for data.marks in ("none", "wrong"):
         honest.append(make_trainer().validate(module, datamodule=data, verbose=False)[0]["val_accuracy"])

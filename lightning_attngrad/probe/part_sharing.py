@@ -1,4 +1,4 @@
-"""Rows that go through a model together: shared among processes, and fewer at once where memory runs out."""
+"""Images that go through a model together: shared among processes, and fewer at once where memory runs out."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ T = TypeVar("T")
 
 _log = logging.getLogger("lightning_attngrad")
 
+#: Images that go through the model at once, unless they do not fit into memory: few, so that processes can share them.
+IMAGES_AT_ONCE = 8
 
-class RowSharing:
-    """How many rows go through the model at once, as many for one process as for a hundred.
+
+class PartSharing:
+    """How many images go through the model at once, as many for one process as for a hundred.
 
     So what is found does not depend on the number of processes. Where a process runs out of memory, all of them go on
-    with half as many rows, then and in every later look.
+    with half as many, then and in every later evaluation.
 
     Args:
-        at_once: rows to begin with.
+        at_once: images to begin with.
 
     Attributes:
         at_once: the number that fits, as far as is known.
 
     Example:
-        >>> RowSharing(at_once=2).each(Processes(), 5, lambda rows: rows.tolist())
+        >>> PartSharing(at_once=2).each(Processes(), 5, lambda part: part.tolist())
         [[0, 1], [2, 3], [4]]
     """
 
@@ -38,28 +41,28 @@ class RowSharing:
         self.at_once = at_once
 
     def each(
-        self, processes: Processes, rows: int, work: Callable[[Tensor], T], *, at_most: int | None = None
+        self, processes: Processes, count: int, work: Callable[[Tensor], T], *, at_most: int | None = None
     ) -> list[T]:
-        """Do the work of all rows together; a collective operation.
+        """Do the work of all images, or of all image–target pairs, together; a collective operation.
 
         With a sharded model, whose processes wait for each other within a forward pass, memory that runs out on one
         of them only cannot be recovered from: the others end with the error of their backend.
 
         Args:
-            processes: among which the rows are shared.
-            rows: how many there are.
-            work: from the numbers of some rows (n,) to what comes of them, on the CPU.
-            at_most: rows at once, where each of them is a lot of work.
+            processes: among which the work is shared.
+            count: how many images, or pairs, there are.
+            work: from the numbers of some of them (n,) to what comes of them, on the CPU.
+            at_most: at once, where each of them is a lot of work.
 
         Returns:
-            What came of each part, in the order of the rows, on every process alike.
+            What came of each part, in their order, on every process alike.
 
         Raises:
-            PartTooLargeError: if not even one row fits.
+            PartTooLargeError: if not even one fits.
             RuntimeError: if another process had an error.
         """
         while True:
-            parts = torch.arange(rows).split(self.at_once if at_most is None else min(at_most, self.at_once))
+            parts = torch.arange(count).split(self.at_once if at_most is None else min(at_most, self.at_once))
             try:
                 return processes.each(len(parts), lambda part, parts=parts: work(parts[part]))  # type: ignore[misc]
             except PartTooLargeError as error:

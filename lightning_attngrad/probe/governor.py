@@ -1,4 +1,4 @@
-"""Governor: a monitor's share of the time of a fit, and the looks that it has to pass over to keep it."""
+"""Governor: a monitor's share of the time of a fit, and the evaluations that it has to skip to keep it."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import time
 
 
 class Governor:
-    """Lets looks that are due pass by, until the monitor has the time for one.
+    """Lets evaluations that are due be skipped, until the monitor has the time for one.
 
-    What a look asks of the images never changes, only how many looks there are: numbers stay comparable. A look has
-    the time if with it, and with one more that is kept for the end of the fit, the monitor has taken no more than its
-    share so far; how long it will take is told by the one before. The look at the starting weights, before which there
+    What an evaluation asks of the images never changes, only how many there are: numbers stay comparable. An evaluation
+    has the time if with it, and with one more that is kept for the end of the fit, the monitor has taken no more than its
+    share so far; how long it will take is told by the one before. The evaluation of the starting weights, before which there
     is no time to share, is always taken.
 
     Args:
@@ -21,8 +21,8 @@ class Governor:
         ValueError: for a limit that is no share.
 
     Attributes:
-        taken: looks of this fit.
-        passed: looks of this fit that were due and for which there was no time.
+        taken: evaluations of this fit.
+        skipped: evaluations of this fit that were due and for which there was no time.
 
     Example:
         >>> governor = Governor(limit=0.05)
@@ -47,41 +47,41 @@ class Governor:
     def begin(self) -> None:
         """A fit begins."""
         self._began = time.perf_counter()
-        self._before_look: float | None = None  # spent, when the last look began
+        self._before: float | None = None  # spent, when the last evaluation began
         self.taken = 0
-        self.passed = 0
+        self.skipped = 0
 
     def overhead(self, spent: float) -> float:
         """Share of the fit's time so far that the monitor has taken."""
         return spent / max(time.perf_counter() - self._began, spent, 1e-9)
 
-    def last_look(self, spent: float) -> float:
-        """Seconds of the last look; 0 before the first."""
-        return 0.0 if self._before_look is None else spent - self._before_look
+    def last_evaluation(self, spent: float) -> float:
+        """Seconds of the last evaluation; 0 before the first."""
+        return 0.0 if self._before is None else spent - self._before
 
     @property
     def stretch(self) -> float:
-        """Of how many looks that were due one was taken."""
-        return (self.taken + self.passed) / max(self.taken, 1)
+        """Of how many evaluations that were due one was made."""
+        return (self.taken + self.skipped) / max(self.taken, 1)
 
     def allows(self, spent: float, *, is_last: bool) -> bool:
-        """Whether a look that is due has the time; the answer of one process has to become that of all.
+        """Whether an evaluation that is due has the time; the answer of one process has to become that of all.
 
         Args:
             spent: seconds that the monitor has taken in this fit.
-            is_last: whether no look can follow.
+            is_last: whether none can follow.
         """
-        if self.limit is None or self._before_look is None:
+        if self.limit is None or self._before is None:
             return True
-        expected = self.last_look(spent)
+        expected = self.last_evaluation(spent)
         kept = 0.0 if is_last else expected
         return spent + expected + kept <= self.limit * (time.perf_counter() - self._began)
 
     def takes(self, spent: float) -> None:
-        """Take down that a look begins."""
-        self._before_look = spent
+        """Record that an evaluation begins."""
+        self._before = spent
         self.taken += 1
 
-    def passes(self) -> None:
-        """Take down that a look that was due passes by."""
-        self.passed += 1
+    def skips(self) -> None:
+        """Record that one that was due is skipped."""
+        self.skipped += 1

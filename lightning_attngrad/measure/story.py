@@ -10,28 +10,28 @@ from typing import Any
 
 @dataclass
 class Story:
-    """How a run began, and how often it was looked at.
+    """How a run began, and how many evaluations there were.
 
     Attributes:
-        looks: how many there were.
+        evaluations: how many there were.
         since: label of the first.
         first: first values of some scalars, by name; a number that is NaN at first is waited for.
     """
 
-    looks: int = 0
+    evaluations: int = 0
     since: str = ""
     first: dict[str, float] = field(default_factory=dict)
 
     def goes_on(self, label: str, scalars: Mapping[str, float], names: Iterable[str]) -> None:
-        """Take down a look.
+        """Record an evaluation.
 
         Args:
-            label: of the look.
+            label: of the evaluation.
             scalars: what it found.
             names: those to remember.
         """
-        self.since = self.since if self.looks else label
-        self.looks += 1
+        self.since = self.since if self.evaluations else label
+        self.evaluations += 1
         for name in names:
             value = float(scalars.get(name, math.nan))
             if not math.isnan(value):
@@ -39,9 +39,9 @@ class Story:
 
     def plain(self) -> dict[str, Any]:
         """As plain values, for a checkpoint."""
-        return {"looks": self.looks, "since": self.since, "first": dict(self.first)}
+        return {"evaluations": self.evaluations, "since": self.since, "first": dict(self.first)}
 
     @classmethod
     def of(cls, plain: Mapping[str, Any] | None) -> Story:
         """From a checkpoint; one of an earlier version holds none."""
-        return cls() if plain is None else cls(int(plain["looks"]), str(plain["since"]), dict(plain["first"]))
+        return cls() if plain is None else cls(int(plain["evaluations"]), str(plain["since"]), dict(plain["first"]))

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_attngrad.probe import PartTooLargeError, Processes, RowSharing
+from lightning_attngrad.probe import PartTooLargeError, Processes, PartSharing
 from tests.probe.test_processes import Threads, threads  # noqa: F401  (a fixture)
 
 
@@ -25,13 +25,13 @@ def rows_of(rows: Tensor) -> list[int]:
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_parts_do_not_depend_on_the_number_of_processes(count: int, threads: Callable[[int], Threads]) -> None:  # noqa: F811
-    everyone = threads(count).run(lambda processes: RowSharing(4).each(processes, 10, rows_of))
+    everyone = threads(count).run(lambda processes: PartSharing(4).each(processes, 10, rows_of))
     assert everyone == [[[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]] * count
 
 
 def test_heavy_rows_go_in_smaller_parts() -> None:
-    assert RowSharing(4).each(Processes(), 5, rows_of, at_most=2) == [[0, 1], [2, 3], [4]]
-    assert RowSharing(1).each(Processes(), 2, rows_of, at_most=2) == [[0], [1]]
+    assert PartSharing(4).each(Processes(), 5, rows_of, at_most=2) == [[0, 1], [2, 3], [4]]
+    assert PartSharing(1).each(Processes(), 2, rows_of, at_most=2) == [[0], [1]]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ def test_memory_that_runs_out_halves_the_part_and_the_size_is_remembered(
             raise error
         return rows.tolist()
 
-    sharing = RowSharing(8)
+    sharing = PartSharing(8)
     with caplog.at_level(logging.WARNING, logger="lightning_attngrad"):
         assert [row for part in sharing.each(Processes(), 7, work) for row in part] == list(range(7))
     assert sizes == [7, 4, 3, 2, 2, 2, 1]  # seven, then parts of four of which all are tried, then two
@@ -73,7 +73,7 @@ def test_where_not_even_one_row_fits_the_look_fails() -> None:
         raise out_of_memory()
 
     with pytest.raises(PartTooLargeError, match="CUDA out of memory"):
-        RowSharing(4).each(Processes(), 4, work)
+        PartSharing(4).each(Processes(), 4, work)
 
 
 def test_other_errors_are_not_tried_again() -> None:
@@ -84,12 +84,12 @@ def test_other_errors_are_not_tried_again() -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        RowSharing(4).each(Processes(), 4, work)
+        PartSharing(4).each(Processes(), 4, work)
     assert len(tried) == 1
 
 
 def test_all_processes_go_on_with_fewer_rows_where_one_runs_out(threads: Callable[[int], Threads]) -> None:  # noqa: F811
-    sharings = [RowSharing(4), RowSharing(4)]
+    sharings = [PartSharing(4), PartSharing(4)]
 
     def of_process(processes: Processes) -> Any:
         def work(rows: Tensor) -> list[int]:
@@ -108,7 +108,7 @@ def test_an_error_beside_memory_that_ran_out_is_the_one_that_is_told(threads: Ca
         def work(rows: Tensor) -> None:
             raise out_of_memory() if processes.rank else ZeroDivisionError("here")
 
-        return RowSharing(4).each(processes, 8, work)
+        return PartSharing(4).each(processes, 8, work)
 
     first, second = threads(2).run(of_process)
     assert isinstance(first, ZeroDivisionError)
@@ -127,5 +127,5 @@ def test_memory_of_the_attempt_that_failed_is_let_go() -> None:
             raise out_of_memory()
         return len(tensor)
 
-    assert RowSharing(4).each(Processes(), 4, work) == [1, 1, 1, 1]
+    assert PartSharing(4).each(Processes(), 4, work) == [1, 1, 1, 1]
     assert len(large) == 3

@@ -9,9 +9,9 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_attngrad.callbacks.look import Probe
-from lightning_attngrad.callbacks.rewriting import RewriteSettings, RewrittenRows, ShownRow
+from lightning_attngrad.measure.rewriting import RewriteSettings, RewrittenPairs, ShownPair
 from lightning_attngrad.metrics.functional import median_matrix
+from lightning_attngrad.probe import Evaluation
 from lightning_attngrad.reporting.class_matrix import class_matrix
 from lightning_attngrad.reporting.curves import success_curves
 from lightning_attngrad.reporting.distances import Norm, distance_unit
@@ -23,21 +23,21 @@ _OF_WHAT = {"linf": "", "l2": "", "l0_patches": " of the patches"}
 
 
 def rewrite_figures(
-    probe: Probe,
+    evaluation: Evaluation,
     settings: RewriteSettings,
-    rows: RewrittenRows,
-    shown: list[ShownRow],
+    pairs: RewrittenPairs,
+    shown: list[ShownPair],
     curves: Mapping[str, list[float]],
     warning: str,
 ) -> dict[str, Figure]:
-    """The figures of one look.
+    """The figures of one evaluation.
 
     Args:
-        probe: for names and for the label.
+        evaluation: for names and for the label.
         settings: what was asked.
-        rows: what came of it.
-        shown: the first rows, with their images.
-        curves: distances by the name of the look, this one last.
+        pairs: what came of it.
+        shown: the first pairs, with their images.
+        curves: distances by the name of the evaluation, this one last.
         warning: what speaks against the numbers; empty if nothing does.
 
     Returns:
@@ -50,49 +50,49 @@ def rewrite_figures(
             {label: torch.tensor(distances) for label, distances in curves.items()},
             radii=settings.radii,
             norm=norm,
-            title=f"Rewritten within a radius · {probe.label}{warned}",
+            title=f"Rewritten within a radius · {evaluation.label}{warned}",
         )
     }
-    if shown and all(row.maps is not None for row in shown):
-        maps = torch.stack([torch.as_tensor(row.maps) for row in shown])  # (N, 2, h, w)
+    if shown and all(pair.maps is not None for pair in shown):
+        maps = torch.stack([torch.as_tensor(pair.maps) for pair in shown])  # (N, 2, h, w)
         figures["rewrites"] = rewrite_panels(
-            torch.stack([_drawn_channels(row.original) for row in shown]),
-            torch.stack([_drawn_channels(row.rewritten) for row in shown]),
+            torch.stack([_drawn_channels(pair.original) for pair in shown]),
+            torch.stack([_drawn_channels(pair.rewritten) for pair in shown]),
             maps[:, 0],
             maps[:, 1],
-            [_caption(probe, settings, rows, row) for row in shown],
-            title=f"The least that rewrites · {probe.label}{warned}",
+            [_caption(evaluation, settings, pairs, pair) for pair in shown],
+            title=f"The least that rewrites · {evaluation.label}{warned}",
         )
     classes = len(shown[0].before) if shown else 0
     if 0 < classes <= _MOST_CLASSES:
         figures["classes"] = class_matrix(
-            median_matrix(rows.distance, rows.own, rows.target, classes),
-            [probe.class_name(index) for index in range(classes)],
+            median_matrix(pairs.distance, pairs.own, pairs.target, classes),
+            [evaluation.class_name(index) for index in range(classes)],
             norm=norm,
-            title=f"From class to class · {probe.label}{warned}",
+            title=f"From class to class · {evaluation.label}{warned}",
         )
     return figures
 
 
-def _caption(probe: Probe, settings: RewriteSettings, rows: RewrittenRows, shown: ShownRow) -> RewriteCaption:
-    row = shown.row
+def _caption(evaluation: Evaluation, settings: RewriteSettings, pairs: RewrittenPairs, shown: ShownPair) -> RewriteCaption:
+    number = shown.pair
     before, after = int(shown.before.argmax()), int(shown.after.argmax())
-    success = bool(rows.success[row])
-    text = distance_unit(cast("Norm", settings.norm)).text(float(rows.distance[row]))
+    success = bool(pairs.success[number])
+    text = distance_unit(cast("Norm", settings.norm)).text(float(pairs.distance[number]))
     complaints = {
-        "unconverged": bool(rows.unconverged[row]),
-        "no gradient": float(rows.zero_gradient[row]) > 0,
-        "one step does better": bool(rows.one_step_better[row]),
+        "unconverged": bool(pairs.unconverged[number]),
+        "no gradient": float(pairs.zero_gradient[number]) > 0,
+        "one step does better": bool(pairs.one_step_better[number]),
     }
     return RewriteCaption(
-        before=probe.class_name(before),
+        before=evaluation.class_name(before),
         before_probability=float(shown.before[before]),
-        after=probe.class_name(after),
+        after=evaluation.class_name(after),
         after_probability=float(shown.after[after]),
-        target=probe.class_name(int(rows.target[row])),
+        target=evaluation.class_name(int(pairs.target[number])),
         success=success,
         distance=f"{_SYMBOLS[settings.norm]}{text}{_OF_WHAT[settings.norm]}" if success else "at no distance",
-        psnr=float(rows.psnr[row]),
+        psnr=float(pairs.psnr[number]),
         note=", ".join(complaint for complaint, applies in complaints.items() if applies),
     )
 

@@ -31,6 +31,7 @@ class AuditRecord:
         settings: of the audit, named like its arguments, and the precision of the run.
         hash: SHA-256 of images, classes and settings: figures under another one do not compare.
         seconds: that it took to find them.
+        weights: which ones these are, where the run averages them; else empty.
         why_empty: why there are no figures.
         versions: of what they were computed with.
     """
@@ -43,6 +44,7 @@ class AuditRecord:
     settings: dict[str, Any]
     hash: str | None
     seconds: float = 0.0
+    weights: str = ""
     why_empty: str = ""
     format: int = FORMAT
     versions: dict[str, str] = field(

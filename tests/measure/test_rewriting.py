@@ -13,28 +13,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.callbacks.look import Probe
-from lightning_attngrad.callbacks.rewriting import (
+from lightning_attngrad.measure.rewriting import (
     RADII,
     FrozenTargets,
     RewriteSettings,
-    RewrittenRows,
+    RewrittenPairs,
     ill_health,
     ratio_scalars,
-    rewrite_probe,
+    rewrite_images,
     rewrite_scalars,
 )
 from lightning_attngrad.explain import NonFiniteOutputError
-from lightning_attngrad.probe import Normalisation, RowSharing
+from lightning_attngrad.probe import Evaluation, Normalisation, PartSharing
 from tests.callbacks.small_runs import Squares, tiny_vit
 
 INF, NAN = math.inf, math.nan
 PIXELS = Normalisation((0.0,), (1.0,), "the test")
 
 
-def probe_of(model: nn.Module, images: Tensor, targets: Any = None, known: Normalisation | None = PIXELS) -> Probe:
+def evaluation_of(model: nn.Module, images: Tensor, targets: Any = None, known: Normalisation | None = PIXELS) -> Evaluation:
     targets = None if targets is None else torch.tensor(targets)
-    return Probe(model.eval(), model, images, targets, images, None, "now", known)
+    return Evaluation(model.eval(), model, images, targets, images, None, "now", normalisation=known)
 
 
 class Scores(nn.Module):
@@ -152,14 +151,14 @@ def test_names_of_radii(norm: str, radius: float, name: str) -> None:
 
 def test_a_known_class_is_believed_and_an_unknown_one_is_the_predicted_one() -> None:
     model, images = scored((0, 5, 1, 2), (0, 5, 1, 2), (0, 5, 1, 2), (7, 0, 0, 0))
-    frozen = FrozenTargets.choose(probe_of(model, images, [3, -1, 4, 0]), "runner_up", seed=0)
+    frozen = FrozenTargets.choose(evaluation_of(model, images, [3, -1, 4, 0]), "runner_up", seed=0)
     assert frozen.own.tolist() == [3, 1, 1, 0]  # 4 is no class of this model
     assert frozen.targets.tolist() == [[1], [3], [3], [1]]
 
 
 def test_without_labels_the_predicted_classes_are_the_images_own() -> None:
     model, images = scored((0, 5, 1), (9, 5, 1))
-    frozen = FrozenTargets.choose(probe_of(model, images), "least_likely", seed=0)
+    frozen = FrozenTargets.choose(evaluation_of(model, images), "least_likely", seed=0)
     assert frozen.own.tolist() == [1, 0]
     assert frozen.targets.tolist() == [[0], [2]]
 
@@ -167,9 +166,9 @@ def test_without_labels_the_predicted_classes_are_the_images_own() -> None:
 def test_random_targets_are_never_the_images_own_and_depend_on_the_seed_alone() -> None:
     images = torch.rand(40, 1, 4, 4)
     labels = [index % 5 for index in range(40)]
-    one, again = (FrozenTargets.choose(probe_of(Scores(5), images, labels), "random", seed=3) for _ in range(2))
-    other = FrozenTargets.choose(probe_of(Scores(5), images, labels), "random", seed=4)
-    darker = FrozenTargets.choose(probe_of(Scores(5), images / 2, labels), "random", seed=3)
+    one, again = (FrozenTargets.choose(evaluation_of(Scores(5), images, labels), "random", seed=3) for _ in range(2))
+    other = FrozenTargets.choose(evaluation_of(Scores(5), images, labels), "random", seed=4)
+    darker = FrozenTargets.choose(evaluation_of(Scores(5), images / 2, labels), "random", seed=3)
     assert (one.targets[:, 0] != one.own).all()
     assert len(one.targets.unique()) == 5
     assert torch.equal(one.targets, again.targets)
@@ -179,21 +178,21 @@ def test_random_targets_are_never_the_images_own_and_depend_on_the_seed_alone() 
 
 def test_all_is_every_class_but_the_images_own() -> None:
     model, images = scored((0, 5, 1), (9, 5, 1))
-    frozen = FrozenTargets.choose(probe_of(model, images, [2, -1]), "all", seed=0)
+    frozen = FrozenTargets.choose(evaluation_of(model, images, [2, -1]), "all", seed=0)
     assert frozen.targets.tolist() == [[0, 1], [1, 2]]
 
 
 def test_a_class_by_number() -> None:
     model, images = scored((0, 5, 1), (9, 5, 1))
-    assert FrozenTargets.choose(probe_of(model, images), 2, seed=0).targets.tolist() == [[2], [2]]
+    assert FrozenTargets.choose(evaluation_of(model, images), 2, seed=0).targets.tolist() == [[2], [2]]
     with pytest.raises(ValueError, match=r"target: got 3; the model's classes are 0 to 2"):
-        FrozenTargets.choose(probe_of(model, images), 3, seed=0)
+        FrozenTargets.choose(evaluation_of(model, images), 3, seed=0)
 
 
 def test_the_model_sees_no_more_images_at_once_than_in_a_search() -> None:
     model = Scores(3)
     images = torch.rand(19, 1, 4, 4)
-    frozen = FrozenTargets.choose(probe_of(model, images), "random", seed=0)
+    frozen = FrozenTargets.choose(evaluation_of(model, images), "random", seed=0)
     assert model.batches == [8, 8, 3]
     assert torch.equal(frozen.own, images.flatten(1)[:, :3].argmax(1))
 
@@ -205,7 +204,7 @@ def test_a_model_that_gives_no_row_of_logits_is_refused(output: Any) -> None:
             return output(images)
 
     with pytest.raises(ValueError, match="model: its output is not one row of logits an image; set model="):
-        FrozenTargets.choose(probe_of(Odd(), torch.rand(2, 1, 4, 4)), "random", seed=0)
+        FrozenTargets.choose(evaluation_of(Odd(), torch.rand(2, 1, 4, 4)), "random", seed=0)
 
 
 def test_the_hash_stands_for_images_classes_and_settings() -> None:
@@ -239,7 +238,7 @@ def test_the_hash_stands_for_images_classes_and_settings() -> None:
 # Numbers --------------------------------------------------------------------------------------------------------
 
 
-def rows_of(distance: list[float], **columns: Any) -> RewrittenRows:
+def rows_of(distance: list[float], **columns: Any) -> RewrittenPairs:
     count = len(distance)
     defaults = {
         "image": range(count),
@@ -255,11 +254,11 @@ def rows_of(distance: list[float], **columns: Any) -> RewrittenRows:
         "one_step_better": [False] * count,
     }
     columns = {name: torch.tensor(list(values)) for name, values in {**defaults, **columns}.items()}
-    return RewrittenRows(distance=torch.tensor(distance), **columns)
+    return RewrittenPairs(distance=torch.tensor(distance), **columns)
 
 
 def test_every_number_of_four_rows_made_by_hand() -> None:
-    rows = rows_of(
+    pairs = rows_of(
         [0.02, 0.08, INF, 0.0],
         own=[0, 1, 2, 3],
         predicted=[0, 1, 2, 0],  # the last one is not seen as its own class
@@ -271,7 +270,7 @@ def test_every_number_of_four_rows_made_by_hand() -> None:
         unconverged=[True, False, True, True],
         one_step_better=[True, False, False, False],
     )
-    scalars = rewrite_scalars(rows, RewriteSettings(radii=(0.01, 0.04, 0.16)))
+    scalars = rewrite_scalars(pairs, RewriteSettings(radii=(0.01, 0.04, 0.16)))
     log = np.log
     # Shares of the log radii from 0.01 to 0.16 at which each row is rewritten.
     area = np.mean([log(0.16 / 0.02) / log(16), log(0.16 / 0.08) / log(16), 0, 1])
@@ -382,36 +381,36 @@ def grey(count: int) -> Tensor:
 
 def test_the_distances_are_those_of_a_linear_model_in_closed_form() -> None:
     model, images = Linear(), grey(11)
-    probe = probe_of(model, images)
+    probe = evaluation_of(model, images)
     settings = RewriteSettings(steps=24)
     frozen = FrozenTargets.choose(probe, "random", seed=0)
-    rows, shown = rewrite_probe(probe, settings, frozen, shown=10)
+    pairs, shown = rewrite_images(probe, settings, frozen, shown=10)
     weight = (model.weight[:, 1] - model.weight[:, 0]).detach()
     expected = (images.flatten(1) @ weight).abs() / weight.abs().sum()
-    assert rows.success.all()
-    assert (rows.distance >= 0.999 * expected).all()  # no rewrite can be shorter
-    torch.testing.assert_close(rows.distance, expected, rtol=0.15, atol=0)
-    assert rows.image.tolist() == list(range(11))
-    assert torch.equal(rows.own, (images.flatten(1) @ model.weight).argmax(1))
-    assert torch.equal(rows.predicted, rows.own)
-    assert torch.equal(rows.target, 1 - rows.own)
-    assert rows.map_shift.isnan().all()  # no attention
-    # of images across two parts: the rows that are shown are the first ones, with their pixels
-    assert [row.row for row in shown] == list(range(10))
-    for row in shown:
-        torch.testing.assert_close(row.original, images[row.row], rtol=0, atol=1e-6)
-        change = (row.rewritten - row.original).abs().max()
-        torch.testing.assert_close(change, rows.distance[row.row], rtol=0, atol=1e-6)
-        assert int(row.after.argmax()) == int(rows.target[row.row])
-        assert int(row.before.argmax()) == int(rows.own[row.row])
-        assert float(row.before.sum()) == pytest.approx(1)
-        assert row.maps is None
+    assert pairs.success.all()
+    assert (pairs.distance >= 0.999 * expected).all()  # no rewrite can be shorter
+    torch.testing.assert_close(pairs.distance, expected, rtol=0.15, atol=0)
+    assert pairs.image.tolist() == list(range(11))
+    assert torch.equal(pairs.own, (images.flatten(1) @ model.weight).argmax(1))
+    assert torch.equal(pairs.predicted, pairs.own)
+    assert torch.equal(pairs.target, 1 - pairs.own)
+    assert pairs.map_shift.isnan().all()  # no attention
+    # of images across two parts: the pairs that are shown are the first ones, with their pixels
+    assert [pair.pair for pair in shown] == list(range(10))
+    for pair in shown:
+        torch.testing.assert_close(pair.original, images[pair.pair], rtol=0, atol=1e-6)
+        change = (pair.rewritten - pair.original).abs().max()
+        torch.testing.assert_close(change, pairs.distance[pair.pair], rtol=0, atol=1e-6)
+        assert int(pair.after.argmax()) == int(pairs.target[pair.pair])
+        assert int(pair.before.argmax()) == int(pairs.own[pair.pair])
+        assert float(pair.before.sum()) == pytest.approx(1)
+        assert pair.maps is None
 
 
 def test_distances_are_in_pixels_whatever_the_model_takes() -> None:
     model, images = Linear(), grey(4)
     settings = RewriteSettings(steps=8)
-    plain = probe_of(model, images)
+    plain = evaluation_of(model, images)
     known = Normalisation((0.3, 0.4, 0.5), (0.2, 0.3, 0.4), "the test")
 
     class Denormalised(Linear):
@@ -419,19 +418,19 @@ def test_distances_are_in_pixels_whatever_the_model_takes() -> None:
             mean, std = (torch.tensor(values).view(3, 1, 1) for values in (known.mean, known.std))
             return super().forward(images * std + mean)
 
-    normalised = probe_of(Denormalised(), known.to_images(images), None, known)
+    normalised = evaluation_of(Denormalised(), known.to_images(images), None, known)
     frozen = FrozenTargets.choose(plain, "random", seed=0)
-    one, other = (rewrite_probe(probe, settings, frozen)[0] for probe in (plain, normalised))
+    one, other = (rewrite_images(probe, settings, frozen)[0] for probe in (plain, normalised))
     torch.testing.assert_close(one.distance, other.distance, rtol=1e-3, atol=1e-6)
 
 
-def test_all_targets_of_an_image_are_rows_of_its_own() -> None:
+def test_all_targets_of_an_image_are_pairs_of_their_own() -> None:
     model = Linear(4)
-    probe = probe_of(model, grey(3), [0, 1, 2])
-    rows, _ = rewrite_probe(probe, RewriteSettings(steps=2), FrozenTargets.choose(probe, "all", seed=0))
-    assert rows.image.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert rows.own.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert rows.target.tolist() == [1, 2, 3, 0, 2, 3, 0, 1, 3]
+    probe = evaluation_of(model, grey(3), [0, 1, 2])
+    pairs, _ = rewrite_images(probe, RewriteSettings(steps=2), FrozenTargets.choose(probe, "all", seed=0))
+    assert pairs.image.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert pairs.own.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert pairs.target.tolist() == [1, 2, 3, 0, 2, 3, 0, 1, 3]
 
 
 @pytest.mark.parametrize("norm", RADII)
@@ -445,13 +444,13 @@ def test_the_number_of_forwards_does_not_depend_on_what_is_found(norm: str) -> N
             vit.head.bias.copy_(torch.tensor([9.0, 0.0, 0.0]))  # without a gradient nothing is ever rewritten
         forwards: list[int] = []
         probe = dataclasses.replace(
-            probe_of(vit, images),
+            evaluation_of(vit, images),
             forward=lambda some, vit=vit, forwards=forwards: forwards.append(len(some)) or vit(some),
         )
         frozen = FrozenTargets.choose(probe, 1, seed=0)
-        rows, _ = rewrite_probe(probe, RewriteSettings(norm, steps=3), frozen)
+        pairs, _ = rewrite_images(probe, RewriteSettings(norm, steps=3), frozen)
         counts.append(forwards)
-        assert scale != 0 or not rows.success.any()
+        assert scale != 0 or not pairs.success.any()
     assert counts[0] == counts[1] == counts[2]
 
 
@@ -465,15 +464,15 @@ def test_images_that_give_no_numbers_cost_as_many_passes_as_others() -> None:
             forwards.append(len(images))
             return vit(images) + (float("nan") if spoil and images.abs().sum() > 0 else 0.0)
 
-        probe = dataclasses.replace(probe_of(vit, Squares(3, seed=1).images), forward=forward)
+        probe = dataclasses.replace(evaluation_of(vit, Squares(3, seed=1).images), forward=forward)
         frozen = FrozenTargets(torch.zeros(3).long(), torch.ones(3, 1).long())
         with pytest.raises(NonFiniteOutputError) if spoil else contextlib.nullcontext():
-            rewrite_probe(probe, RewriteSettings(steps=2), frozen)
+            rewrite_images(probe, RewriteSettings(steps=2), frozen)
         counts.append(forwards)
     assert counts[0] == counts[1]
 
 
-def test_images_that_are_of_the_class_already_are_no_rows() -> None:
+def test_images_that_are_of_the_class_already_make_no_pairs() -> None:
     frozen = FrozenTargets(torch.tensor([0, 1, 2]), torch.ones(3, 1, dtype=torch.long))
     index, targets = frozen.pairs()
     assert index.tolist() == [0, 2]
@@ -482,16 +481,16 @@ def test_images_that_are_of_the_class_already_are_no_rows() -> None:
         FrozenTargets(torch.ones(2).long(), torch.ones(2, 1).long()).pairs()
 
 
-def test_rows_go_through_the_model_a_few_at_a_time() -> None:
+def test_pairs_go_through_the_model_a_few_at_a_time() -> None:
     """So that numbers do not depend on how many processes share them."""
     model = Linear()
     seen: list[int] = []
     probe = dataclasses.replace(
-        probe_of(model, grey(11)),
+        evaluation_of(model, grey(11)),
         forward=lambda images: seen.append(len(images)) or model(images),
-        sharing=RowSharing(4),
+        sharing=PartSharing(4),
     )
-    rewrite_probe(probe, RewriteSettings(steps=2), FrozenTargets.choose(probe, "random", seed=0))
+    rewrite_images(probe, RewriteSettings(steps=2), FrozenTargets.choose(probe, "random", seed=0))
     assert max(seen) == 4
     assert set(seen) == {4, 3}
 
@@ -500,21 +499,21 @@ def test_attention_gives_maps_and_their_shift() -> None:
     torch.manual_seed(0)
     vit = tiny_vit()
     nn.init.normal_(vit.head.weight, std=0.5)
-    probe = probe_of(vit, Squares(3, seed=1).images)
+    probe = evaluation_of(vit, Squares(3, seed=1).images)
     frozen = FrozenTargets.choose(probe, "runner_up", seed=0)
-    rows, shown = rewrite_probe(probe, RewriteSettings(steps=4), frozen, shown=2)
-    assert rows.map_shift.isfinite().all()
-    assert (rows.map_shift >= 0).all()
-    assert (rows.map_shift <= 2).all()
+    pairs, shown = rewrite_images(probe, RewriteSettings(steps=4), frozen, shown=2)
+    assert pairs.map_shift.isfinite().all()
+    assert (pairs.map_shift >= 0).all()
+    assert (pairs.map_shift <= 2).all()
     assert len(shown) == 2
-    for row in shown:
-        assert row.maps is not None
-        assert row.maps.shape == (2, 4, 4)
-        torch.testing.assert_close(row.maps.mean((1, 2)), torch.ones(2))  # in times the uniform share
+    for pair in shown:
+        assert pair.maps is not None
+        assert pair.maps.shape == (2, 4, 4)
+        torch.testing.assert_close(pair.maps.mean((1, 2)), torch.ones(2))  # in times the uniform share
 
 
 def test_in_doubt_about_the_normalisation_nothing_is_measured() -> None:
     images = 3 * (grey(2) - 0.5) / 0.1
-    probe = probe_of(Linear(), images, None, None)
+    probe = evaluation_of(Linear(), images, None, None)
     with pytest.raises(ValueError, match=r"mean, std: the images lie in .*nothing says how they were normalised"):
-        rewrite_probe(probe, RewriteSettings(), FrozenTargets(torch.tensor([0, 0]), torch.tensor([[1], [1]])))
+        rewrite_images(probe, RewriteSettings(), FrozenTargets(torch.tensor([0, 0]), torch.tensor([[1], [1]])))

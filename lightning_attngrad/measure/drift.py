@@ -1,8 +1,7 @@
-"""What a look at drift measures: maps against those of a reference, and against maps of jittered images."""
+"""What an evaluation of drift measures: maps against those of a reference, and against maps of jittered images."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -12,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_attngrad.callbacks.frozen_maps import FrozenMaps, Maps
-from lightning_attngrad.callbacks.look import Probe
+from lightning_attngrad.measure.maps import Maps
+from lightning_attngrad.probe import Evaluation
 from lightning_attngrad.metrics.functional import DRIFT_MEASURES, drift_ratio, map_drift
 
 #: Classes that have a scalar of their own.
@@ -29,7 +28,7 @@ class Reference:
     """The maps that others are compared with, and what was predicted there.
 
     Attributes:
-        label: of the look, such as ``start``.
+        label: of the evaluation, such as ``start``.
         heatmap: (N, h, w).
         layers: (N, L, h, w) what each layer added; None for methods that have no such parts.
         predicted: (N,) classes; None where the model or the objective has none.
@@ -52,7 +51,7 @@ class Reference:
 
     @property
     def says_something(self) -> bool:
-        """Whether any map has an order of patches: those of a head of zeros have none."""
+        """Whether any map has an order of patches: those of a zero-initialised classifier have none."""
         flat = self.heatmap.flatten(1)
         return bool((flat.isfinite().all(dim=1) & (flat != flat[:, :1]).any(dim=1)).any())
 
@@ -63,7 +62,7 @@ class Reference:
 
 @dataclass(frozen=True, eq=False)
 class Drift:
-    """How far N maps are from the reference, and how far noise alone moves them.
+    """How far N maps are from the reference, and how far noise alone moves them: the noise floor.
 
     Attributes:
         distance: (N,) by measure.
@@ -92,11 +91,11 @@ class Drift:
 
 
 @dataclass(frozen=True)
-class LookBack:
-    """What is remembered of a look, in plain values: the curves and the layers of earlier ones.
+class PastDrift:
+    """What is remembered of an evaluation, in plain values: the curves and layers of figures go through all of them.
 
     Attributes:
-        label: of the look.
+        label: of the evaluation.
         distance: mean of the images, by measure.
         floor: likewise.
         layers: of each layer; empty without layers.
@@ -108,7 +107,7 @@ class LookBack:
     layers: list[float]
 
     @classmethod
-    def of(cls, drift: Drift, label: str) -> LookBack:
+    def of(cls, drift: Drift, label: str) -> PastDrift:
         """From what was measured."""
         means = [
             {name: float(value.nanmean()) for name, value in part.items()} for part in (drift.distance, drift.floor)
@@ -161,60 +160,46 @@ def drift_scalars(drift: Drift) -> dict[str, float]:
     return scalars | {f"ratio/{name}": value for name, value in drift.ratio.items()}
 
 
-def class_scalars(probe: Probe, drift: Drift) -> dict[str, float]:
+def class_scalars(evaluation: Evaluation, drift: Drift) -> dict[str, float]:
     """Spearman drift of each true class, mean of its images; of the first 20 of them."""
-    if probe.targets is None:
+    if evaluation.targets is None:
         return {}
-    classes = [int(index) for index in probe.targets.unique() if index >= 0][:_MOST_CLASSES]
+    classes = [int(index) for index in evaluation.targets.unique() if index >= 0][:_MOST_CLASSES]
     # Loggers take few signs in a name, and a slash would open a folder.
-    names = [re.sub(r"[^\w .-]", "_", probe.class_name(index)) for index in classes]
+    names = [re.sub(r"[^\w .-]", "_", evaluation.class_name(index)) for index in classes]
     return {
         f"per_class/{name if names.count(name) == 1 else index}": float(
-            drift.distance[LEADING][probe.targets == index].nanmean()
+            drift.distance[LEADING][evaluation.targets == index].nanmean()
         )
         for name, index in zip(names, classes, strict=True)
     }
 
 
-def flip_scalars(drift: Drift, reference: Reference | None, now: Reference, factor: float) -> dict[str, float]:
-    """How many predictions flipped while the map stayed, and how many maps moved while the prediction stayed."""
+def disagreement_scalars(drift: Drift, reference: Reference | None, now: Reference, factor: float) -> dict[str, float]:
+    """How many predictions changed under a stable map, and how many maps changed under a stable prediction."""
     if now.predicted is None:
         return {}
     if reference is None or reference.predicted is None:
-        return {"flipped_map_stayed": math.nan, "moved_prediction_stayed": math.nan}
-    flipped = now.predicted != reference.predicted
+        return {"prediction_changed_map_stable": math.nan, "map_changed_prediction_stable": math.nan}
+    changed = now.predicted != reference.predicted
     return {
-        "flipped_map_stayed": float((flipped & drift.stayed()).sum()),
-        "moved_prediction_stayed": float((~flipped & drift.moved(factor)).sum()),
+        "prediction_changed_map_stable": float((changed & drift.stayed()).sum()),
+        "map_changed_prediction_stable": float((~changed & drift.moved(factor)).sum()),
     }
 
 
-def conditions_hash(probe: Probe, maps: FrozenMaps, images: str | None, reference: str) -> str:
-    """SHA-256 of all that maps depend on beside the weights: drift between two of them has no meaning.
-
-    Args:
-        probe: for model path and precision.
-        maps: for the question and the classes.
-        images: hash of the images and their labels.
-        reference: which one; for a checkpoint, the hash of its weights.
-    """
-    classes = None if maps.target is None else maps.target.tolist()
-    described = (images, classes, maps.question, probe.model_path, probe.precision, reference)
-    return hashlib.sha256(repr(described).encode()).hexdigest()
-
-
 class DriftAlarm:
-    """Raised while the ratio of drift to its floor has been above a threshold for some looks in a row.
+    """Raised while the ratio of drift to its floor has been above a threshold for some evaluations in a row.
 
     Args:
         threshold: of the ratio.
-        after: so many looks in a row.
+        after: so many evaluations in a row.
 
     Attributes:
-        looks: above the threshold, in a row, up to now.
+        evaluations: above the threshold, in a row, up to now.
 
     Raises:
-        ValueError: for a threshold that is no positive number, or no positive number of looks.
+        ValueError: for a threshold that is no positive number, or no positive number of evaluations.
 
     Example:
         >>> alarm = DriftAlarm(threshold=3.0, after=2)
@@ -228,20 +213,20 @@ class DriftAlarm:
             raise ValueError(
                 f"alarm: got {threshold!r}; expected a positive number, such as 3 for three times the floor, or None"
             )
-        self.threshold, self.after, self.looks = float(threshold), after, 0
+        self.threshold, self.after, self.evaluations = float(threshold), after, 0
 
     @property
     def is_raised(self) -> bool:
         """Whether it is on."""
-        return self.looks >= self.after
+        return self.evaluations >= self.after
 
     def hear(self, ratio: float) -> bool:
-        """Take in the ratio of a look; whether the alarm is raised by this very one."""
-        self.looks = self.looks + 1 if ratio > self.threshold else 0
-        return self.looks == self.after
+        """Take in the ratio of an evaluation; whether the alarm is raised by this very one."""
+        self.evaluations = self.evaluations + 1 if ratio > self.threshold else 0
+        return self.evaluations == self.after
 
 
-def what_moved(probe: Probe, drift: Drift, layer_names: Sequence[str], scalars: Mapping[str, float]) -> str:
+def what_moved(evaluation: Evaluation, drift: Drift, layer_names: Sequence[str], scalars: Mapping[str, float]) -> str:
     """The layer, the class and the images whose maps are furthest from the reference, as a sentence."""
     parts = []
     if len(drift.layers) and not drift.layers.isnan().all():
@@ -254,5 +239,5 @@ def what_moved(probe: Probe, drift: Drift, layer_names: Sequence[str], scalars: 
         name = max(classes, key=lambda name: classes[name])
         parts.append(f"the class {name.removeprefix('per_class/')} ({classes[name]:.2f})")
     furthest = drift.distance[LEADING].nan_to_num(-1).argsort(descending=True, stable=True)[:3].tolist()
-    parts.append(f"the images {', '.join(map(str, furthest))} of {len(probe.images)}")
+    parts.append(f"the images {', '.join(map(str, furthest))} of {len(evaluation.images)}")
     return f"Most of all: {', '.join(parts)}."

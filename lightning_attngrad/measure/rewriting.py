@@ -1,8 +1,9 @@
-"""Rewriting the images of a probe: what is asked, what comes of it, and the numbers of that."""
+"""Rewriting the frozen images: what is asked, what comes of it, and the numbers of that."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import math
 from collections.abc import Iterable, Sequence
@@ -13,9 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_attngrad.attention import UnsupportedModelError
-from lightning_attngrad.callbacks.look import Probe
-from lightning_attngrad.explain import NonFiniteOutputError, explain, find_logits
-from lightning_attngrad.explain.evaluation import held_still
+from lightning_attngrad.explain import NonFiniteOutputError, explain
 from lightning_attngrad.metrics.functional import (
     area_under_success,
     distance_quantiles,
@@ -27,6 +26,7 @@ from lightning_attngrad.metrics.functional import (
     success_at,
     times_uniform_share,
 )
+from lightning_attngrad.probe import Evaluation
 from lightning_attngrad.rewrite import (
     TARGET_KINDS,
     Rewrite,
@@ -39,6 +39,8 @@ from lightning_attngrad.rewrite import (
 
 _log = logging.getLogger("lightning_attngrad")
 
+#: Pairs that are drawn.
+SHOWN = 6
 #: Radii at which success is reported, and between which the area under it is taken.
 RADII: dict[str, tuple[float, ...]] = {
     "linf": tuple(level / 255 for level in (1, 2, 4, 8, 16)),
@@ -101,7 +103,7 @@ class FrozenTargets:
     """Which classes the images are of, and which they are rewritten to: the same for a whole run.
 
     Attributes:
-        own: (N,) the true class, or the one that was predicted at the first look where the data have none.
+        own: (N,) the true class, or the one that was predicted at the first evaluation where the data have none.
         targets: (N, T).
     """
 
@@ -109,24 +111,16 @@ class FrozenTargets:
     targets: Tensor
 
     @classmethod
-    def choose(cls, probe: Probe, target: str | int, seed: int) -> FrozenTargets:
-        """From a look of the model at the images, for what the data do not tell; a collective operation."""
-
-        def work(rows: Tensor) -> Tensor:
-            with torch.no_grad(), held_still(probe.model):  # a compiled model would compile for so many images
-                return _logits(probe.forward(probe.images[rows.to(probe.images.device)])).float().cpu()
-
-        logits = torch.cat(probe.each(len(probe.images), work))
+    def choose(cls, evaluation: Evaluation, target: str | int, seed: int) -> FrozenTargets:
+        """From what the model says of the images, for what the data do not tell; a collective operation."""
+        logits = evaluation.logits()
         classes = logits.shape[1]
         if classes < 2:
             raise ValueError(
                 f"model: its output has {classes} number an image, not one row of logits an image (2 or more classes); "
-                "set model= to the part that classifies"
+                "set ProbeImages(model=…) to the part that classifies"
             )
-        own = logits.argmax(dim=1)
-        if probe.targets is not None:
-            known = (probe.targets >= 0) & (probe.targets < classes)
-            own = torch.where(known, probe.targets, own)
+        own = evaluation.classes()
         if isinstance(target, str):
             return cls(own, choose_targets(logits, target, avoid=own, seed=seed))
         if target >= classes:
@@ -134,10 +128,10 @@ class FrozenTargets:
         return cls(own, torch.full_like(own, target)[:, None])
 
     def pairs(self) -> tuple[Tensor, Tensor]:
-        """Number of the image, and target, of each of M rows; an image that is of its target class has none.
+        """Number of the image, and target, of each of M image–target pairs; an image of its target class has none.
 
         Raises:
-            ValueError: if no row is left.
+            ValueError: if no pair is left.
         """
         index = torch.arange(len(self.own)).repeat_interleave(self.targets.shape[1])
         targets = self.targets.flatten()
@@ -148,23 +142,14 @@ class FrozenTargets:
             )
         return index[other], targets[other]
 
-    def hash(self, images: str | None, settings: RewriteSettings, conditions: str = "") -> str:
-        """SHA-256 of all that has to be the same for two numbers to compare.
-
-        Args:
-            images: hash of the images.
-            settings: what is asked of them.
-            conditions: see :func:`conditions_of`.
-        """
-        digest = hashlib.sha256(f"{images} {settings.plain()} {conditions}".encode())
-        for tensor in (self.own, self.targets):
-            digest.update(str(tensor.tolist()).encode())
-        return digest.hexdigest()
+    def plain(self) -> dict[str, Tensor]:
+        """As a checkpoint can hold it."""
+        return {"own": self.own, "targets": self.targets}
 
 
 @dataclass(frozen=True, eq=False)
-class RewrittenRows:
-    """What came of M rows, each an image and a target, on the CPU.
+class RewrittenPairs:
+    """What came of M image–target pairs, on the CPU.
 
     Attributes:
         image: (M,) number of the image.
@@ -202,11 +187,11 @@ class RewrittenRows:
 
 
 @dataclass(frozen=True, eq=False)
-class ShownRow:
-    """What a figure shows of one row, on the CPU.
+class ShownPair:
+    """What a figure shows of one pair, on the CPU.
 
     Attributes:
-        row: its number.
+        pair: its number.
         original: (C, H, W) pixels.
         rewritten: likewise.
         before: (K,) probabilities.
@@ -214,7 +199,7 @@ class ShownRow:
         maps: (2, h, w) before and after, in times the uniform share; None where the model has none.
     """
 
-    row: int
+    pair: int
     original: Tensor
     rewritten: Tensor
     before: Tensor
@@ -222,100 +207,124 @@ class ShownRow:
     maps: Tensor | None
 
 
-def conditions_of(probe: Probe) -> str:
-    """What else changes distances: the unit of pixels, the part of the module that is looked at, and the precision.
+def conditions_of(evaluation: Evaluation) -> dict[str, Any]:
+    """What else changes distances: the unit of pixels.
 
     Raises:
         UnknownNormalisationError: where it is not certain how the images were normalised.
     """
-    known = require_normalisation(probe.model, probe.images, probe.normalisation)
-    return f"mean {known.mean} std {known.std} model {probe.model_path} precision {probe.precision}"
+    known = require_normalisation(evaluation.model, evaluation.images, evaluation.normalisation)
+    return {"mean": list(known.mean), "std": list(known.std)}
 
 
-def rewrite_probe(
-    probe: Probe, settings: RewriteSettings, frozen: FrozenTargets, *, shown: int = 0
-) -> tuple[RewrittenRows, list[ShownRow]]:
-    """Rewrite the images of a probe, shared among the processes; a collective operation.
+def comparison_hash(evaluation: Evaluation, settings: RewriteSettings, frozen: FrozenTargets) -> str:
+    """SHA-256 of images, classes, settings, normalisation, part of the model and precision.
+
+    Distances of another do not compare.
+    """
+    described = {
+        "images": evaluation.images_hash,
+        "part of the model": evaluation.model_path,
+        "precision": evaluation.precision,
+        "own": frozen.own.tolist(),
+        "targets": frozen.targets.tolist(),
+        **settings.plain(),
+        **conditions_of(evaluation),
+    }
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def rewrite_images(
+    evaluation: Evaluation, settings: RewriteSettings, frozen: FrozenTargets, *, shown: int = SHOWN
+) -> tuple[RewrittenPairs, list[ShownPair]]:
+    """Rewrite the frozen images; asked again at the same moment, they are there already. A collective operation.
 
     Args:
-        probe: images and model.
+        evaluation: images and model.
         settings: what is asked.
         frozen: which classes.
-        shown: of so many rows the images come along.
+        shown: of so many pairs the images come along.
 
     Returns:
-        All rows and the first few images, on every process alike.
+        All pairs and the first few images, on every process alike.
     """
-    known = require_normalisation(probe.model, probe.images, probe.normalisation)
+    key = "rewrites", str(settings.plain()), str(frozen.own.tolist()), str(frozen.targets.tolist()), shown
+    return evaluation.once(key, lambda: _rewritten(evaluation, settings, frozen, shown))
+
+
+def _rewritten(
+    evaluation: Evaluation, settings: RewriteSettings, frozen: FrozenTargets, shown: int
+) -> tuple[RewrittenPairs, list[ShownPair]]:
+    known = require_normalisation(evaluation.model, evaluation.images, evaluation.normalisation)
     index, targets = frozen.pairs()
 
-    def work(rows: Tensor) -> tuple[RewrittenRows, list[ShownRow]]:
-        images = probe.images[index[rows].to(probe.images.device)]
+    def work(part: Tensor) -> tuple[RewrittenPairs, list[ShownPair]]:
+        images = evaluation.images[index[part].to(evaluation.images.device)]
         try:
             result = rewrite(
-                probe.model,
+                evaluation.model,
                 images,
-                targets[rows].to(images.device),
+                targets[part].to(images.device),
                 norm=settings.norm,
                 steps=settings.steps,
                 top_share=settings.top_share,
                 mean=known.mean,
                 std=known.std,
-                forward=probe.forward,
+                forward=evaluation.forward,
             )
         except NonFiniteOutputError:
             # Of these images only, perhaps: other processes go on, and a sharded model waits for the passes they make.
             grey = torch.zeros_like(images)
             with torch.no_grad():
-                probe.forward(grey)
-            _maps(probe, grey, grey)
+                evaluation.forward(grey)
+            _maps(evaluation, grey, grey)
             raise
-        survives = survives_8_bits(probe.model, result, known, forward=probe.forward)
-        maps = _maps(probe, known.to_images(result.original), result.images)
-        found = _found(result, survives, maps, index[rows], frozen.own[index[rows]])
-        return found, [_shown(result, maps, place, int(row)) for place, row in enumerate(rows) if row < shown]
+        survives = survives_8_bits(evaluation.model, result, known, forward=evaluation.forward)
+        maps = _maps(evaluation, known.to_images(result.original), result.images)
+        found = _found(result, survives, maps, index[part], frozen.own[index[part]])
+        return found, [_shown(result, maps, place, int(pair)) for place, pair in enumerate(part) if pair < shown]
 
-    parts = probe.each(len(targets), work)
+    parts = evaluation.each(len(targets), work)
     joined = {
-        field.name: torch.cat([getattr(rows, field.name) for rows, _ in parts]) for field in fields(RewrittenRows)
+        field.name: torch.cat([getattr(pairs, field.name) for pairs, _ in parts]) for field in fields(RewrittenPairs)
     }
-    return RewrittenRows(**joined), [row for _, some in parts for row in some]
+    return RewrittenPairs(**joined), [pair for _, some in parts for pair in some]
 
 
-def rewrite_scalars(rows: RewrittenRows, settings: RewriteSettings) -> dict[str, float]:
-    """The numbers of one look.
+def rewrite_scalars(pairs: RewrittenPairs, settings: RewriteSettings) -> dict[str, float]:
+    """The numbers of one evaluation.
 
     ``median_<norm>``, ``q25_<norm>``, ``q75_<norm>``: of the distances, with failures as ∞. ``success/<radius>``: the
     share rewritten within it. ``robust_accuracy/<radius>``: the share predicted as its own class and not rewritten
     within it. ``area``: under the success over the logarithm of the radius. ``psnr`` (median), ``ssim`` (mean) and
     ``survives_8_bit`` (share): of the successes. ``map_shift``: mean of all. ``health/…``: shares of steps without a
-    gradient, of rows that were still improving, that were never rewritten, and that one step rewrites more cheaply.
+    gradient, of pairs that were still improving, that were never rewritten, and that one step rewrites more cheaply.
     """
-    lower, median, upper = distance_quantiles(rows.distance).tolist()
+    lower, median, upper = distance_quantiles(pairs.distance).tolist()
     names = [settings.radius_name(radius) for radius in settings.radii]
-    success = success_at(rows.distance, settings.radii).tolist()
-    robust = robust_accuracy(rows.distance, rows.predicted == rows.own, settings.radii).tolist()
-    good = rows.success
+    success = success_at(pairs.distance, settings.radii).tolist()
+    robust = robust_accuracy(pairs.distance, pairs.predicted == pairs.own, settings.radii).tolist()
+    good = pairs.success
     return {
         f"median_{settings.norm}": median,
         f"q25_{settings.norm}": lower,
         f"q75_{settings.norm}": upper,
         **{f"success/{name}": share for name, share in zip(names, success, strict=True)},
         **{f"robust_accuracy/{name}": share for name, share in zip(names, robust, strict=True)},
-        "area": float(area_under_success(rows.distance, settings.radii[0], settings.radii[-1])),
-        "psnr": float(rows.psnr[good].median()) if good.any() else math.nan,
-        "ssim": float(rows.ssim[good].mean()) if good.any() else math.nan,
-        "survives_8_bit": float(share_surviving(rows.survives, good)),
-        "map_shift": float(rows.map_shift.nanmean()),
-        "health/zero_gradient": float(rows.zero_gradient.mean()),
-        "health/unconverged": float(rows.unconverged.float().mean()),
+        "area": float(area_under_success(pairs.distance, settings.radii[0], settings.radii[-1])),
+        "psnr": float(pairs.psnr[good].median()) if good.any() else math.nan,
+        "ssim": float(pairs.ssim[good].mean()) if good.any() else math.nan,
+        "survives_8_bit": float(share_surviving(pairs.survives, good)),
+        "map_shift": float(pairs.map_shift.nanmean()),
+        "health/zero_gradient": float(pairs.zero_gradient.mean()),
+        "health/unconverged": float(pairs.unconverged.float().mean()),
         "health/never_rewritten": float((~good).float().mean()),
-        "health/one_step_better": float(rows.one_step_better.float().mean()),
+        "health/one_step_better": float(pairs.one_step_better.float().mean()),
     }
 
 
 def ratio_scalars(distance: Tensor, reference: Tensor | None) -> dict[str, float]:
-    """Each row against itself at the reference: the median of log(distance / reference), with a bootstrap interval."""
+    """Each pair against itself at the reference: the median of log(distance / reference), with a bootstrap interval."""
     if reference is None:
         return dict.fromkeys(("log_ratio", "log_ratio_low", "log_ratio_high"), math.nan)
     ratio = paired_log_ratio(distance, reference)
@@ -323,7 +332,7 @@ def ratio_scalars(distance: Tensor, reference: Tensor | None) -> dict[str, float
 
 
 def ill_health(scalars: dict[str, float]) -> str:
-    """What speaks against the numbers of a look, in words for a figure; empty if nothing does."""
+    """What speaks against the numbers of an evaluation, in words for a figure; empty if nothing does."""
     complaints = []
     if scalars["health/zero_gradient"] > 0.1:
         complaints.append("no gradient")
@@ -338,24 +347,17 @@ def _is_length(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
-def _logits(output: Any) -> Tensor:
-    scores = find_logits(output)
-    if scores is None or scores.dim() != 2:
-        raise ValueError("model: its output is not one row of logits an image; set model= to the part that classifies")
-    return scores
-
-
-def _maps(probe: Probe, before: Tensor, after: Tensor) -> Tensor | None:
+def _maps(evaluation: Evaluation, before: Tensor, after: Tensor) -> Tensor | None:
     """(M, 2, h, w) of the predicted classes, in times the uniform share; None where attention cannot be read."""
     try:
-        both = [explain(probe.model, images, forward=probe.forward) for images in (before, after)]
+        both = [explain(evaluation.model, images, forward=evaluation.forward) for images in (before, after)]
     except UnsupportedModelError as error:
         _log.debug("no maps beside the rewritten images: %s", error)
         return None
     return torch.stack([times_uniform_share(explanation.heatmap) for explanation in both], dim=1).cpu()
 
 
-def _found(result: Rewrite, survives: Tensor, maps: Tensor | None, index: Tensor, own: Tensor) -> RewrittenRows:
+def _found(result: Rewrite, survives: Tensor, maps: Tensor | None, index: Tensor, own: Tensor) -> RewrittenPairs:
     quality = image_quality(result.original, result.pixels)
     shift = torch.full((len(index),), math.nan) if maps is None else 1 - map_spearman(maps[:, 0], maps[:, 1])
     values = {
@@ -372,12 +374,12 @@ def _found(result: Rewrite, survives: Tensor, maps: Tensor | None, index: Tensor
         "unconverged": result.health.unconverged,
         "one_step_better": ~result.health.beats_one_step,
     }
-    return RewrittenRows(**{name: value.detach().cpu() for name, value in values.items()})
+    return RewrittenPairs(**{name: value.detach().cpu() for name, value in values.items()})
 
 
-def _shown(result: Rewrite, maps: Tensor | None, place: int, row: int) -> ShownRow:
-    return ShownRow(
-        row=row,
+def _shown(result: Rewrite, maps: Tensor | None, place: int, pair: int) -> ShownPair:
+    return ShownPair(
+        pair=pair,
         original=result.original[place].cpu(),
         rewritten=result.pixels[place].cpu(),
         before=result.logits_before[place].softmax(dim=0).cpu(),

@@ -1,4 +1,4 @@
-"""One of two processes dies in the midst of a look: ``python -m tests.distributed.killed_in_a_look DIRECTORY``."""
+"""One of two processes dies in the midst of a look: ``python -m tests.distributed.killed_in_an_evaluation DIRECTORY``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_attngrad.callbacks.look import Findings, Probe
+from lightning_attngrad.probe import Evaluation, Findings
 from tests.distributed.scenarios import dropping, two_processes
 from tests.distributed.sharing_scenarios import SharingMonitor, loaders
 from tests.integration.harness import fit
@@ -25,15 +25,15 @@ class Dying(SharingMonitor):
         super().__init__(on_error="log")  # as users have it: the error of the look alone would not end the run
         self.directory = directory
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
+    def evaluate(self, evaluation: Evaluation) -> Findings:
         def forward(images: Tensor) -> Any:
-            if probe.label != "start":
+            if evaluation.label != "start":
                 if torch.distributed.get_rank() == 1:
                     os.kill(os.getpid(), signal.SIGKILL)
                 (self.directory / "looked").touch()
-            return probe.forward(images)
+            return evaluation.forward(images)
 
-        return super().look(Probe(**{**vars(probe), "forward": forward}), remember=remember)
+        return super().evaluate(Evaluation(**{**vars(evaluation), "forward": forward}))
 
 
 if __name__ == "__main__":

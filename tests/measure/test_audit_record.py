@@ -14,7 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_attngrad.callbacks.audit_record import FORMAT, AuditRecord, as_json_number, record_address
+from lightning_attngrad.measure.audit_record import FORMAT, AuditRecord, as_json_number, record_address
 
 KEYS = {
     *("checkpoint", "epoch", "global_step", "figures", "metrics", "images", "settings", "hash", "seconds"),

@@ -1,0 +1,165 @@
+"""What is drawn of maps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lightning_attngrad.explain import Question
+from lightning_attngrad.measure.maps import Maps, explain_classes
+from lightning_attngrad.metrics.functional import times_uniform_share
+from lightning_attngrad.probe import Evaluation
+from lightning_attngrad.reporting.figures import (
+    Caption,
+    ColourScale,
+    class_panels,
+    film_strip,
+    layer_strip,
+    map_grid,
+)
+
+#: Images of the overlay.
+_OVERLAID = 8
+#: Images in the figures that show several maps of each.
+_STRIPS = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One evaluation in the film of an image.
+
+    Attributes:
+        label: of the evaluation.
+        map: (h, w), in times the uniform share.
+        caption: what was predicted.
+    """
+
+    label: str
+    map: Tensor
+    caption: Caption
+
+    def plain(self) -> dict[str, Any]:
+        """As a checkpoint can hold it."""
+        said = self.caption
+        caption = [said.predicted, said.probability, said.true, said.true_probability]
+        return {"label": self.label, "map": self.map, "caption": caption}
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> Frame:
+        """Back from :meth:`plain`."""
+        return cls(plain["label"], plain["map"], Caption(*plain["caption"]))
+
+
+def caption_of(evaluation: Evaluation, maps: Maps, index: int) -> Caption:
+    """What an image is predicted to be, and what it is."""
+    logits = maps.logits[index]
+    if maps.target is None or len(logits) == 1:  # no class is predicted
+        return Caption(predicted=f"output {float(maps.value[index]):.3g}", probability=None)
+    probabilities = logits.softmax(dim=0)
+    predicted = int(probabilities.argmax())
+    targets = evaluation.targets
+    true = None if targets is None or targets[index] < 0 else int(targets[index])
+    return Caption(
+        predicted=evaluation.class_name(predicted),
+        probability=float(probabilities[predicted]),
+        true=None if true is None else evaluation.class_name(true),
+        true_probability=float(probabilities[true]) if true is not None and true < len(probabilities) else None,
+    )
+
+
+def map_figures(
+    evaluation: Evaluation,
+    question: Question,
+    maps: Maps,
+    film: Sequence[Frame],
+    top_k: int,
+    classes: Sequence[int],
+    memory_budget: int | None,
+) -> Callable[[], dict[str, Figure]]:
+    """The figures of one evaluation, to be drawn; a collective operation, as further maps are needed.
+
+    Args:
+        evaluation: images and model.
+        question: what was asked.
+        maps: what was found.
+        film: of the first image, this evaluation last.
+        top_k: how many of the most probable classes stand side by side.
+        classes: further classes that stand beside them.
+        memory_budget: see :func:`explain_classes`.
+
+    Returns:
+        Draws ``overlay`` and ``film``; ``classes`` where there are any; ``layers`` for methods that have them;
+        ``corrections`` where there are several.
+    """
+    method = question.method.replace("_", " ")
+    scale = ColourScale("signed" if question.signed else "share")
+    # A model of one output, and an objective that knows no class, have nothing to put beside each other.
+    has_classes = maps.target is not None and maps.logits.shape[1] > 1
+    beside = None
+    if has_classes:
+        asked = _classes(maps.logits[:_STRIPS], top_k, classes)
+        beside = asked, explain_classes(evaluation, question, asked, memory_budget=memory_budget)
+
+    def draw() -> dict[str, Figure]:
+        shown, some = min(len(maps.heatmap), _OVERLAID), evaluation.pixels[:_STRIPS]
+        figures = {
+            "overlay": map_grid(
+                evaluation.pixels[:shown],
+                times_uniform_share(maps.heatmap[:shown]),
+                [caption_of(evaluation, maps, index) for index in range(shown)],
+                title=f"Where the model looks · {evaluation.label} · {method}",
+                scale=scale,
+                masks=None if evaluation.masks is None else evaluation.masks[:shown],
+            ),
+            "film": film_strip(
+                evaluation.pixels[0],
+                torch.stack([frame.map for frame in film]),
+                [frame.label for frame in film],
+                [frame.caption for frame in film],
+                title=f"One image through training · {method}",
+                scale=scale,
+            ),
+        }
+        if beside is not None:
+            asked, of_classes = beside
+            figures["classes"] = class_panels(
+                some,
+                times_uniform_share(of_classes),
+                [[evaluation.class_name(int(index)) for index in row] for row in asked],
+                maps.logits[:_STRIPS].softmax(dim=1).gather(1, asked),
+                title=f"Where it looks for each class · {evaluation.label} · {method}",
+                scale=scale,
+            )
+        if maps.layers is not None:
+            figures["layers"] = layer_strip(
+                some,
+                times_uniform_share(maps.layers[:_STRIPS]),
+                maps.layer_names,
+                title=f"What each layer adds to the map · {evaluation.label} · {method}",
+                scale=scale,
+            )
+        if maps.panel_names:
+            figures["corrections"] = layer_strip(
+                some,
+                times_uniform_share(maps.panels[:_STRIPS]),
+                maps.panel_names,
+                title=f"The map by each correction · {evaluation.label} · {method}",
+                scale=scale,
+            )
+        return figures
+
+    return draw
+
+
+def _classes(logits: Tensor, top_k: int, further: Sequence[int]) -> Tensor:
+    """The most probable classes and those asked for, (n, K)."""
+    number = logits.shape[1]
+    if any(index >= number for index in further):
+        raise ValueError(f"classes: got {tuple(further)}; the model's classes are 0 to {number - 1}")
+    top = logits.topk(min(top_k, number), dim=1).indices
+    return torch.cat([top, torch.tensor(list(further), dtype=torch.long).expand(len(top), -1)], dim=1)

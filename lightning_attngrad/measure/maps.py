@@ -1,0 +1,165 @@
+"""Maps of the frozen images for frozen classes: the same question at every evaluation, its work shared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_attngrad.explain import Explanation, Question, Region
+from lightning_attngrad.probe import Evaluation
+
+#: Images whose classes are explained at once: each takes a backward pass a class.
+_IMAGES_OF_SEVERAL_CLASSES = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Maps:
+    """What was found of N images, on the CPU.
+
+    Attributes:
+        heatmap: (N, h, w); of several corrections the first.
+        panels: (N, P, h, w), P = 1 unless several corrections are asked for.
+        panel_names: P names; empty for a single map.
+        logits: (N, C), with C = 0 where the model has no row of numbers an image.
+        target: (N,) the class explained; None where the objective has no class.
+        value: (N,) what was explained.
+        zero_gradient: (N,) bool.
+        layers: (N, L, h, w); None for methods that have no such parts.
+        layer_names: L names.
+    """
+
+    heatmap: Tensor
+    panels: Tensor
+    logits: Tensor
+    target: Tensor | None
+    value: Tensor
+    zero_gradient: Tensor
+    layers: Tensor | None
+    layer_names: tuple[str, ...]
+    panel_names: tuple[str, ...] = ()
+
+    def by_panel(self) -> list[tuple[str, Maps]]:
+        """What stands behind the names of numbers, and the maps that they are of: ``""`` and the first, then others."""
+        others = enumerate(self.panel_names[1:], start=1)
+        return [("", self)] + [(f"/{name}", replace(self, heatmap=self.panels[:, p], layers=None)) for p, name in others]
+
+
+def check_question(
+    method: str,
+    objective: Any,
+    method_options: Mapping[str, Any] | None,
+    *,
+    has_masks: bool,
+) -> Question:
+    """What a monitor asks of each image.
+
+    Raises:
+        ValueError: for what :func:`lightning_attngrad.explain` would refuse, and for a region without a mask.
+    """
+    question = Question(method, objective, dict(method_options or {}))
+    if isinstance(question.objective, Region) and question.objective.mask is None and not has_masks:
+        raise ValueError(
+            "objective: Region() takes its masks from the images; give probe=ProbeImages(mask=…), or Region(mask)"
+        )
+    return question
+
+
+def explain_images(
+    evaluation: Evaluation, question: Question, images: Tensor | None = None, *, memory_budget: int | None = None
+) -> Maps:
+    """The maps of the frozen classes; asked again at the same moment, they are there already. Collective.
+
+    Args:
+        evaluation: images and model.
+        question: what is asked.
+        images: (N, C, H, W) other versions of the same images, on the device; these are not kept.
+        memory_budget: bytes for the temporaries of a block of attention rows; None follows the device.
+    """
+    if images is not None:
+        return _explained(evaluation, question, images, memory_budget)
+    return evaluation.once(
+        ("maps", _key(question)), lambda: _explained(evaluation, question, evaluation.images, memory_budget)
+    )
+
+
+def explain_classes(
+    evaluation: Evaluation, question: Question, classes: Tensor, *, memory_budget: int | None = None
+) -> Tensor:
+    """Maps of the first n images for K classes each, (n, K) to (n, K, h, w); a collective operation."""
+    single = replace(question, options=_one_correction(question.options))
+
+    def work(part: Tensor) -> Tensor:
+        images = evaluation.images[part.to(evaluation.images.device)]
+        asked = classes[part].to(images.device)
+        return single.explain(
+            evaluation.model, images, asked, forward=evaluation.forward, memory_budget=memory_budget
+        ).heatmap.cpu()
+
+    return torch.cat(evaluation.each(len(classes), work, at_most=_IMAGES_OF_SEVERAL_CLASSES))
+
+
+def _one_correction(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Several classes and several corrections cannot be asked for at once: the first stands for all."""
+    return {
+        name: value[0] if name == "correction" and not isinstance(value, str) else value
+        for name, value in options.items()
+    }
+
+
+def _key(question: Question) -> str:
+    return repr(question.plain())
+
+
+def _explained(evaluation: Evaluation, question: Question, images: Tensor, memory_budget: int | None) -> Maps:
+    target = evaluation.classes() if question.needs_target else None
+    if isinstance(question.objective, Region) and question.objective.mask is None:
+        question = replace(question, objective=Region(evaluation.masks))
+
+    def work(part: Tensor) -> Maps:
+        some = images[part.to(images.device)]
+        classes = None if target is None else target[part].to(images.device)
+        asked = question.of_images(part)
+        return _maps(
+            asked.explain(evaluation.model, some, classes, forward=evaluation.forward, memory_budget=memory_budget)
+        )
+
+    # In two parts or more, which two processes can share.
+    return _joined(evaluation.each(len(images), work, at_most=-(-len(images) // 2)))
+
+
+def _maps(explanation: Explanation) -> Maps:
+    """What is kept of an explanation, and travels between processes."""
+    layers, target, names = explanation.layers, explanation.target, explanation.panels or ()
+    panels = explanation.heatmap if names else explanation.heatmap.unsqueeze(1)
+    value, zero = explanation.value, explanation.zero_gradient
+    if layers is not None and names:
+        layers = layers[:, 0]
+    return Maps(
+        heatmap=panels[:, 0].cpu(),
+        panels=panels.cpu(),
+        logits=explanation.logits.cpu(),
+        target=None if target is None else target.cpu(),
+        value=(value[:, 0] if value.dim() > 1 else value).cpu(),
+        zero_gradient=(zero[:, 0] if zero.dim() > 1 else zero).cpu(),
+        layers=None if layers is None else layers.cpu(),
+        layer_names=explanation.layer_names,
+        panel_names=names,
+    )
+
+
+def _joined(parts: Sequence[Maps]) -> Maps:
+    """The parts of a set of images as one."""
+    values: dict[str, Any] = {}
+    for name in (field.name for field in fields(Maps) if not field.name.endswith("_names")):
+        rows = [getattr(part, name) for part in parts]
+        values[name] = None if rows[0] is None else torch.cat(rows)
+    return Maps(**values, layer_names=parts[0].layer_names, panel_names=parts[0].panel_names)
+
+
+def with_panels(maps: Maps, scalars: Callable[[Maps], Mapping[str, float]]) -> dict[str, float]:
+    """Numbers of the first map by their names, and of each further correction with its name behind them."""
+    return {f"{name}{behind}": value for behind, panel in maps.by_panel() for name, value in scalars(panel).items()}
