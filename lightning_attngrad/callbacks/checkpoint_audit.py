@@ -292,7 +292,7 @@ class CheckpointAudit(ImageProbe):
             metrics=_own_metrics(trainer),
             images={"count": len(self.probe_set), "hash": self.probe_set.hash},
             settings={
-                "num_images": self.probe_set.num_images,
+                "num_images": self.probe_set.settings.num_images,
                 "seed": self._seed,
                 **self.settings.plain(),
                 **self._reading,

@@ -16,6 +16,7 @@ from lightning_attngrad.callbacks.story import Story
 from lightning_attngrad.callbacks.timetable import is_fitting
 from lightning_attngrad.probe import (
     MaskSource,
+    ProbeImages,
     ProbeSet,
     Processes,
     RowSharing,
@@ -60,30 +61,21 @@ class ImageProbe(Monitor, ABC):
         mask: MaskSource | None = None,
     ) -> None:
         super().__init__(name, on_error)
-        if model is not None and (not isinstance(model, str) or not model):
-            raise ValueError(
-                f"model: got {type(model).__name__} {model!r:.60}; expected the path of a part of the LightningModule, "
-                "such as 'net' for self.net, or None for the LightningModule itself"
-            )
-        for argument, key in (("image_key", image_key), ("target_key", target_key)):
-            if key is not None and (
-                isinstance(key, bool) or not isinstance(key, str | int | Sequence) or key in ("", ())
-            ):
-                raise ValueError(
-                    f"{argument}: got {key!r}; expected a name such as 'pixel_values', an index, or a path such as "
-                    "'inputs.image'"
-                )
-        # Made again for every run: a set is frozen for good.
-        self._new_probe_set = partial(
-            ProbeSet,
+        settings = ProbeImages(
             num_images,
             seed=seed,
             image_key=image_key,
             target_key=target_key,
             batch_adapter=batch_adapter,
             mask=mask,
+            mean=mean,
+            std=std,
+            class_names=class_names,
+            model=model,
             dataloader_idx=dataloader_idx,
         )
+        # Made again for every run: a set is frozen for good.
+        self._new_probe_set = partial(ProbeSet, settings)
         self.probe_set = self._new_probe_set()
         self._class_names = None if class_names is None else check_class_names(class_names)
         self._normalisation = check_normalisation(mean, std)
