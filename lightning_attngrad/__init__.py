@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         FaithfulnessMonitor,
         RewriteRobustnessMonitor,
     )
+    from lightning_attngrad.probe import ProbeImages
 
 __all__ = [
     "AttentionDriftMonitor",
@@ -33,6 +34,7 @@ __all__ = [
     "Explanation",
     "FaithfulnessMonitor",
     "Mixture",
+    "ProbeImages",
     "Region",
     "Rewrite",
     "RewriteRobustnessMonitor",
@@ -50,7 +52,8 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> object:
-    """Callbacks are loaded when they are asked for: explaining needs no Lightning, and importing it takes seconds."""
+    """What needs Lightning is loaded when it is asked for: explaining does without, and importing it takes seconds."""
     if name in __all__:
-        return getattr(import_module(f"{__name__}.callbacks"), name)
+        room = "probe" if name == "ProbeImages" else "callbacks"
+        return getattr(import_module(f"{__name__}.{room}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

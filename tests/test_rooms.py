@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "demo": {"callbacks"},
     "audit": {"callbacks", "reporting"},
     "cli": {"audit", "demo", "callbacks"},
-    "__init__": {"callbacks", "explain", "rewrite"},
+    "__init__": {"callbacks", "explain", "probe", "rewrite"},
 }
 #: Rooms that may know Lightning.
 KNOW_LIGHTNING = {"probe", "reporting", "callbacks", "demo", "audit", "cli"}

@@ -168,7 +168,7 @@ def _validate(
     try:
         trainer.validate(module, **arguments)
         if audit.needs_batches and not audit.probe_set.is_frozen:
-            trainer.limit_val_batches = audit.probe_set.num_images  # each batch has one at least
+            trainer.limit_val_batches = audit.probe_set.settings.num_images  # each batch has one at least
             audit.begin(saved.label)
             trainer.validate(module, **arguments)
     except Exception as error:

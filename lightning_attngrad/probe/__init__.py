@@ -1,4 +1,4 @@
-"""A safe look into a live run: isolation, batches, probe images, cadence."""
+"""A live run seen safely: isolation, batches, probe images, cadence."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from lightning_attngrad.probe.resolve import (
     split_batch,
 )
 from lightning_attngrad.probe.row_sharing import RowSharing
+from lightning_attngrad.probe.settings import ProbeImages
 
 __all__ = [
     "Cadence",
@@ -26,6 +27,7 @@ __all__ = [
     "ModelPathError",
     "Normalisation",
     "PartTooLargeError",
+    "ProbeImages",
     "ProbeInputError",
     "ProbeSet",
     "Processes",

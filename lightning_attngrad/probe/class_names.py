@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,7 +14,9 @@ from lightning_attngrad.probe.resolve import TARGET_KEYS
 ClassNames = Sequence[str] | Mapping[int, str]
 
 
-def find_class_names(trainer: pl.Trainer, explicit: ClassNames | None = None) -> tuple[str, ...] | None:
+def find_class_names(
+    trainer: pl.Trainer, explicit: ClassNames | None = None, datasets: Iterable[Any] | None = None
+) -> tuple[str, ...] | None:
     """Find the names of the classes, in the order of their numbers.
 
     Looked at in this order: the argument; ``class_names`` or ``classes`` of the datamodule; the same of its
@@ -25,6 +27,7 @@ def find_class_names(trainer: pl.Trainer, explicit: ClassNames | None = None) ->
     Args:
         trainer: the Trainer.
         explicit: the names, or a mapping from class number to name.
+        datasets: where to look, instead of behind the evaluation loaders.
 
     Returns:
         The names, or None if nothing tells.
@@ -38,7 +41,7 @@ def find_class_names(trainer: pl.Trainer, explicit: ClassNames | None = None) ->
     datamodule = getattr(trainer, "datamodule", None)
     if datamodule is not None and (names := _names_of(datamodule)) is not None:
         return names
-    for dataset in [*_datasets_of(datamodule), *evaluation_datasets(trainer)]:
+    for dataset in [*_datasets_of(datamodule), *(evaluation_datasets(trainer) if datasets is None else datasets)]:
         names = _names_of(dataset) or _names_of_features(dataset)
         if names is not None:
             return names

@@ -1,106 +1,88 @@
-"""A few validation images, frozen: the same ones in every epoch, on every rank and after a resume."""
+"""A few images of a run, frozen: the same ones in every epoch, on every rank and after a resume."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
+from weakref import ref
 
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_attngrad.probe.global_state import check_seed
+from lightning_attngrad.probe.ahead import read_ahead
+from lightning_attngrad.probe.class_names import find_class_names
 from lightning_attngrad.probe.isolation import isolated
-from lightning_attngrad.probe.loaders import evaluation_loaders, is_map_style
-from lightning_attngrad.probe.masks import MaskSource, load_mask_source, read_masks
-from lightning_attngrad.probe.parts import Part, joined
-from lightning_attngrad.probe.reading import read_batches
-from lightning_attngrad.probe.resolve import (
-    BatchAdapter,
-    Key,
-    ProbeInputError,
-    load_batch_adapter,
-    split_batch,
-)
-from lightning_attngrad.probe.selection import balanced_choice, candidate_indices, known_targets
+from lightning_attngrad.probe.loaders import release_loaders
+from lightning_attngrad.probe.normalisation import Normalisation, find_normalisation
+from lightning_attngrad.probe.origin import NAMES_OF_DATA, Source, find_origin, named_datasets, transforms_of
+from lightning_attngrad.probe.parts import Part, hash_of, joined, part_of
+from lightning_attngrad.probe.resolve import ProbeInputError
+from lightning_attngrad.probe.settings import ProbeImages
 from lightning_attngrad.probe.transfer import transfer_batch
+
+T = TypeVar("T")
 
 logger = logging.getLogger("lightning_attngrad")
 
 #: Images of a stream beyond this size are not kept in a checkpoint.
 STATE_LIMIT_BYTES = 64 * 2**20
-_CANDIDATES_PER_IMAGE = 8
+_LIMIT_OF_BATCHES = {"validation": "limit_val_batches", "training": "limit_train_batches"}
 
 
 class ProbeSet:
-    """N validation images, their targets and, where asked for, their masks, chosen once.
+    """N images, their targets and, where asked for, their masks, chosen once.
 
-    From a map-style loader they are read at once (``read``), before the first training step, and chosen with
-    the same number from each class where the targets are known. From a stream (an iterable data set, a loader
-    of another kind) they are gathered as validation goes by (``collect``), and ``freeze`` gives those of rank
-    0 to all ranks.
+    They come from the validation data; in a run without a validation loader from the training data; or they are those
+    that the user gave. From a map-style loader they are read at once (``read``), before the first training step, and
+    chosen with the same number from each class where the targets are known. From a stream (an iterable data set, a
+    loader of another kind) they are gathered as batches go by (``collect``), and ``freeze`` gives those of rank 0 to
+    all ranks.
 
-    The loader is never iterated and its sampler never asked, so the run's order of data does not change, and
-    each rank of a distributed run reads the same images. Data sets that draw from generators of their own,
-    held anywhere else than in an attribute of themselves or of their transforms, are the one thing that
-    reading can disturb.
+    The run's loaders are never iterated, so its order of data does not change, and each rank of a distributed run reads
+    the same images. A sampler is asked only where no position in the data set can be read, and then by a fresh
+    iterator. Data sets that draw from generators of their own, held anywhere else than in an attribute of themselves or
+    of their transforms, are the one thing that reading can disturb.
+
+    What is found about the images (names of classes, normalisation) is found once, and so is their way to the device.
 
     Args:
-        num_images: N; fewer if the data hold fewer.
-        seed: of the choice, and of random transforms while reading.
-        image_key: see ``split_batch``.
-        target_key: see ``split_batch``.
-        batch_adapter: see ``split_batch``.
-        mask: where the masks are, or what makes them from a batch as the validation step gets it: see
-            ``load_mask_source``.
-        dataloader_idx: which one of several validation loaders.
-
-    Raises:
-        ValueError: if a number is out of range, or ``batch_adapter`` or ``mask`` cannot be imported.
+        settings: which images; the defaults if None.
 
     Attributes:
+        settings: which images.
+        source: which data they come from: ``"validation"``, ``"training"`` or ``"given"``; certain after ``read``.
+        is_stream: whether they are gathered as batches of ``source`` go by; certain after ``read``.
         images: (N, C, H, W), on the CPU. From a map-style loader: as collated, before any transfer hook,
-            perhaps uint8. From a stream: as the validation step saw them.
+            perhaps uint8. From a stream: as the step saw them.
         targets: (N,) int64 on the CPU, or None.
         masks: (N, H, W) float32 in [0, 1], on the CPU, 1 on the object; they have been through the transfer
-            hooks, as the images that the model takes. None where ``mask`` is.
-        indices: positions in the data set, None for a stream.
+            hooks, as the images that the model takes. None where ``settings.mask`` is.
+        indices: positions in the data set; None for a stream, and for images that no position indexes.
         hash: SHA-256 of images and targets, and of masks if there are any.
     """
 
-    def __init__(
-        self,
-        num_images: int = 16,
-        seed: int = 0,
-        *,
-        image_key: Key | None = None,
-        target_key: Key | None = None,
-        batch_adapter: BatchAdapter | str | None = None,
-        mask: MaskSource | None = None,
-        dataloader_idx: int = 0,
-    ) -> None:
-        for name, value, least in (("num_images", num_images, 1), ("dataloader_idx", dataloader_idx, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise ValueError(f"{name}: got {value!r}; expected an int of at least {least}")
-        check_seed(seed)
-        self.num_images = num_images
-        self.seed = seed
-        self.dataloader_idx = dataloader_idx
-        self._image_key = image_key
-        self._target_key = target_key
-        self._batch_adapter = load_batch_adapter(batch_adapter)
-        self._mask = load_mask_source(mask)
+    def __init__(self, settings: ProbeImages | None = None) -> None:
+        self.settings = ProbeImages() if settings is None else settings
+        self.source: Source = "validation" if self.settings.given is None else "given"
+        self.is_stream = False
         self.images: Tensor | None = None
         self.targets: Tensor | None = None
         self.masks: Tensor | None = None
         self.indices: list[int] | None = None
         self.hash: str | None = None
-        self._batches: list[Any] | None = None  # as collated; None for a stream
+        self._batches: list[Any] | None = None  # as collated; None where the images are as the model takes them
         self._gathered: list[Part] = []
         self._dataset_length: int | None = None
         self._resumed: dict[str, Any] | None = None
         self._said: set[str] = set()
+        self._found: dict[str, Any] = {}
+        self._on_device: tuple[Any, Part] | None = None  # what it depends on, and the images
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the images on the device, which belong to a running Trainer."""
+        return {**vars(self), "_on_device": None}
 
     @property
     def is_frozen(self) -> bool:
@@ -110,64 +92,68 @@ class ProbeSet:
     @property
     def is_full(self) -> bool:
         """Whether a stream has given all N images to this rank, so that ``freeze`` may be called."""
-        return self.is_frozen or sum(len(part.images) for part in self._gathered) >= self.num_images
+        return self.is_frozen or sum(len(part.images) for part in self._gathered) >= self.settings.num_images
+
+    @property
+    def dataloader_idx(self) -> int:
+        """Which one of several loaders."""
+        return self.settings.dataloader_idx
 
     def __len__(self) -> int:
         return 0 if self.images is None else len(self.images)
 
+    # Reading ------------------------------------------------------------------------------------------------
+
     def read(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
-        """Freeze the images of a map-style loader now, from any hook; later calls do nothing.
+        """Freeze the images now if they can be read, from any hook; later calls do nothing.
 
         Returns:
-            True if the set is frozen; False if the loader is a stream, whose batches go to ``collect``.
+            True if the set is frozen; False if the loader is a stream, whose batches go to ``collect``: those of
+            validation or of training, as ``source`` says.
 
         Raises:
-            ProbeInputError: if there is no validation loader, no such ``dataloader_idx``, or no images in the
-                data.
+            ProbeInputError: if there is no loader, no such ``dataloader_idx``, or no images in the data.
         """
         if self.is_frozen:
             return True
-        with isolated(trainer, pl_module, seed=self.seed):
-            loader = self._select_loader(trainer)
-            if not is_map_style(loader):
-                self._say(
-                    trainer,
-                    f"the validation loader ({type(loader).__name__}) cannot be read ahead: the "
-                    f"{self.num_images} probe images are gathered as validation goes by",
-                )
-                return False
-            length = len(loader.dataset)
-            if length == 0:
-                raise ProbeInputError("validation data: the data set is empty; give it at least one image")
-            if length < self.num_images:
-                self._say(
-                    trainer,
-                    f"{self.num_images} probe images were asked for, the data set holds {length}: using those",
-                )
-            indices = self._indices_of_state(length) or self._choose(loader, length)
-        with isolated(trainer, pl_module, seed=self.seed):  # anew: the choice may have drawn random numbers
-            batches = read_batches(loader, indices)
-            # Inside, as outside of it a validation hook would make inference tensors of them.
-            read = joined([self._split(batch, require_float=False) for batch in batches], self.num_images)
-        if self._mask is not None:  # where the hooks have put them: they may crop images and masks alike
-            read = read._replace(masks=self._transferred(trainer, pl_module, batches, with_masks=True).masks)
-        self._batches, self._dataset_length, self.indices = batches, length, indices
-        self._set(*read)
+        with isolated(trainer, pl_module):  # from one seed, whichever set is the first to ask for the loaders
+            origin = find_origin(trainer, self.settings)
+        self.source = origin.source
+        for remark in origin.remarks:
+            self._say(trainer, remark)
+        found = read_ahead(trainer, pl_module, origin, self.settings, self._indices_of_state)
+        self.is_stream = found is None
+        if found is None:
+            self._say(
+                trainer,
+                f"the {self.source} loader ({type(origin.loader).__name__}) cannot be read ahead: the "
+                f"{self.settings.num_images} probe images are gathered as {self.source} goes by",
+            )
+            return False
+        for remark in found.remarks:
+            self._say(trainer, remark)
+        self._batches, self._dataset_length, self.indices = found.batches, found.dataset_length, found.indices
+        part = found.part
+        if self.settings.mask is not None:  # where the hooks have put them: they may crop images and masks alike
+            part = part._replace(masks=self._moved(trainer, pl_module, found.batches or []).masks)
+        self._set(part)
         self._compare_with_state(trainer)
         self._say_if_masks_are_useless(trainer)
         return True
 
+    # Gathering ----------------------------------------------------------------------------------------------
+
     def collect(self, batch: Any, dataloader_idx: int = 0) -> None:
-        """Take images from a batch of a stream, as a validation hook receives it, until there are N.
+        """Take images from a batch of a stream, as a hook of ``source`` receives it, until there are N.
 
         Raises:
             ProbeInputError: if the batch holds no images.
         """
-        if self.is_full or dataloader_idx != self.dataloader_idx:
+        if self.is_full or (self.source == "validation" and dataloader_idx != self.dataloader_idx):
             return
-        missing = self.num_images - sum(len(part.images) for part in self._gathered)
+        missing = self.settings.num_images - sum(len(part.images) for part in self._gathered)
         with torch.no_grad():
-            part = self._split(batch, require_float=True, with_masks=True)
+            part = part_of(batch, self.settings, with_masks=True)
             # Cloned, since the memory of a batch may be reused; freeze() makes normal tensors of inference ones.
             kept = [None if rows is None else rows[:missing].detach().clone().cpu() for rows in part]
             self._gathered.append(Part(*kept))  # type: ignore[arg-type]  # there are images
@@ -191,58 +177,128 @@ class ProbeSet:
         self._gathered = []
         if isinstance(received, str):
             raise ProbeInputError(received)
-        if len(received[0]) < self.num_images:
+        if len(received[0]) < self.settings.num_images:
             self._say(
                 trainer,
-                f"{self.num_images} probe images were asked for, {len(received[0])} went by: using those",
+                f"{self.settings.num_images} probe images were asked for, {len(received[0])} went by: using those",
             )
-        self._set(*received)
+        self.is_stream = True
+        self._set(Part(*received))
         self._compare_with_state(trainer)
         self._say_if_masks_are_useless(trainer)
 
     def _all_gathered(self) -> Part | str:
         """What went by, or why there is nothing to use."""
+        of = NAMES_OF_DATA[self.source]
         if not self._gathered:
             return (
-                "validation data: no batch went by from which probe images could be gathered; check "
-                f"limit_val_batches and dataloader_idx={self.dataloader_idx}"
+                f"{of}: no batch went by from which probe images could be gathered; check "
+                f"{_LIMIT_OF_BATCHES[self.source]} and dataloader_idx={self.dataloader_idx}"
             )
         try:
-            return joined(self._gathered, self.num_images)
+            return joined(self._gathered, self.settings.num_images, of)
         except ProbeInputError as error:
             return str(error)
+
+    # For an evaluation --------------------------------------------------------------------------------------
 
     def to_device(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> tuple[Tensor, Tensor | None]:
         """The images as a validation step would get them: through the transfer hooks, on the model's device.
 
-        Random augmentation in ``on_after_batch_transfer`` starts from the seed, so each call gives the same
-        images.
+        They go through the hooks once, with random augmentation in ``on_after_batch_transfer`` from the seed, and are
+        kept on the device as long as it, the precision and the module stay the same.
 
         Returns:
-            Images (N, C, H, W) and targets (N,) or None, as normal (not inference) tensors.
+            Images (N, C, H, W) and targets (N,) or None, as normal (not inference) tensors, which the caller may
+            write to.
 
         Raises:
             ProbeInputError: if the set is not frozen yet, or the hooks leave no floating images.
         """
         if self.images is None:
             raise ProbeInputError("probe set: there are no images yet; call read(), or collect() and freeze()")
-        device = trainer.strategy.root_device
-        if self._batches is None:  # a stream's images have been through the hooks already
-            with torch.inference_mode(False):
-                return self.images.to(device), None if self.targets is None else self.targets.to(device)
-        images, targets, _ = self._transferred(trainer, pl_module, self._batches)
-        if targets is None and self.targets is not None:
-            targets = self.targets.to(images.device)
-        return images, targets
+        release_loaders(trainer)
+        with torch.inference_mode(False):
+            if self._batches is not None:
+                images, targets, _ = self._moved(trainer, pl_module, self._batches).clone()
+            else:
+                images, targets, _ = self._sent(trainer.strategy.root_device).clone()
+            if targets is None and self.targets is not None:
+                targets = self.targets.to(images.device)
+            return images, targets
 
-    def _transferred(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batches: list[Any], *, with_masks: bool = False
-    ) -> Part:
-        """The images of collated batches as a validation step would get them, the same at each call."""
-        with isolated(trainer, pl_module, seed=self.seed), torch.no_grad():
-            transferred = [transfer_batch(trainer, pl_module, batch, self.dataloader_idx) for batch in batches]
-            parts = [self._split(batch, require_float=True, with_masks=with_masks) for batch in transferred]
-            return joined(parts, self.num_images)
+    def _sent(self, device: torch.device) -> Part:
+        """Images that are as the model takes them already, on the device."""
+        assert self.images is not None
+        images, targets = self.images, self.targets
+        return self._kept(
+            device, lambda: Part(images.to(device), None if targets is None else targets.to(device), None)
+        )
+
+    def _moved(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batches: list[Any]) -> Part:
+        """The images of collated batches as a validation step would get them; with their masks, on the CPU."""
+
+        def move() -> Part:
+            place = 0 if self.source == "given" else self.dataloader_idx
+            with isolated(trainer, pl_module, seed=self.settings.seed), torch.no_grad():
+                moved = [transfer_batch(trainer, pl_module, batch, place) for batch in batches]
+                parts = [part_of(batch, self.settings, with_masks=True) for batch in moved]
+                return joined(parts, self.settings.num_images, NAMES_OF_DATA[self.source])
+
+        return self._kept((trainer.strategy.root_device, str(trainer.precision), ref(pl_module)), move)
+
+    def _kept(self, depends_on: Any, make: Callable[[], Part]) -> Part:
+        if self._on_device is None or self._on_device[0] != depends_on:
+            self._on_device = depends_on, make()
+        return self._on_device[1]
+
+    def class_names(self, trainer: pl.Trainer) -> tuple[str, ...] | None:
+        """What the classes are called: see `find_class_names`. Looked for at the first call only.
+
+        Returns:
+            The names in the order of their numbers, or None if nothing tells.
+        """
+
+        def find() -> tuple[str, ...] | None:
+            with isolated(trainer, trainer.lightning_module):  # the user's loaders may be asked for
+                return find_class_names(trainer, datasets=named_datasets(trainer))
+
+        explicit: Any = self.settings.class_names  # checked by the settings
+        return explicit if explicit is not None else self._find("class names", find)
+
+    def normalisation(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, images: Tensor | None = None
+    ) -> Normalisation | None:
+        """What turns the images that the model takes back into pixels: see `find_normalisation`.
+
+        Looked for at the first call with images, and at the first without.
+
+        Args:
+            trainer: the Trainer.
+            pl_module: the LightningModule.
+            images: as ``to_device`` gives them. Without them only what the settings or the data's transforms say
+                counts; with them also what the images and the model suggest.
+
+        Returns:
+            The normalisation, or None if nothing tells.
+        """
+
+        def find_stated() -> Normalisation | None:
+            with isolated(trainer, pl_module):  # the user's loaders may be asked for
+                transforms = transforms_of(trainer, self.settings, self.source)
+                return find_normalisation(trainer, pl_module, transforms=transforms)
+
+        stated = self.settings.normalisation or self._find("stated normalisation", find_stated)
+        if stated is not None or images is None:
+            return stated
+        return self._find("normalisation", lambda: find_normalisation(trainer, pl_module, images=images, transforms=()))
+
+    def _find(self, what: str, find: Callable[[], T]) -> T:
+        if what not in self._found:
+            self._found[what] = find()
+        return self._found[what]  # type: ignore[no-any-return]
+
+    # Resuming -----------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Plain Python and tensors: settings, indices and hash; for a stream the images as well.
@@ -252,13 +308,13 @@ class ProbeSet:
         """
         if self.images is None:
             return dict(self._resumed or {})
-        stream = self._batches is None
         size = sum(rows.element_size() * rows.nelement() for rows in (self.images, self.masks) if rows is not None)
-        keep_images = stream and size <= STATE_LIMIT_BYTES
+        keep_images = self.is_stream and size <= STATE_LIMIT_BYTES
         return {
-            "num_images": self.num_images,
-            "seed": self.seed,
+            "num_images": self.settings.num_images,
+            "seed": self.settings.seed,
             "dataloader_idx": self.dataloader_idx,
+            "source": self.source,
             "dataset_length": self._dataset_length,
             "indices": None if self.indices is None else list(self.indices),
             "hash": self.hash,
@@ -279,15 +335,17 @@ class ProbeSet:
             return
         self._resumed = dict(state)
         masks = state.get("masks")  # a checkpoint may be older than they are
-        if state["images"] is not None and self._same_settings(state) and (masks is None) == (self._mask is None):
-            self._set(state["images"], state["targets"], masks)
+        fits = self._same_settings(state) and (masks is None) == (self.settings.mask is None)
+        if state["images"] is not None and fits and self.settings.given is None:
+            self.source, self.is_stream = state.get("source", "validation"), True
+            self._set(Part(state["images"], state["targets"], masks))
 
     def _same_settings(self, state: dict[str, Any]) -> bool:
-        return all(state[name] == getattr(self, name) for name in ("num_images", "seed", "dataloader_idx"))
+        return all(state[name] == getattr(self.settings, name) for name in ("num_images", "seed", "dataloader_idx"))
 
     def _indices_of_state(self, length: int) -> list[int] | None:
         state = self._resumed
-        if state is None or not state["indices"]:
+        if state is None or not state["indices"] or state.get("source", "validation") != self.source:
             return None
         if self._same_settings(state) and state["dataset_length"] == length:
             return list(state["indices"])
@@ -298,59 +356,16 @@ class ProbeSet:
             self._say(
                 trainer,
                 "the probe images are not those of the run that is resumed (the data set, its transforms or "
-                "the settings num_images, seed, dataloader_idx, mask have changed): figures and numbers before "
+                "the settings num_images, seed, dataloader_idx, mask, images have changed): figures and numbers before "
                 "and after the resume are not comparable",
             )
         self._resumed = None
 
-    def _select_loader(self, trainer: pl.Trainer) -> Any:
-        loaders = evaluation_loaders(trainer)
-        if not loaders:
-            raise ProbeInputError(
-                "validation data: the run has no validation loader; define val_dataloader(), or pass "
-                "val_dataloaders to trainer.fit"
-            )
-        if self.dataloader_idx >= len(loaders):
-            raise ProbeInputError(
-                f"dataloader_idx: got {self.dataloader_idx}; expected 0 to {len(loaders) - 1}, as there are "
-                f"{len(loaders)} validation loaders"
-            )
-        if len(loaders) > 1:
-            self._say(
-                trainer,
-                f"there are {len(loaders)} validation loaders; the probe images come from dataloader_idx="
-                f"{self.dataloader_idx}",
-            )
-        return loaders[self.dataloader_idx]
+    def _set(self, part: Part) -> None:
+        self.images, self.targets, self.masks = part
+        self.hash = hash_of(part)
 
-    def _choose(self, loader: Any, length: int) -> list[int]:
-        targets = known_targets(loader.dataset)
-        if targets is not None:
-            return balanced_choice(targets, self.num_images, self.seed)
-        candidates = candidate_indices(length, _CANDIDATES_PER_IMAGE * self.num_images, self.seed)
-        found: list[int] = []
-        for index in candidates:
-            (batch,) = read_batches(loader, [index])
-            images, target, _ = self._split(batch, require_float=False)
-            if target is None or len(images) != 1:  # no classes to balance, or items that are batches
-                return candidates[: self.num_images]
-            found.append(int(target))
-        return [candidates[position] for position in balanced_choice(found, self.num_images, self.seed)]
-
-    def _split(self, batch: Any, *, require_float: bool, with_masks: bool = False) -> Part:
-        images, targets = split_batch(
-            batch,
-            image_key=self._image_key,
-            target_key=self._target_key,
-            batch_adapter=self._batch_adapter,
-            require_float=require_float,
-        )
-        masks = read_masks(batch, self._mask, images) if with_masks and self._mask is not None else None
-        return Part(images, targets, masks)
-
-    def _set(self, images: Tensor, targets: Tensor | None, masks: Tensor | None = None) -> None:
-        self.images, self.targets, self.masks = images, targets, masks
-        self.hash = _hash(images, targets, masks)
+    # Saying -------------------------------------------------------------------------------------------------
 
     def _say_if_masks_are_useless(self, trainer: pl.Trainer) -> None:
         if self.masks is not None and not bool((self.masks.flatten(1).amax(1) != self.masks.flatten(1).amin(1)).any()):
@@ -365,15 +380,3 @@ class ProbeSet:
         if message not in self._said and trainer.is_global_zero:
             logger.warning(message)
         self._said.add(message)
-
-
-def _hash(images: Tensor, targets: Tensor | None, masks: Tensor | None = None) -> str:
-    digest = hashlib.sha256()
-    for tensor in (images, targets, *([] if masks is None else [masks])):
-        if tensor is None:
-            digest.update(b"none")
-            continue
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(f"{plain.dtype} {tuple(plain.shape)}".encode())
-        digest.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,39 +19,93 @@ from lightning_attngrad.probe.resolve import ProbeInputError
 _DEEPEST_OBJECT = 4
 
 
-def read_batches(loader: DataLoader[Any], indices: Sequence[int]) -> list[Any]:
+class UnreadableItemError(ProbeInputError):
+    """The data set does not give the items that it was asked for."""
+
+
+def read_batches(loader: DataLoader[Any], indices: Sequence[Any], of: str = "validation data") -> list[Any]:
     """Read items as the loader would, in this process and without touching the loader's iterator or sampler.
 
     Args:
         loader: over a map-style data set. Its ``collate_fn`` is used; with ``batch_size=None`` each item is a
             batch of its own, unless the sampler hands out lists of indices, which the data set then reads at
             one go.
-        indices: positions in ``loader.dataset``.
+        indices: positions in ``loader.dataset``, or what else indexes it.
+        of: which data these are, for messages.
 
     Returns:
         Collated batches: one of all the items, or with ``batch_size=None`` one an item.
 
     Raises:
-        ProbeInputError: if an item cannot be read or the items cannot be collated; its cause is the original
-            error.
+        UnreadableItemError: if an item cannot be read; its cause is the original error.
+        ProbeInputError: if the items cannot be collated; likewise.
     """
-    dataset = loader.dataset
-    collate = loader.collate_fn
+    with reader(loader, of) as read:
+        return read(indices)
+
+
+@contextmanager
+def reader(loader: DataLoader[Any], of: str = "validation data") -> Iterator[Callable[[Sequence[Any]], list[Any]]]:
+    """As `read_batches`, for several calls: the data set is put back once, when all have been made."""
+    with untouched_dataset(loader.dataset):
+        yield partial(_read, loader, of)
+
+
+def read_through(loader: Iterable[Any], size_of: Callable[[Any], int], count: int) -> list[Any]:
+    """The first batches of a loader that is not of the run, until there are enough images.
+
+    Args:
+        loader: it is iterated from its start.
+        size_of: how many images a batch holds.
+        count: how many images are enough.
+
+    Raises:
+        ProbeInputError: if it gives no batch, or fails.
+    """
+    batches: list[Any] = []
+    images = 0
+    with untouched_dataset(getattr(loader, "dataset", None)):
+        iterator = iter(loader)
+        while images < count:
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                break
+            except Exception as error:
+                raise ProbeInputError(
+                    f"ProbeImages(images=…): batch {len(batches)} of the {type(loader).__name__} failed with {error!r}"
+                ) from error
+            batches.append(batch)
+            images += size_of(batch)
+    if not batches:
+        raise ProbeInputError(f"ProbeImages(images=…): the {type(loader).__name__} gave no batch; give it at least one")
+    return batches
+
+
+def _read(loader: DataLoader[Any], of: str, indices: Sequence[Any]) -> list[Any]:
+    dataset, collate = loader.dataset, loader.collate_fn
+    indices = list(indices)
+    all_at_once = loader.batch_size is None and loader.batch_sampler is None
     try:
-        with untouched_dataset(dataset):
-            if loader.batch_size is None and loader.batch_sampler is None:
-                if isinstance(loader.sampler, BatchSampler):
-                    return [collate(dataset[list(indices)])]
-                return [collate(dataset[index]) for index in indices]
+        if all_at_once:
+            together = isinstance(loader.sampler, BatchSampler)
+            uncollated = [dataset[indices]] if together else [dataset[index] for index in indices]
+        else:
             fetch_many = getattr(dataset, "__getitems__", None)
-            items = fetch_many(list(indices)) if fetch_many else [dataset[index] for index in indices]
-            return [collate(items)]
+            uncollated = [fetch_many(indices) if fetch_many else [dataset[index] for index in indices]]
+    except Exception as error:
+        raise UnreadableItemError(
+            f"{of}: reading the items {indices[:8]} of {type(dataset).__name__} in the main process failed with "
+            f"{error!r}; the data set must be readable without a worker_init_fn: make it so, or give images that are, "
+            "with ProbeImages(images=…)"
+        ) from error
+    try:
+        return [collate(items) for items in uncollated]
     except Exception as error:
         raise ProbeInputError(
-            f"validation data: reading the items {list(indices)[:8]} of {type(dataset).__name__} in the "
-            f"main process and collating them with {getattr(collate, '__name__', collate)!r} failed with "
-            f"{error!r}; all probe images must have one size, and the data set must be readable without a "
-            "worker_init_fn"
+            f"{of}: collating the items {indices[:8]} of {type(dataset).__name__} with "
+            f"{getattr(collate, '__name__', collate)!r} failed with {error!r}; all probe images must have one size: "
+            "resize them in the transform, or set num_images=1"
         ) from error
 
 

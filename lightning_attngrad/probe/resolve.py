@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import reduce
 from typing import Any, TypeAlias
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ BatchAdapter: TypeAlias = Callable[[Any], tuple[Tensor, Tensor | None]]
 IMAGE_KEYS = ("image", "images", "pixel_values", "img", "imgs", "x", "input", "inputs")
 TARGET_KEYS = ("label", "labels", "target", "targets", "y", "class", "classes")
 
+_DEEPEST_PATH = 4  # to images that an error message points to
 _LONGEST_DESCRIPTION = 12  # entries of a batch that an error message lists
 
 
@@ -29,12 +29,13 @@ class ModelPathError(ValueError):
     """The attribute path leads to no module; the message lists what is there."""
 
 
-def resolve_model(pl_module: nn.Module, path: str | None) -> nn.Module:
+def resolve_model(pl_module: nn.Module, path: str | None, *, needs_forward: bool = True) -> nn.Module:
     """The module to look into.
 
     Args:
         pl_module: the LightningModule.
         path: None for the module itself, or a dotted attribute path such as ``"net.backbone"``.
+        needs_forward: whether it is called with images; not where the user gives another way to run it.
 
     Raises:
         ModelPathError: if the path leads nowhere, or to something that is not a module; or if there is none, and the
@@ -46,10 +47,11 @@ def resolve_model(pl_module: nn.Module, path: str | None) -> nn.Module:
         ReLU()
     """
     if path is None:
-        if isinstance(pl_module, pl.LightningModule) and type(pl_module).forward is pl.LightningModule.forward:
+        if needs_forward and not _has_a_forward(pl_module):
             raise ModelPathError(
                 f"model: got None, but {type(pl_module).__name__} defines no forward(); expected the path of the part "
-                f"that maps images to logits, one of {list(dict(pl_module.named_children()))} or a part of theirs"
+                f"that maps images to logits, one of {list(dict(pl_module.named_children()))} or a part of theirs; or "
+                "a function (model, images) -> output as forward"
             )
         return pl_module
     here: Any = pl_module
@@ -69,6 +71,12 @@ def resolve_model(pl_module: nn.Module, path: str | None) -> nn.Module:
             f"model: got {path!r}, which is a {type(here).__name__}; expected the path of an nn.Module"
         )
     return here
+
+
+def _has_a_forward(pl_module: nn.Module) -> bool:
+    """Whether a LightningModule has one of its own; by name, as ``pytorch_lightning`` has another base class."""
+    owner = next(base for base in type(pl_module).__mro__ if "forward" in vars(base))
+    return owner.__name__ != "LightningModule" or not owner.__module__.startswith(("lightning.", "pytorch_lightning."))
 
 
 def load_batch_adapter(batch_adapter: BatchAdapter | str | None) -> BatchAdapter | None:
@@ -226,9 +234,19 @@ def _search_images(batch: Any, require_float: bool) -> tuple[Tensor, Any]:
                 neighbour = batch[index + 1] if index + 1 < len(batch) else None
                 return _checked_images(value, batch, "image_key", require_float), neighbour
     raise ProbeInputError(
-        f"batch: no images (B, C, H, W) found in {describe(batch)}; set image_key to the name, index or "
-        "path of the images, or batch_adapter to a function batch -> (images, targets)"
+        f"batch: no images (B, C, H, W) found in {describe(batch)}; set image_key to the name, index or path of the "
+        f"images, such as {_deeper_path(batch) or [0, 0]}, or batch_adapter to a function batch -> (images, targets)"
     )
+
+
+def _deeper_path(batch: Any, depth: int = _DEEPEST_PATH) -> list[str | int] | None:
+    """Where the first tensor that can be images is, further inside than is looked at unasked."""
+    for key, value in (_entries(batch) or []) if depth else []:
+        if _is_image_batch(value):
+            return [key]
+        if not isinstance(value, Tensor) and (path := _deeper_path(value, depth - 1)) is not None:
+            return [key, *path]
+    return None
 
 
 def _checked_images(images: Any, batch: Any, argument: str, require_float: bool) -> Tensor:

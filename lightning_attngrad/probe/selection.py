@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ def candidate_indices(length: int, count: int, seed: int) -> list[int]:
 def balanced_choice(targets: Sequence[int] | np.ndarray[Any, Any], count: int, seed: int) -> list[int]:
     """Positions of ``count`` items, as many of one class as of another.
 
-    Classes take turns, in an order drawn with the seed; a class that has run out is passed over.
+    Classes take turns, in an order drawn with the seed; a class that has run out is skipped.
 
     Args:
         targets: the class of each item, (M,).
@@ -38,21 +38,26 @@ def balanced_choice(targets: Sequence[int] | np.ndarray[Any, Any], count: int, s
     generator = random.Random(seed)  # noqa: S311
     values = np.asarray(targets)
     order = np.argsort(values, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(values[order]) != 0])
-    members = np.split(order, starts[1:])  # positions of each class
-    generator.shuffle(members)
-    count = min(count, len(values))
-    shares = [0] * len(members)
-    while (missing := count - sum(shares)) > 0:
-        open_classes = [number for number, group in enumerate(members) if shares[number] < len(group)]
-        for number in open_classes[:missing]:
-            shares[number] += 1
-    drawn = [
-        [int(group[place]) for place in generator.sample(range(len(group)), share)]
-        for group, share in zip(members, shares, strict=True)
-    ]
-    turns = max(shares)
-    return [group[turn] for turn in range(turns) for group in drawn if turn < len(group)]
+    starts = np.flatnonzero(np.r_[True, np.diff(values[order]) != 0])  # of each class in the order
+    sizes = np.diff(np.r_[starts, len(values)])
+    turns = list(range(len(starts)))  # the classes, in the order in which they take turns
+    generator.shuffle(turns)
+    drawn = []
+    for number, share in zip(turns, _shares(sizes[turns], min(count, len(values))), strict=True):
+        if share == 0:
+            continue
+        places = generator.sample(range(int(sizes[number])), int(share))
+        drawn.append([int(order[starts[number] + place]) for place in places])
+    longest = max(map(len, drawn))
+    return [group[turn] for turn in range(longest) for group in drawn if turn < len(group)]
+
+
+def _shares(sizes: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
+    """How many items each class gives, (K,): one a turn, until there are ``count``."""
+    shares = np.zeros_like(sizes)
+    while (missing := count - int(shares.sum())) > 0:
+        shares[np.flatnonzero(shares < sizes)[:missing]] += 1
+    return shares
 
 
 def known_targets(dataset: Any) -> np.ndarray[Any, Any] | None:
@@ -82,20 +87,24 @@ def known_targets(dataset: Any) -> np.ndarray[Any, Any] | None:
     return None
 
 
-def _target_attributes(dataset: Any) -> list[Any]:
-    found = [getattr(dataset, name, None) for name in ("targets", "labels")]
+def _target_attributes(dataset: Any) -> Iterator[Any]:
+    """What may hold the class of every item, one after the other, as some of it takes a second to build."""
+    yield getattr(dataset, "targets", None)
+    yield getattr(dataset, "labels", None)
     tensors = getattr(dataset, "tensors", None)
     if isinstance(tensors, list | tuple) and len(tensors) > 1:
-        found.append(tensors[1])
+        yield tensors[1]
     samples = getattr(dataset, "samples", None)
     if isinstance(samples, list) and samples and isinstance(samples[0], tuple) and len(samples[0]) == 2:
-        found.append([sample[1] for sample in samples])
+        yield [sample[1] for sample in samples]
     features = getattr(dataset, "features", None)
     if isinstance(features, Mapping) and hasattr(dataset, "with_format"):
-        # Without the user's format: reading a column through it would run their transform over all of it.
-        plain = dataset.with_format(None)
-        found += [plain[name][:] for name in TARGET_KEYS if name in features]
-    return found
+        # As arrays, in which a million labels are read at once; and without the user's format: reading a column
+        # through it would run their transform over all of it.
+        plain = dataset.with_format("numpy")
+        for name in TARGET_KEYS:
+            if name in features:
+                yield plain[name][:]
 
 
 def _as_classes(values: Any, length: int) -> np.ndarray[Any, Any] | None:
@@ -107,6 +116,8 @@ def _as_classes(values: Any, length: int) -> np.ndarray[Any, Any] | None:
     elif isinstance(values, list | tuple) and not isinstance(values[0], int | np.integer | torch.Tensor):
         return None  # cheap refusal before an array of a million strings is built
     try:
+        if isinstance(values, list | tuple) and isinstance(values[0], torch.Tensor):
+            values = torch.stack(list(values)).numpy()  # an array of tensors is built element by element
         array = np.asarray(values)
     except (ValueError, TypeError, RuntimeError):
         return None

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.trainer.states import RunningStage
 
 
 def transfer_batch(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, dataloader_idx: int) -> Any:
@@ -39,9 +38,20 @@ def transfer_batch(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: An
 def _validation_stage(trainer: pl.Trainer) -> Iterator[None]:
     """Let hooks that ask ``self.trainer.training`` see validation, wherever in fit this is called from."""
     stage = trainer.state.stage
-    if stage == RunningStage.TRAINING:
-        trainer.state.stage = RunningStage.VALIDATING
+    if stage == "train":
+        trainer.state.stage = type(stage).VALIDATING  # of the package that the Trainer is of
     try:
         yield
     finally:
         trainer.state.stage = stage
+
+
+def hooks_of_batches(trainer: pl.Trainer, pl_module: pl.LightningModule) -> str | None:
+    """The user's own hooks that change a batch on its way to the step, such as ``Net.on_after_batch_transfer``."""
+    for owner in (pl_module, getattr(trainer, "datamodule", None)):
+        for name in ("on_before_batch_transfer", "on_after_batch_transfer"):
+            hook = getattr(type(owner), name, None)
+            # By name: `pytorch_lightning` has classes of its own.
+            if hook is not None and hook.__qualname__ != f"DataHooks.{name}":
+                return f"{type(owner).__name__}.{name}"
+    return None

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from lightning_attngrad.probe import ProbeImages, ProbeSet
+
 HOOKS = {
     "fit": (
         "on_train_start",
@@ -156,6 +158,11 @@ def run(
         else:
             getattr(trainer, stage)(module, loader, verbose=False)
     return trainer
+
+
+def set_of(num_images: int = 16, seed: int = 0, **options: Any) -> ProbeSet:
+    """A set with settings of its own."""
+    return ProbeSet(ProbeImages(num_images, seed=seed, **options))
 
 
 def fail() -> None:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from lightning_attngrad.probe import ProbeInputError, ProbeSet, probe_set
-from tests.probe.runs import Images, bytes_of, everything, run
+from lightning_attngrad.probe import ProbeInputError, probe_set
+from lightning_attngrad.probe.parts import Part, hash_of
+from tests.probe.runs import Images, bytes_of, everything, run, set_of
 from tests.probe.test_probe_set import Labelled, Step, gather, read, resumed, saved
 
 
@@ -39,7 +40,7 @@ def loader(dataset: Any = None) -> DataLoader[Any]:
 
 
 def test_masks_are_those_of_the_same_items() -> None:
-    probe = read(loader(), ProbeSet(6, mask="mask"))
+    probe = read(loader(), set_of(6, mask="mask"))
     assert probe.indices is not None
     assert probe.masks is not None
     assert torch.equal(probe.masks, torch.stack([mask_of(index) for index in probe.indices]).float())
@@ -47,7 +48,7 @@ def test_masks_are_those_of_the_same_items() -> None:
 
 
 def test_masks_change_neither_the_choice_nor_the_run() -> None:
-    plain, masked = read(loader()), read(loader(), ProbeSet(6, mask="mask"))
+    plain, masked = read(loader()), read(loader(), set_of(6, mask="mask"))
     assert plain.indices == masked.indices
     assert plain.masks is None
     assert bytes_of(plain.images) == bytes_of(masked.images)
@@ -58,7 +59,7 @@ def test_masks_change_neither_the_choice_nor_the_run() -> None:
 
     class Reading(pl.Callback):
         def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-            ProbeSet(6, mask="mask").read(trainer, pl_module)
+            set_of(6, mask="mask").read(trainer, pl_module)
 
     outcomes = []
     for callbacks in ([], [Reading()]):
@@ -86,7 +87,7 @@ def test_masks_go_through_the_transfer_hooks_as_the_images_of_every_look() -> No
         def __getitem__(self, index: int) -> Any:
             return {**super().__getitem__(index), "image": mask_of(index).float().expand(3, 8, 8)}
 
-    probe = ProbeSet(6, mask="mask")
+    probe = set_of(6, mask="mask")
     looks: list[Tensor] = []
 
     class Looking(pl.Callback):
@@ -112,7 +113,7 @@ def test_masks_of_another_size_are_refused_before_training() -> None:
             return {**super().__getitem__(index), "mask": mask_of(index)[:4]}
 
     with pytest.raises(ProbeInputError, match=r"mask: got masks of 4 × 8 pixels; expected 8 × 8"):
-        read(loader(Small()), ProbeSet(6, mask="mask"))
+        read(loader(Small()), set_of(6, mask="mask"))
 
 
 def test_items_that_are_batches_are_cut_with_their_masks() -> None:
@@ -121,14 +122,14 @@ def test_items_that_are_batches_are_cut_with_their_masks() -> None:
             image, _ = super().__getitem__(index)
             return image.expand(4, 3, 8, 8), torch.arange(4), torch.stack([mask_of(4 * index + n) for n in range(4)])
 
-    probe = read(DataLoader(Batches(), batch_size=None), ProbeSet(6, mask=2))
+    probe = read(DataLoader(Batches(), batch_size=None), set_of(6, mask=2))
     assert probe.masks is not None
     assert probe.masks.shape == (6, 8, 8)
 
 
 def test_masks_of_a_stream_are_gathered_kept_and_found_again() -> None:
     stream = DataLoader(MaskedStream(), batch_size=4)
-    first = gather(ProbeSet(6, mask=2), stream, num_sanity_val_steps=0)
+    first = gather(set_of(6, mask=2), stream, num_sanity_val_steps=0)
     expected = torch.stack([mask_of(index) for index in range(6)]).float()
     assert first.masks is not None
     assert torch.equal(first.masks, expected)
@@ -138,11 +139,11 @@ def test_masks_of_a_stream_are_gathered_kept_and_found_again() -> None:
     assert torch.equal(again.masks, expected)
     assert again.hash == first.hash
     assert not resumed(state, 6).is_frozen  # no masks are asked for: those images have another hash
-    assert not resumed(saved(gather(ProbeSet(6), stream)), 6, mask=2).is_frozen
+    assert not resumed(saved(gather(set_of(6), stream)), 6, mask=2).is_frozen
 
 
 def test_a_state_from_before_there_were_masks_is_taken_up() -> None:
-    state = saved(gather(ProbeSet(6), DataLoader(MaskedStream(), batch_size=4)))
+    state = saved(gather(set_of(6), DataLoader(MaskedStream(), batch_size=4)))
     del state["masks"]
     assert resumed(state, 6).is_frozen
 
@@ -152,7 +153,7 @@ def test_masks_count_towards_what_a_checkpoint_may_hold(monkeypatch: pytest.Monk
     stream = DataLoader(MaskedStream(), batch_size=4)
     for limit, kept in ((images + masks, True), (images + masks - 1, False)):
         monkeypatch.setattr(probe_set, "STATE_LIMIT_BYTES", limit)
-        state = saved(gather(ProbeSet(6, mask=2), stream))
+        state = saved(gather(set_of(6, mask=2), stream))
         assert (state["masks"] is not None) is kept
         assert (state["images"] is not None) is kept
 
@@ -169,7 +170,7 @@ def test_the_masks_of_rank_zero_go_to_all() -> None:
         strategy = Strategy()
         is_global_zero = True
 
-    first, second = ProbeSet(1, mask=1), ProbeSet(1, mask=1)
+    first, second = set_of(1, mask=1), set_of(1, mask=1)
     first.collect((torch.zeros(1, 3, 8, 8), mask_of(4)[None]))
     first.freeze(Trainer())  # type: ignore[arg-type]
     second.collect((torch.zeros(1, 3, 8, 8), mask_of(7)[None]))
@@ -183,7 +184,7 @@ def test_the_masks_of_rank_zero_go_to_all() -> None:
 def test_the_hash_is_that_of_before_without_masks_and_another_with_them() -> None:
     images, targets = torch.zeros(2, 3, 4, 2), torch.tensor([0, 1])
     masks = torch.zeros(2, 4, 2)
-    hashes = [probe_set._hash(images, targets, rows) for rows in (None, masks, masks + 1)]
+    hashes = [hash_of(Part(images, targets, rows)) for rows in (None, masks, masks + 1)]
     assert len(set(hashes)) == 3
     assert hashes[0] == "28e5fabe91b4c50b34d8e37d28f714f251c958cd3d854a6b7da59cada6e073eb"
 
@@ -194,7 +195,7 @@ def test_masks_that_say_nothing_are_said_once(caplog: pytest.LogCaptureFixture) 
             return {**super().__getitem__(index), "mask": torch.full((8, 8), index % 2 == 1)}
 
     with caplog.at_level(logging.WARNING, "lightning_attngrad"):
-        read(loader(Empty()), ProbeSet(6, mask="mask"))
+        read(loader(Empty()), set_of(6, mask="mask"))
     said = [record.message for record in caplog.records if "empty or full" in record.message]
     assert len(said) == 1
     assert said[0].startswith("mask: those of all 6 probe images")

@@ -12,8 +12,9 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Subset
 
-from lightning_attngrad.probe import ProbeInputError, ProbeSet, probe_set
-from tests.probe.runs import Images, InHook, TinyModule, bytes_of, everything, rng_state, run
+from lightning_attngrad.probe import ProbeImages, ProbeInputError, ProbeSet, probe_set
+from lightning_attngrad.probe.parts import Part, hash_of
+from tests.probe.runs import Images, InHook, TinyModule, bytes_of, everything, rng_state, run, set_of
 
 
 class Step(TinyModule):
@@ -53,7 +54,7 @@ class Stream(IterableDataset[Any]):
 
 def read(loader: Any, probe: ProbeSet | None = None, module: Any = None, **options: Any) -> ProbeSet:
     """A set read in ``on_train_start`` of a run."""
-    probe = ProbeSet(6) if probe is None else probe
+    probe = set_of(6) if probe is None else probe
     hook = InHook("on_train_start", probe.read)
     run("fit", module or Step(), hook, loader=loader, max_epochs=1, **options)
     return probe
@@ -64,7 +65,7 @@ def read(loader: Any, probe: ProbeSet | None = None, module: Any = None, **optio
 def test_reading_changes_neither_the_order_of_the_data_nor_any_random_stream(hook: str, dataset: Any) -> None:
     def body(trainer: pl.Trainer, pl_module: Any) -> None:
         before = rng_state()
-        probe = ProbeSet(6)
+        probe = set_of(6)
         assert probe.read(trainer, pl_module)
         probe.to_device(trainer, pl_module)
         assert rng_state() == before
@@ -98,7 +99,7 @@ def test_known_targets_make_reading_candidates_unnecessary() -> None:
             return super().__getitem__(index)
 
     reads: list[int] = []
-    probe = ProbeSet(6)
+    probe = set_of(6)
 
     def body(trainer: pl.Trainer, pl_module: Any) -> None:
         reads.clear()
@@ -121,7 +122,7 @@ def test_at_most_eight_candidates_an_image_are_read() -> None:
 
     def body(trainer: pl.Trainer, pl_module: Any) -> None:
         reads.clear()
-        ProbeSet(2).read(trainer, pl_module)
+        set_of(2).read(trainer, pl_module)
         assert len(reads) == 8 * 2 + 2
 
     run("fit", Step(), InHook("on_train_start", body), loader=DataLoader(Counting(), batch_size=4), max_epochs=1)
@@ -129,7 +130,7 @@ def test_at_most_eight_candidates_an_image_are_read() -> None:
 
 
 def test_the_same_seed_gives_the_same_images_and_another_seed_others() -> None:
-    sets = [read(DataLoader(Labelled(), batch_size=b), ProbeSet(6, seed)) for b, seed in ((4, 1), (7, 1), (4, 2))]
+    sets = [read(DataLoader(Labelled(), batch_size=b), set_of(6, seed)) for b, seed in ((4, 1), (7, 1), (4, 2))]
     assert sets[0].indices == sets[1].indices != sets[2].indices
     assert sets[0].hash == sets[1].hash != sets[2].hash  # random transforms included
     assert len({probe.hash for probe in sets}) == 2
@@ -150,7 +151,7 @@ def test_the_loaders_collate_function_and_dictionaries() -> None:
         return {"photo": torch.stack([image for image, _ in items]), "kind": torch.tensor([t for _, t in items])}
 
     loader = DataLoader(Labelled(), batch_size=4, collate_fn=collate)
-    probe = read(loader, ProbeSet(6, image_key="photo", target_key="kind"))
+    probe = read(loader, set_of(6, image_key="photo", target_key="kind"))
     assert len(probe) == 6
     assert probe.targets is not None
     with pytest.raises(ProbeInputError, match="'photo': float32"):
@@ -158,7 +159,7 @@ def test_the_loaders_collate_function_and_dictionaries() -> None:
 
 
 def test_batch_adapter() -> None:
-    probe = read(DataLoader(Labelled(), batch_size=4), ProbeSet(2, batch_adapter=lambda batch: (batch[0], None)))
+    probe = read(DataLoader(Labelled(), batch_size=4), set_of(2, batch_adapter=lambda batch: (batch[0], None)))
     assert probe.targets is None
     assert len(probe) == 2
 
@@ -174,7 +175,7 @@ def test_items_that_are_batches_are_cut_to_the_number_asked_for() -> None:
             image, _ = super().__getitem__(index)
             return image.expand(4, 3, 8, 8), torch.arange(4)
 
-    probe = ProbeSet(6)
+    probe = set_of(6)
 
     def body(trainer: pl.Trainer, pl_module: Any) -> None:
         probe.read(trainer, pl_module)
@@ -190,7 +191,7 @@ def test_items_that_are_batches_are_cut_to_the_number_asked_for() -> None:
 
 @pytest.mark.parametrize(("classes", "size"), [(1, (3, 8, 8)), (3, (1, 8, 8)), (3, (3, 6, 10))])
 def test_one_class_one_channel_and_images_that_are_not_square(classes: int, size: tuple[int, ...]) -> None:
-    many, one = ProbeSet(6), ProbeSet(1)
+    many, one = set_of(6), set_of(1)
 
     def body(trainer: pl.Trainer, pl_module: Any) -> None:
         assert many.read(trainer, pl_module)
@@ -205,7 +206,7 @@ def test_one_class_one_channel_and_images_that_are_not_square(classes: int, size
 
 
 def test_fewer_images_than_asked_for_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    probe = ProbeSet(50)
+    probe = set_of(50)
     body = InHook("on_train_batch_end", probe.read)
     with caplog.at_level(logging.WARNING, "lightning_attngrad"):
         run("fit", Step(), body, loader=DataLoader(Images(5), batch_size=4), max_epochs=1)
@@ -221,12 +222,12 @@ def test_several_loaders(caplog: pytest.LogCaptureFixture) -> None:
     assert [r.message for r in caplog.records if r.name == "lightning_attngrad"] == [
         "there are 2 validation loaders; the probe images come from dataloader_idx=0"
     ]
-    second = read(loaders, ProbeSet(6, dataloader_idx=1))
+    second = read(loaders, set_of(6, dataloader_idx=1))
     assert first.images is not None
     assert second.images is not None
     assert (first.images.shape[-1], second.images.shape[-1]) == (8, 10)
     with pytest.raises(ProbeInputError, match="dataloader_idx: got 2; expected 0 to 1"):
-        read(loaders, ProbeSet(6, dataloader_idx=2))
+        read(loaders, set_of(6, dataloader_idx=2))
 
 
 def test_an_empty_data_set_is_refused() -> None:
@@ -234,7 +235,7 @@ def test_an_empty_data_set_is_refused() -> None:
         pass
 
     with pytest.raises(ProbeInputError, match="the data set is empty"):
-        read([DataLoader(Images(4)), DataLoader(Empty(0), batch_size=4)], ProbeSet(1, dataloader_idx=1))
+        read([DataLoader(Images(4)), DataLoader(Empty(0), batch_size=4)], set_of(1, dataloader_idx=1))
 
 
 class OnDevice(Step):
@@ -255,7 +256,7 @@ def test_images_come_to_the_device_through_the_hooks_and_always_the_same() -> No
             return (200 * image).byte(), target
 
     seen: list[Tensor] = []
-    probe = ProbeSet(4)
+    probe = set_of(4)
 
     def body(trainer: pl.Trainer, pl_module: Any) -> None:
         assert probe.read(trainer, pl_module)
@@ -302,7 +303,7 @@ def gather(probe: ProbeSet, loader: Any, stage: str = "fit", module: Any = None,
 @pytest.mark.parametrize("stage", ["fit", "validate"])
 def test_a_stream_is_gathered_as_it_goes_by(stage: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "lightning_attngrad"):
-        probe = gather(ProbeSet(6), DataLoader(Stream(), batch_size=4), stage, num_sanity_val_steps=0)
+        probe = gather(set_of(6), DataLoader(Stream(), batch_size=4), stage, num_sanity_val_steps=0)
     assert probe.is_full
     assert probe.images is not None
     assert probe.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4, 5]
@@ -323,11 +324,11 @@ def test_loaders_of_other_kinds_are_gathered() -> None:
         def __len__(self) -> int:
             return 3
 
-    probe = gather(ProbeSet(3), Batches(), num_sanity_val_steps=0)
+    probe = gather(set_of(3), Batches(), num_sanity_val_steps=0)
     assert probe.images is not None
     assert probe.images[:, 0, 0, 0].tolist() == [0, 0, 1]
     mixed = CombinedLoader({"a": DataLoader(Images(), batch_size=2)}, "max_size")
-    assert len(gather(ProbeSet(3, image_key="a.0", target_key="a.1"), mixed)) == 3
+    assert len(gather(set_of(3, image_key="a.0", target_key="a.1"), mixed)) == 3
 
 
 def test_a_stream_takes_only_its_own_loader_and_says_when_there_is_too_little(
@@ -335,7 +336,7 @@ def test_a_stream_takes_only_its_own_loader_and_says_when_there_is_too_little(
 ) -> None:
     loaders = [DataLoader(Images(), batch_size=4), DataLoader(Stream(), batch_size=4)]
     with caplog.at_level(logging.WARNING, "lightning_attngrad"):
-        probe = gather(ProbeSet(20, dataloader_idx=1), loaders, num_sanity_val_steps=0)
+        probe = gather(set_of(20, dataloader_idx=1), loaders, num_sanity_val_steps=0)
     assert probe.images is not None
     assert probe.images[:, 0, 0, 0].tolist() == list(range(10))
     assert any("20 probe images were asked for, 10 went by" in record.message for record in caplog.records)
@@ -344,7 +345,7 @@ def test_a_stream_takes_only_its_own_loader_and_says_when_there_is_too_little(
 def test_freezing_broadcasts_the_images_of_rank_zero() -> None:
     """As on rank 1 of two: what the strategy broadcasts is taken, not what this rank has gathered."""
     received = (torch.full((2, 3, 8, 8), 7.0), torch.tensor([1, 2]))
-    probe = ProbeSet(2)
+    probe = set_of(2)
     probe.collect((torch.zeros(2, 3, 8, 8), torch.tensor([0, 0])))
 
     class Strategy:
@@ -371,14 +372,14 @@ def test_nothing_gathered_is_an_error_on_every_rank() -> None:
         is_global_zero = True
 
     with pytest.raises(ProbeInputError, match="no batch went by"):
-        ProbeSet(2).freeze(Trainer())  # type: ignore[arg-type]
-    uneven = ProbeSet(2)
+        set_of(2).freeze(Trainer())  # type: ignore[arg-type]
+    uneven = set_of(2)
     uneven.collect(torch.rand(1, 3, 4, 4))
     uneven.collect(torch.rand(1, 3, 8, 8))
     with pytest.raises(ProbeInputError, match="different sizes"):
         uneven.freeze(Trainer())  # type: ignore[arg-type]
     with pytest.raises(ProbeInputError, match="there are no images yet"):
-        ProbeSet(2).to_device(Trainer(), None)  # type: ignore[arg-type]
+        set_of(2).to_device(Trainer(), None)  # type: ignore[arg-type]
 
 
 def saved(probe: ProbeSet) -> dict[str, Any]:
@@ -390,7 +391,7 @@ def saved(probe: ProbeSet) -> dict[str, Any]:
 
 
 def resumed(state: dict[str, Any], *arguments: Any, **options: Any) -> ProbeSet:
-    probe = ProbeSet(*arguments, **options)
+    probe = set_of(*arguments, **options)
     probe.load_state_dict(state)
     return probe
 
@@ -426,12 +427,12 @@ def test_a_resume_with_other_images_is_said_once(change: str, caplog: pytest.Log
     said = [record.message for record in caplog.records if record.name == "lightning_attngrad"]
     assert len(said) == 1
     assert "not those of the run that is resumed" in said[0]
-    assert len(probe) == probe.num_images  # and the run goes on with today's images
+    assert len(probe) == probe.settings.num_images  # and the run goes on with today's images
     assert probe.hash != state["hash"]
 
 
 def test_the_images_of_a_stream_are_in_the_state() -> None:
-    first = gather(ProbeSet(6), DataLoader(Stream(), batch_size=4))
+    first = gather(set_of(6), DataLoader(Stream(), batch_size=4))
     again = resumed(saved(first), 6)
     assert again.is_frozen
     assert again.hash == first.hash
@@ -443,7 +444,7 @@ def test_the_images_of_a_stream_are_in_the_state() -> None:
 
 def test_a_large_stream_is_not_in_the_state(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe_set, "STATE_LIMIT_BYTES", 6 * 3 * 8 * 8 * 4 - 1)
-    first = gather(ProbeSet(6), DataLoader(Stream(), batch_size=4))
+    first = gather(set_of(6), DataLoader(Stream(), batch_size=4))
     state = saved(first)
     assert state["images"] is None
     again = resumed(state, 6)
@@ -452,7 +453,7 @@ def test_a_large_stream_is_not_in_the_state(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_an_empty_state_is_no_state() -> None:
-    probe = ProbeSet(2)
+    probe = set_of(2)
     assert probe.state_dict() == {}
     probe.load_state_dict({})
     assert not probe.is_frozen
@@ -461,15 +462,15 @@ def test_an_empty_state_is_no_state() -> None:
 def test_the_hash_tells_images_shapes_and_targets_apart() -> None:
     images, targets = torch.zeros(2, 3, 4, 2), torch.tensor([0, 1])
     hashes = [
-        probe_set._hash(images, targets),
-        probe_set._hash(images + 1, targets),
-        probe_set._hash(images.reshape(2, 3, 2, 4), targets),
-        probe_set._hash(images.bfloat16(), targets),
-        probe_set._hash(images, 1 - targets),
-        probe_set._hash(images, None),
+        hash_of(Part(images, targets)),
+        hash_of(Part(images + 1, targets)),
+        hash_of(Part(images.reshape(2, 3, 2, 4), targets)),
+        hash_of(Part(images.bfloat16(), targets)),
+        hash_of(Part(images, 1 - targets)),
+        hash_of(Part(images, None)),
     ]
     assert len(set(hashes)) == 6
-    assert probe_set._hash(images.clone(), targets.clone()) == hashes[0]
+    assert hash_of(Part(images.clone(), targets.clone())) == hashes[0]
 
 
 @pytest.mark.parametrize(
@@ -484,7 +485,7 @@ def test_the_hash_tells_images_shapes_and_targets_apart() -> None:
 )
 def test_wrong_arguments_are_refused_at_construction(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ProbeSet(**options)
+        ProbeImages(**options)
 
 
 def test_a_stream_is_moved_to_the_device_as_normal_tensors() -> None:
@@ -498,7 +499,7 @@ def test_a_stream_is_moved_to_the_device_as_normal_tensors() -> None:
         strategy = Strategy()
         is_global_zero = True
 
-    probe = ProbeSet(2)
+    probe = set_of(2)
     with torch.inference_mode():
         probe.collect((torch.rand(2, 3, 4, 4), torch.tensor([0, 1])))
         probe.freeze(Trainer())  # type: ignore[arg-type]
@@ -510,7 +511,7 @@ def test_a_stream_is_moved_to_the_device_as_normal_tensors() -> None:
 
 
 def test_starting_over_forgets_what_was_gathered() -> None:
-    probe = ProbeSet(2)
+    probe = set_of(2)
     probe.collect(torch.zeros(2, 3, 4, 4))
     assert probe.is_full
     probe.start_over()

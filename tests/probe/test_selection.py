@@ -94,13 +94,10 @@ def test_unknown_targets_are_none(dataset: Dataset[object]) -> None:
 
 
 def test_the_label_column_of_a_hugging_face_data_set_is_read_without_its_transform() -> None:
-    class Column(list[int]):
-        pass
-
     class HuggingFaceLike(With):
-        def with_format(self, format_: object) -> dict[str, Column]:
-            assert format_ is None
-            return {"label": Column([2, 0, 1])}
+        def with_format(self, format_: object) -> dict[str, np.ndarray]:
+            assert format_ == "numpy"
+            return {"label": np.array([2, 0, 1])}
 
     dataset = HuggingFaceLike(3, features={"image": None, "label": None})
     targets = known_targets(dataset)
