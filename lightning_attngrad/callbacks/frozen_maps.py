@@ -70,12 +70,13 @@ class FrozenMaps:
         ):
             if not isinstance(value, str) or value not in known:
                 raise ValueError(f"{argument}: got {value!r}; expected one of {', '.join(known)}")
-        if correction != "positive" and not METHODS[method].takes_corrections:
+        takes_corrections = "correction" in METHODS[method].option_names
+        if correction != "positive" and not takes_corrections:
             raise ValueError(f"correction: got {correction!r}, and method={method!r} has none to choose")
         self.method = method
         self.target: Tensor | None = None
         self._options: dict[str, Any] = {"method": method, "objective": objective}
-        if METHODS[method].takes_corrections:
+        if takes_corrections:
             self._options["correction"] = correction
 
     @property
