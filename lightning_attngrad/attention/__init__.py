@@ -1,19 +1,27 @@
 """Sees every attention call of any model, and changes none. Needs torch only."""
 
+from lightning_attngrad.attention.budget import default_memory_budget
 from lightning_attngrad.attention.call import (
-    DEFAULT_MEMORY_BUDGET,
     AttentionCall,
     ExplicitAttentionCall,
     FusedAttentionCall,
+    outside_autocast,
 )
 from lightning_attngrad.attention.layout import TokenLayout, UnsupportedModelError, check_structure, infer_layout
-from lightning_attngrad.attention.rules import ATTN_LRP, CONSERVATIVE, PLAIN, BackwardRules
+from lightning_attngrad.attention.rules import (
+    ATTN_LRP,
+    CONSERVATIVE,
+    PLAIN,
+    BackwardRules,
+    backward_rule,
+    constant_ratio,
+    forget_backward_rule,
+)
 from lightning_attngrad.attention.tap import AttentionTap, outside_inference
 
 __all__ = [
     "ATTN_LRP",
     "CONSERVATIVE",
-    "DEFAULT_MEMORY_BUDGET",
     "PLAIN",
     "AttentionCall",
     "AttentionTap",
@@ -22,7 +30,12 @@ __all__ = [
     "FusedAttentionCall",
     "TokenLayout",
     "UnsupportedModelError",
+    "backward_rule",
     "check_structure",
+    "constant_ratio",
+    "default_memory_budget",
+    "forget_backward_rule",
     "infer_layout",
+    "outside_autocast",
     "outside_inference",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -9,9 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-#: Room for temporaries of one block of rows. Small enough to stay in a processor's cache, large enough
-#: that the matrix products dominate.
-DEFAULT_MEMORY_BUDGET = 2 * 2**20
+from lightning_attngrad.attention.budget import default_memory_budget
 
 _BYTES_PER_PROBABILITY = 2 * 4  # float32 probabilities and their gradient, both (B, H, rows, M)
 
@@ -27,11 +26,14 @@ class AttentionCall(ABC):
         name: the model's own name for the place, such as ``blocks.3.attn``.
         tensor: the tensor of the autograd graph whose gradient :meth:`attention_gradient` needs.
         token_norms: (B, N) lengths of the tokens that enter the last normalisation before the call; None without one.
+        follows: whether something that it reads comes from the call before it. True for the first call, and where no
+            graph was asked for.
     """
 
     name: str
     tensor: Tensor
     token_norms: Tensor | None = field(default=None, init=False)
+    follows: bool = field(default=True, init=False)
 
     @property
     @abstractmethod
@@ -40,7 +42,7 @@ class AttentionCall(ABC):
 
     @abstractmethod
     def attention(self, rows: slice) -> Tensor:
-        """Probabilities of these query tokens, (B, H, rows, M), outside the graph, at least float32."""
+        """Probabilities of these query tokens, (B, H, rows, M), outside graph and autocast, at least float32."""
 
     @abstractmethod
     def attention_gradient(self, rows: slice, gradient: Tensor) -> Tensor:
@@ -65,27 +67,27 @@ class AttentionCall(ABC):
         """Whether queries and keys are the same tokens (a pooling call has fewer queries)."""
         return self.shape[2] == self.shape[3]
 
-    def parts(
-        self, memory_budget: int = DEFAULT_MEMORY_BUDGET, rows: int | None = None
-    ) -> Iterator[tuple[slice, slice]]:
+    def parts(self, memory_budget: int | None = None, rows: int | None = None) -> Iterator[tuple[slice, slice]]:
         """Cut the call into images and heads whose temporaries fit the budget with all (or so many) rows at once.
 
-        Where not even one head of one image fits, it is to be cut further, into :meth:`blocks` of rows. Few rows of
-        many heads would read all their keys and values again for every block.
+        The budget is in bytes; None is that of :func:`default_memory_budget`. Where not even one head of one image
+        fits, it is to be cut further, into :meth:`blocks` of rows. Few rows of many heads would read all their keys
+        and values again for every block.
         """
         batch, heads, queries, keys = self.shape
-        fitting = memory_budget // ((queries if rows is None else rows) * keys * _BYTES_PER_PROBABILITY)
+        fitting = self._budget(memory_budget) // ((queries if rows is None else rows) * keys * _BYTES_PER_PROBABILITY)
         for images in _even_slices(0, batch, fitting // heads):
             for of_heads in _even_slices(0, heads, fitting):
                 yield images, of_heads
 
-    def blocks(
-        self, memory_budget: int = DEFAULT_MEMORY_BUDGET, start: int = 0, stop: int | None = None
-    ) -> Iterator[slice]:
-        """Cut the query tokens ``start … stop`` into blocks whose temporaries fit the budget in bytes."""
+    def blocks(self, memory_budget: int | None = None, start: int = 0, stop: int | None = None) -> Iterator[slice]:
+        """Cut the query tokens ``start … stop`` into blocks whose temporaries fit the budget, see :meth:`parts`."""
         batch, heads, queries, keys = self.shape
-        fitting = memory_budget // (batch * heads * keys * _BYTES_PER_PROBABILITY)
+        fitting = self._budget(memory_budget) // (batch * heads * keys * _BYTES_PER_PROBABILITY)
         yield from _even_slices(start, queries if stop is None else stop, fitting)
+
+    def _budget(self, memory_budget: int | None) -> int:
+        return default_memory_budget(self.tensor.device) if memory_budget is None else memory_budget
 
 
 @dataclass(eq=False)
@@ -114,9 +116,9 @@ class FusedAttentionCall(AttentionCall):
         return batch, heads, queries, self.key.shape[-2]
 
     def attention(self, rows: slice) -> Tensor:
-        query = _at_least_float32(self.query[:, :, rows]) * self.scale
-        scores = _times_transposed(query, self.key)  # (B, H, rows, M)
-        if self.mask is not None:
+        with outside_autocast(self.query.device):
+            scores = _times_transposed(_at_least_float32(self.query[:, :, rows]) * self.scale, self.key)
+        if self.mask is not None:  # (B, H, rows, M)
             mask = self.mask.detach()
             mask = mask if mask.dim() < 2 or mask.shape[-2] == 1 else mask[..., rows, :]
             if mask.dtype == torch.bool:
@@ -133,7 +135,8 @@ class FusedAttentionCall(AttentionCall):
         return scores if blind is None else scores.masked_fill_(blind, 0.0)
 
     def attention_gradient(self, rows: slice, gradient: Tensor) -> Tensor:
-        return _times_transposed(_at_least_float32(gradient[:, :, rows]), self.value)
+        with outside_autocast(self.value.device):
+            return _times_transposed(_at_least_float32(gradient[:, :, rows]), self.value)
 
     def part(self, images: slice, heads: slice) -> FusedAttentionCall:
         return replace(
@@ -168,6 +171,15 @@ class ExplicitAttentionCall(AttentionCall):
 
     def part(self, images: slice, heads: slice) -> ExplicitAttentionCall:
         return replace(self, probabilities=self.probabilities[images, heads])
+
+
+def outside_autocast(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Arithmetic in the types that the tensors have, whatever autocast the caller stands in."""
+    kind = device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        off: contextlib.AbstractContextManager[object] = torch.autocast(kind, enabled=False)
+        return off
+    return contextlib.nullcontext()
 
 
 def _even_slices(start: int, stop: int, most: int) -> Iterator[slice]:

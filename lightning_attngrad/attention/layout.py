@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_attngrad.attention.call import AttentionCall, FusedAttentionCall
-from lightning_attngrad.attention.tap import AttentionTap, walk_graph
+from lightning_attngrad.attention.call import AttentionCall, outside_autocast
+from lightning_attngrad.attention.tap import AttentionTap
 
 #: Class, distillation and register tokens in front of the patches: more than that is no plain ViT.
 _MOST_PREFIX_TOKENS = 32
@@ -89,6 +89,9 @@ def infer_layout(tap: AttentionTap, model_name: str, images: Tensor) -> TokenLay
 def check_structure(tap: AttentionTap, layout: TokenLayout, model_name: str) -> None:
     """Refuse, rather than draw a wrong map of, a model in which more happens than the maps know of.
 
+    Both are questions about the model and not about a method: they are asked of what the model computed, whatever
+    rules change the way back.
+
     Args:
         tap: after a forward pass with a graph.
         layout: of its tokens.
@@ -99,13 +102,14 @@ def check_structure(tap: AttentionTap, layout: TokenLayout, model_name: str) -> 
             not follow one upon the other.
     """
     for earlier, later in zip(tap.calls, tap.calls[1:], strict=False):
-        if not _follows(later.tensor, earlier.tensor):
+        if not later.follows:
             raise UnsupportedModelError(
                 f"{model_name}: what {later.name!r} reads does not come from {earlier.name!r}. The model attends "
                 "side by side (parallel branches, several views of an image, a teacher), and a map follows one "
                 f"chain of layers. Give the part of the model that is one. {_SUPPORTED}."
             )
-    places = _tokens_of_patches(tap, layout.tokens)
+    with outside_autocast(tap.calls[0].tensor.device):
+        places = _tokens_of_patches(tap, layout.tokens)
     if places is not None and not bool(
         (places == torch.arange(layout.prefix, layout.tokens, device=places.device)).all()
     ):
@@ -116,13 +120,6 @@ def check_structure(tap: AttentionTap, layout: TokenLayout, model_name: str) -> 
         )
 
 
-def _follows(later: Tensor, earlier: Tensor) -> bool:
-    """Whether one tensor of the graph comes from the other."""
-    if earlier.grad_fn is None:  # the leaf at which the graph begins
-        return any(getattr(node, "variable", None) is earlier for node in walk_graph(later))
-    return any(node is earlier.grad_fn for node in walk_graph(later))
-
-
 def _tokens_of_patches(tap: AttentionTap, tokens: int) -> Tensor | None:
     """Which token each patch becomes, (B, h·w), −1 where it becomes none; None where it cannot be told.
 
@@ -130,8 +127,8 @@ def _tokens_of_patches(tap: AttentionTap, tokens: int) -> Tensor | None:
     digit at a time, since half precision keeps few. All that lies between is the position embedding and the like.
     """
     reader = tap.embedding
-    if reader is None and isinstance(tap.calls[0], FusedAttentionCall):
-        reader = tap.calls[0].query.transpose(1, 2).flatten(2)  # (B, N, D)
+    if reader is None and tap.first_values is not None:
+        reader = tap.first_values.transpose(1, 2).flatten(2)  # (B, N, D)
     anchor = tap.patch_anchor
     if anchor is None or reader is None or reader.shape[1] != tokens or not reader.requires_grad:
         return None

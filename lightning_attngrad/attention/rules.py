@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -144,6 +144,17 @@ def _rms_norm(
     return cast(Tensor, _RMSNorm.apply(input, normalized_shape, weight, eps))
 
 
+def constant_ratio(input: Tensor, output: Tensor, *, at_zero: float) -> Tensor:  # noqa: A002
+    """The values of ``output``; backwards ``input`` times their ratio, held constant: ``x·stop(f(x)/x)``.
+
+    Args:
+        input: x, in the graph.
+        output: f(x), of the same shape.
+        at_zero: the ratio where x is zero, f'(0).
+    """
+    return cast(Tensor, _Activation.apply(input, output.detach(), at_zero))
+
+
 def _activation(function: Callable[..., Tensor], at_zero: float) -> Callable[..., Tensor]:
     def with_constant_ratio(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
         if not input.requires_grad:
@@ -151,7 +162,7 @@ def _activation(function: Callable[..., Tensor], at_zero: float) -> Callable[...
         kwargs.pop("inplace", None)
         with torch.no_grad():
             output = function(input, *args, **kwargs)
-        return cast(Tensor, _Activation.apply(input, output, at_zero))
+        return constant_ratio(input, output, at_zero=at_zero)
 
     return with_constant_ratio
 
@@ -177,7 +188,7 @@ def _differentiable(value: Any) -> bool:
     return isinstance(value, Tensor) and value.requires_grad
 
 
-#: What the functions that a tap sees become under ``linearise``.
+#: What the functions that a tap sees become under ``linearise``; :func:`backward_rule` adds to it.
 LINEARISED: dict[Callable[..., Any], Callable[..., Any]] = {
     F.layer_norm: _layer_norm,
     F.rms_norm: _rms_norm,
@@ -191,3 +202,67 @@ LINEARISED: dict[Callable[..., Any], Callable[..., Any]] = {
     Tensor.__mul__: _product(torch.mul),
     Tensor.__rmul__: _product(torch.mul),
 }
+
+#: Functions that normalise tokens: a tap reads the embedding at the input of the first.
+NORMALISATIONS: set[Callable[..., Any]] = {F.layer_norm, F.rms_norm}
+
+Rule = TypeVar("Rule", bound=Callable[..., Any])
+
+
+def backward_rule(*functions: Callable[..., Any], normalisation: bool = False) -> Callable[[Rule], Rule]:
+    """Decorator: what takes the place of torch functions while relevance is propagated (rules with ``linearise``).
+
+    The decorated function takes their arguments, returns the same values, and decides what flows backwards. What
+    does not depend on its input (``detach()``) passes nothing on; relevance is kept where the output is the input
+    times something held constant: see :func:`constant_ratio` for activations, and divide by ``scale.detach()`` for
+    normalisations. Functions of torch only, in all the spellings that models use (``torch.tanh``, ``Tensor.tanh``):
+    what is composed of them in Python is seen as its parts.
+
+    Args:
+        functions: functions of torch, such as ``torch.nn.functional.selu``.
+        normalisation: whether they normalise tokens, as ``layer_norm`` does: the embedding that relevance is measured
+            at is the input of the first normalisation.
+
+    Raises:
+        ValueError: without a function, or for one that has a rule.
+
+    Example:
+        >>> @backward_rule(F.selu)
+        ... def selu(input, inplace=False):
+        ...     return constant_ratio(input, F.selu(input.detach()), at_zero=1.05)
+        >>> @backward_rule(F.normalize, normalisation=True)
+        ... def normalize(input, p=2.0, dim=1, eps=1e-12, out=None):
+        ...     return input / torch.linalg.vector_norm(input, p, dim, keepdim=True).clamp_min(eps).detach()
+        >>> forget_backward_rule(F.selu, F.normalize)
+    """
+    if not functions:
+        raise ValueError("functions: got none; expected functions of torch, such as torch.nn.functional.selu")
+    for function in functions:
+        if function in LINEARISED:
+            raise ValueError(
+                f"functions: {_name(function)} has a backward rule already; forget_backward_rule removes it"
+            )
+
+    def register(rule: Rule) -> Rule:
+        LINEARISED.update(dict.fromkeys(functions, rule))
+        if normalisation:
+            NORMALISATIONS.update(functions)
+        return rule
+
+    return register
+
+
+def forget_backward_rule(*functions: Callable[..., Any]) -> None:
+    """Propagate through these functions by their plain gradient again.
+
+    Raises:
+        ValueError: for a function without a rule.
+    """
+    for function in functions:
+        if LINEARISED.pop(function, None) is None:
+            raise ValueError(f"functions: {_name(function)} has no backward rule")
+        NORMALISATIONS.discard(function)
+
+
+def _name(function: Callable[..., Any]) -> str:
+    return getattr(function, "__name__", repr(function))

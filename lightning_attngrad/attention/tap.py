@@ -17,13 +17,12 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_attngrad.attention.call import AttentionCall, ExplicitAttentionCall, FusedAttentionCall
 from lightning_attngrad.attention.multihead import multi_head_attention
-from lightning_attngrad.attention.rules import LINEARISED, PLAIN, BackwardRules, scale_gradient
+from lightning_attngrad.attention.rules import LINEARISED, NORMALISATIONS, PLAIN, BackwardRules, scale_gradient
 
 T = TypeVar("T")
 
 _SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
 _MATRIX_PRODUCT = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm)
-_NORMALISATION = (F.layer_norm, F.rms_norm)
 #: Between a softmax and its matrix product the probabilities may pass through these.
 _IN_BETWEEN = (F.dropout, Tensor.to, Tensor.type_as, Tensor.contiguous, Tensor.float, Tensor.half, Tensor.bfloat16)
 #: Modules that do the arithmetic of an attention layer but are not the layer.
@@ -50,6 +49,7 @@ class AttentionTap(TorchFunctionMode):
         conv_grids: height and width that each convolution before the first attention call gave.
         embedding: tokens with their positions as they enter the first block (B, N, D): the input of the normalisation
             that the first attention call's values come from. None until then.
+        first_values: values of the first attention call, (B, H, M, d), in the graph. None until then.
         patch_anchor: what the last convolution before the first attention call gave (B, D, h, w), where a graph is
             asked for: the graph begins here, so that one can ask which token comes from which patch.
         last_normalised: output of the last normalisation before the last self-attention call (B, N, D).
@@ -80,6 +80,7 @@ class AttentionTap(TorchFunctionMode):
         self.calls: list[AttentionCall] = []
         self.conv_grids: list[tuple[int, int]] = []
         self.embedding: Tensor | None = None
+        self.first_values: Tensor | None = None
         self.patch_anchor: Tensor | None = None
         self.last_normalised: Tensor | None = None
         self.on_gradient: Callable[[AttentionCall, Tensor], None] | None = None
@@ -96,6 +97,7 @@ class AttentionTap(TorchFunctionMode):
         self._norms_before: list[tuple[Tensor, Tensor]] = []  # inputs and outputs, before the first attention call
         self._softmaxes: list[_PendingSoftmax] = []  # probabilities, if a matrix product with values follows
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._came_out: Any = None  # node of the graph that made the output of the last attention call
         self._handlers: dict[Callable[..., Any], Callable[..., Any]] = {
             F.scaled_dot_product_attention: self._on_fused_attention,
             F.multi_head_attention_forward: self._on_multi_head_attention,
@@ -104,7 +106,7 @@ class AttentionTap(TorchFunctionMode):
             torch._C._set_grad_enabled: self._on_set_grad_enabled,
             **dict.fromkeys(_SOFTMAX, self._on_softmax),
             **dict.fromkeys(_MATRIX_PRODUCT, self._on_matrix_product),
-            **dict.fromkeys(_NORMALISATION, self._on_normalisation),
+            **dict.fromkeys(NORMALISATIONS, self._on_normalisation),
             **dict.fromkeys(_IN_BETWEEN, self._on_in_between),
         }
 
@@ -131,7 +133,8 @@ class AttentionTap(TorchFunctionMode):
         self.on_gradient = None
         self._norms_before.clear()
         self._softmaxes.clear()
-        self.embedding = self.patch_anchor = self.last_normalised = self._normalised = self._entering_norm = None
+        self.embedding = self.first_values = self.patch_anchor = self.last_normalised = None
+        self._normalised = self._entering_norm = self._came_out = None
 
     @property
     def unread_softmaxes(self) -> tuple[str, ...]:
@@ -170,6 +173,7 @@ class AttentionTap(TorchFunctionMode):
         )
         query, key, value = (_four_dimensional(tensor) for tensor in seen)
         self._record(
+            seen,
             FusedAttentionCall(
                 name=self._calling_module(),
                 tensor=output,
@@ -180,8 +184,8 @@ class AttentionTap(TorchFunctionMode):
                 is_causal=is_causal,
                 scale=scale,
             ),
-            value,
         )
+        self._came_out = _node_of(output)
         return output
 
     def _on_multi_head_attention(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -214,16 +218,25 @@ class AttentionTap(TorchFunctionMode):
         return output
 
     def _on_matrix_product(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        if len(args) > 1 and self._pending_softmax(args[0]) is not None:
+        attends = len(args) > 1 and self._pending_softmax(args[0]) is not None
+        if attends:
             args = (*self._on_explicit_attention(args[0], args[1]), *args[2:])
-        return func(*args, **kwargs)  # type: ignore[no-any-return]
+        output: Tensor = func(*args, **kwargs)
+        if attends:
+            self._came_out = _node_of(output)
+        return output
 
     def _on_einsum(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        if len(args) == 3 and self._pending_softmax(args[1]) is not None:
+        probabilities_first = len(args) == 3 and self._pending_softmax(args[1]) is not None
+        values_first = len(args) == 3 and not probabilities_first and self._pending_softmax(args[2]) is not None
+        if probabilities_first:
             args = (args[0], *self._on_explicit_attention(args[1], args[2]))
-        elif len(args) == 3 and self._pending_softmax(args[2]) is not None:
+        elif values_first:
             args = (args[0], *reversed(self._on_explicit_attention(args[2], args[1])))
-        return func(*args, **kwargs)  # type: ignore[no-any-return]
+        output: Tensor = func(*args, **kwargs)
+        if probabilities_first or values_first:
+            self._came_out = _node_of(output)
+        return output
 
     def _pending_softmax(self, operand: Any) -> _PendingSoftmax | None:
         """The softmax that these probabilities come from, whatever copies of them were made."""
@@ -237,18 +250,18 @@ class AttentionTap(TorchFunctionMode):
         self._softmaxes = [
             pending for pending in self._softmaxes if pending is not self._pending_softmax(probabilities)
         ]
-        rules = self._rules.attention
+        rules, seen = self._rules.attention, (probabilities, value)
         if rules == "constant":
             probabilities = probabilities.detach()
         elif rules == "uniform":
             probabilities, value = scale_gradient(probabilities, 0.25), scale_gradient(value, 0.5)
         self._record(
+            seen,
             ExplicitAttentionCall(
                 name=self._calling_module(),
                 tensor=probabilities,
                 probabilities=_four_dimensional(probabilities.detach()),
             ),
-            value,
         )
         return probabilities, value
 
@@ -280,12 +293,16 @@ class AttentionTap(TorchFunctionMode):
 
     # What is kept ------------------------------------------------------------------------------------------
 
-    def _record(self, call: AttentionCall, value: Tensor) -> None:
+    def _record(self, reads: tuple[Tensor, ...], call: AttentionCall) -> None:
+        """Keep a call, and from what it reads, values last, as the model has it: before rules cut anything."""
         name, number = call.name, sum(known.name.split("#")[0] == call.name for known in self.calls)
         call.name = f"{name}#{number + 1}" if number else name  # a module that attends several times
         if not self.calls:
-            self.embedding = _input_of_norm(self._norms_before, value)
+            self.embedding = _input_of_norm(self._norms_before, reads[-1])
+            self.first_values = _four_dimensional(reads[-1])
             self._norms_before.clear()
+        elif self._came_out is not None:
+            call.follows = any(node is self._came_out for node in walk_graph(*reads))
         if self._start == "attention" and not self.calls and not call.tensor.requires_grad:
             call.tensor.requires_grad_()
         if call.tensor.requires_grad:
@@ -342,9 +359,14 @@ def _input_of_norm(norms: list[tuple[Tensor, Tensor]], value: Tensor) -> Tensor 
     return norms[-1][0] if norms else None
 
 
-def walk_graph(tensor: Tensor) -> Iterator[Any]:
-    """Nodes of the autograd graph behind ``tensor``, nearest first."""
-    waiting, seen = deque([tensor.grad_fn]), set()
+def _node_of(output: Tensor) -> Any:
+    """Node of the graph that made ``output``, or that receives its gradient where the graph begins; None without."""
+    return torch.autograd.graph.get_gradient_edge(output).node if output.requires_grad else None
+
+
+def walk_graph(*tensors: Tensor) -> Iterator[Any]:
+    """Nodes of the autograd graph behind ``tensors``, nearest first."""
+    waiting, seen = deque(_node_of(tensor) for tensor in tensors), set()
     while waiting:
         node = waiting.popleft()
         if node is None or node in seen:

@@ -4,9 +4,15 @@ from lightning_attngrad.attention import UnsupportedModelError
 from lightning_attngrad.explain import baselines, conservative, guided  # noqa: F401  (importing registers methods)
 from lightning_attngrad.explain.attention_step import AttentionStep, attention_step
 from lightning_attngrad.explain.corrections import CORRECTIONS
-from lightning_attngrad.explain.explaining import DEFAULT_METHOD, explain
+from lightning_attngrad.explain.explaining import explain
 from lightning_attngrad.explain.explanation import Explanation
-from lightning_attngrad.explain.forward_pass import ForwardPass, NonFiniteOutputError, find_logits
+from lightning_attngrad.explain.forward_pass import (
+    ForwardPass,
+    NonFiniteError,
+    NonFiniteGradientError,
+    NonFiniteOutputError,
+    find_logits,
+)
 from lightning_attngrad.explain.objectives import (
     OBJECTIVES,
     Contrast,
@@ -17,7 +23,9 @@ from lightning_attngrad.explain.objectives import (
     Region,
     Seeds,
 )
-from lightning_attngrad.explain.registry import METHODS, Options, TokenScores, register_method
+from lightning_attngrad.explain.plain import plain
+from lightning_attngrad.explain.question import DEFAULT_METHOD, Question
+from lightning_attngrad.explain.registry import METHODS, Method, TokenScores, register_method
 
 __all__ = [
     "CORRECTIONS",
@@ -30,10 +38,13 @@ __all__ = [
     "ForwardPass",
     "Logit",
     "Margin",
+    "Method",
     "Mixture",
+    "NonFiniteError",
+    "NonFiniteGradientError",
     "NonFiniteOutputError",
     "Objective",
-    "Options",
+    "Question",
     "Region",
     "Seeds",
     "TokenScores",
@@ -41,5 +52,6 @@ __all__ = [
     "attention_step",
     "explain",
     "find_logits",
+    "plain",
     "register_method",
 ]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.attention import DEFAULT_MEMORY_BUDGET, AttentionCall
+from lightning_attngrad.attention import AttentionCall
 from lightning_attngrad.explain.explaining import explain
 from lightning_attngrad.explain.explanation import Explanation
 from lightning_attngrad.explain.forward_pass import forward_pass
@@ -96,8 +96,9 @@ def attention_step(
         logits.append(after.logits)
         heatmaps.append(after.heatmap)
     predicted = torch.stack(logits).argmax(dim=-1) == before.target  # (S, B)
-    tried = torch.tensor(sizes, device=predicted.device).unsqueeze(1).expand_as(predicted)
-    smallest = torch.where(predicted, tried, torch.inf).amin(dim=0)
+    smallest = torch.full_like(before.value, torch.inf)
+    for size, sufficed in zip(sizes, predicted, strict=True):
+        smallest = torch.where(sufficed, smallest.clamp_max(size), smallest)
     smallest = torch.where(before.logits.argmax(dim=1) == before.target, 0.0, smallest)
     return AttentionStep(
         before=before,
@@ -133,7 +134,7 @@ def _score_directions(
         if call.name not in chosen:
             return
         parts = []
-        for rows in call.blocks(DEFAULT_MEMORY_BUDGET):
+        for rows in call.blocks(ran.memory_budget):
             attention = call.attention(rows)
             product = call.attention_gradient(rows, gradient).mul_(attention)
             parts.append(product - attention * product.sum(dim=-1, keepdim=True))
@@ -144,5 +145,5 @@ def _score_directions(
     with forward_pass(model, images, forward=forward) as ran:
         seeds = Logit().seeds(ran, target)
         ran.tap.on_gradient = keep
-        torch.autograd.grad(seeds.outputs, ran.tap.calls[0].tensor, seeds.gradients)
+        seeds.gradient_at(ran.tap.calls[0].tensor)
         return [directions.get(id(call)) for call in ran.tap.calls]

@@ -18,6 +18,11 @@ class Correction(NamedTuple):
     product: float
     row_sum: float
 
+    @property
+    def is_signed(self) -> bool:
+        """Whether C has values below 0."""
+        return self.product > 0 or self.row_sum != 0
+
 
 CORRECTIONS: dict[str, Correction] = {
     "positive": Correction(1, 0, 0),  # (A ⊙ G)₊: support only; with the logit, Chefer's generic rule

@@ -11,7 +11,7 @@ from torch import Tensor
 class Explanation:
     """Heatmaps of a batch, with all that is needed to read them.
 
-    B images, C classes, N tokens, L attention calls, a patch grid of h×w, and P panels where several classes or
+    B images, C classes, N tokens, L parts, a patch grid of h×w, and P panels where several classes or
     several corrections were asked for.
 
     Attributes:
@@ -21,9 +21,10 @@ class Explanation:
         target: the class explained, (B,) or (B, P) int64; None where the objective has no class.
         value: what was explained, Φ of each image: for the objective ``logit`` the target's logit. (B,) or (B, P).
         token_scores: the heatmap with prefix tokens (class, distillation, register) in front, (B, N) or (B, P, N).
-        layers: what each attention call added to the heatmap, (B, L, h, w) or (B, P, L, h, w), first call
-            first; None for methods that have no such parts.
-        layer_names: the model's own names for the L attention calls.
+        layers: L parts that sum to the heatmap, (B, L, h, w) or (B, P, L, h, w): what each attention call added, first
+            call first; for ``guided_relevance``, of the half of the map that is streamed through the layers, and last
+            the half that belongs to none, named ``relevance``. None where the map is no such sum.
+        layer_names: L names: the model's own for its attention calls; empty where ``layers`` is None.
         panels: names of the P panels.
         completeness_error: ``|Σ R − Φ| / |Φ|``, (B,) or (B, P), for relevance methods: how much of the output the
             token scores fail to account for.

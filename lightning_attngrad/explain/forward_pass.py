@@ -17,13 +17,40 @@ from lightning_attngrad.attention import (
     BackwardRules,
     TokenLayout,
     check_structure,
+    default_memory_budget,
     infer_layout,
 )
 from lightning_attngrad.explain.evaluation import differentiable, held_still
 
+#: So many images are named in a message.
+_NAMED = 8
 
-class NonFiniteOutputError(ValueError):
+
+class NonFiniteError(ValueError):
+    """Something that a map is made of is NaN or infinite.
+
+    Attributes:
+        images: which images of the batch, counted from 0.
+    """
+
+    def __init__(self, message: str, images: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.images = images
+
+
+class NonFiniteOutputError(NonFiniteError):
     """The model's output is NaN or infinite: nothing about it can be explained."""
+
+
+class NonFiniteGradientError(NonFiniteError):
+    """The output is finite and its gradient is not: no map can be made of it."""
+
+
+def numbers_of(images: Tensor) -> tuple[tuple[int, ...], str]:
+    """Which images (B,) bool are meant: their numbers in the batch, and the same in words."""
+    numbers = tuple(images.cpu().nonzero().flatten().tolist())
+    named = ", ".join(map(str, numbers[:_NAMED])) + (", …" if len(numbers) > _NAMED else "")
+    return numbers, f"{len(numbers)} of {len(images)} images (number {named}, counted from 0)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +62,14 @@ class ForwardPass:
         output: what the model returned.
         layout: which tokens lie where.
         batch: number of images B.
+        memory_budget: bytes for the temporaries of a block of attention rows.
     """
 
     tap: AttentionTap
     output: Any
     layout: TokenLayout
     batch: int
+    memory_budget: int
 
     @property
     def logits(self) -> Tensor:
@@ -79,9 +108,11 @@ def forward_pass(
     images: Tensor,
     *,
     forward: Callable[[Tensor], Any] | None = None,
-    start: Literal["attention", "embedding"] | None = "attention",
+    start: Literal["attention", "embedding"] = "attention",
     rules: BackwardRules = PLAIN,
     score_offsets: Sequence[Tensor | None] = (),
+    memory_budget: int | None = None,
+    backward: bool = True,
 ) -> Iterator[ForwardPass]:
     """Run ``model`` on ``images`` (B, C, H, W) under a tap, and let go of everything when the block ends.
 
@@ -92,6 +123,9 @@ def forward_pass(
         start: where the graph begins, see :class:`AttentionTap`.
         rules: what replaces the plain gradient.
         score_offsets: additions to the scores of the calls, see :class:`AttentionTap`.
+        memory_budget: in bytes; None is :func:`default_memory_budget` of the device that the images lie on.
+        backward: whether a backward pass through the model will follow. Without one, nothing that only it would need
+            is kept.
 
     Raises:
         TypeError: for a model or images of another type.
@@ -104,25 +138,21 @@ def forward_pass(
     if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() != 4 or not len(images):
         got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"images: got {got}; expected a floating-point tensor (B, C, H, W), normalised for the model")
+    if memory_budget is not None and memory_budget < 1:
+        raise ValueError(f"memory_budget: got {memory_budget!r}; expected a number of bytes above 0, or None")
     with differentiable(), held_still(model):
         tap = AttentionTap(model, start=start, rules=rules, score_offsets=score_offsets)
         try:
             # A copy, made here: a batch that was loaded under inference mode can enter no graph, and a model that
             # normalises in place must not write into the caller's images.
             images = images.detach().clone()
-            with tap:
+            with tap, contextlib.nullcontext() if backward else _structure_only(tap):
                 output = (forward or model)(images)
             layout = infer_layout(tap, type(model).__name__, images)
-            if start is not None and rules.attention != "constant":  # there the chain is cut on purpose
-                check_structure(tap, layout, type(model).__name__)
-            scores = find_logits(output)
-            if scores is not None and not torch.isfinite(scores).all():
-                bad = (~torch.isfinite(scores)).flatten(1).any(1) if scores.dim() > 1 else ~torch.isfinite(scores)
-                raise NonFiniteOutputError(
-                    f"model: {type(model).__name__} gives NaN or infinite outputs for {int(bad.sum())} of "
-                    f"{len(images)} images; there is nothing to explain until it gives finite ones"
-                )
-            yield ForwardPass(tap=tap, output=output, layout=layout, batch=len(images))
+            check_structure(tap, layout, type(model).__name__)
+            _check_finite(output, type(model).__name__)
+            budget = default_memory_budget(images.device) if memory_budget is None else memory_budget
+            yield ForwardPass(tap=tap, output=output, layout=layout, batch=len(images), memory_budget=budget)
         except CheckpointError as error:
             raise ValueError(
                 f"model: {type(model).__name__} calls torch.utils.checkpoint itself, without a flag on a module that "
@@ -131,3 +161,26 @@ def forward_pass(
             ) from error
         finally:
             tap.release()
+
+
+def _structure_only(tap: AttentionTap) -> contextlib.AbstractContextManager[object]:
+    """A graph that says what comes from what, and behind the first attention keeps no activation to differentiate."""
+
+    def keep(tensor: Tensor) -> Tensor | None:
+        return None if tap.calls else tensor
+
+    hooks: contextlib.AbstractContextManager[object] = torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept)
+    return hooks
+
+
+def _check_finite(output: Any, model_name: str) -> None:
+    scores = find_logits(output)
+    if scores is None or torch.isfinite(scores).all():
+        return
+    bad = ~torch.isfinite(scores)
+    images, named = numbers_of(bad.flatten(1).any(1) if bad.dim() > 1 else bad.reshape(-1))
+    raise NonFiniteOutputError(
+        f"model: {model_name} gives NaN or infinite outputs for {named}; there is nothing to explain until it gives "
+        "finite ones",
+        images,
+    )

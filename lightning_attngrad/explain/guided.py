@@ -2,45 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
+from lightning_attngrad.explain.corrections import CORRECTIONS, CorrectionName, check_corrections
 from lightning_attngrad.explain.forward_pass import ForwardPass
 from lightning_attngrad.explain.objectives import Seeds
 from lightning_attngrad.explain.propagation import RowPropagation
-from lightning_attngrad.explain.registry import Options, TokenScores, register_method
+from lightning_attngrad.explain.registry import TokenScores, register_method
+
+
+@dataclass(frozen=True)
+class GradientGuidedOptions:
+    """Options of ``gradient_guided``.
+
+    Args:
+        correction: what of the gradient counts: ``positive``, ``negative``, ``absolute``, ``signed`` or ``transfer``;
+            several of them give one panel each, from one backward pass.
+
+    Raises:
+        ValueError: for an unknown correction, or none at all.
+    """
+
+    correction: CorrectionName | Sequence[CorrectionName] = "positive"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.correction, str):
+            object.__setattr__(self, "correction", tuple(self.correction))
+        check_corrections(self.correction)  # type: ignore[arg-type]
+
+    @property
+    def corrections(self) -> tuple[str, ...]:
+        """Their names, one or several."""
+        return check_corrections(self.correction)  # type: ignore[arg-type]
+
+    @property
+    def panels(self) -> tuple[str, ...] | None:
+        """A panel for each correction, where several were asked for."""
+        return None if isinstance(self.correction, str) else self.corrections
+
+    @property
+    def signed(self) -> bool:
+        """Whether a map has values below 0."""
+        return any(CORRECTIONS[name].is_signed for name in self.corrections)
 
 
 @register_method(
     "gradient_guided",
     source="arXiv 2605.11392; correction 'positive' with objective 'logit' is arXiv 2103.15679, eq. 5 and 6",
-    takes_corrections=True,
+    options=GradientGuidedOptions,
+    signed=lambda options: options.signed,
     takes_region=True,
 )
-def gradient_guided(forward: ForwardPass, seeds: Seeds, options: Options) -> TokenScores:
+def gradient_guided(forward: ForwardPass, seeds: Seeds, options: GradientGuidedOptions) -> TokenScores:
     """Attention times its gradient, corrected, rolled through the layers from the row that feeds the prediction."""
-    scores, _ = stream(forward, seeds, options, options.corrections, forward.tap.calls[0].tensor)
+    scores, _ = stream(forward, seeds, options.corrections, forward.tap.calls[0].tensor)
     return scores
 
 
 def stream(
-    forward: ForwardPass, seeds: Seeds, options: Options, corrections: tuple[str, ...], source: Tensor
+    forward: ForwardPass, seeds: Seeds, corrections: tuple[str, ...], source: Tensor
 ) -> tuple[TokenScores, Tensor]:
     """One backward pass from ``seeds`` to ``source`` with row propagation at every attention call on its way.
 
     Returns:
         The propagated scores, and the gradient at ``source``.
     """
-    propagation = RowPropagation(forward.layout, corrections, options.memory_budget)
+    propagation = RowPropagation(forward.layout, corrections, forward.memory_budget)
     if seeds.given is not None:
         propagation(*seeds.given)
     forward.tap.on_gradient = propagation
     try:
-        gradient = (
-            torch.autograd.grad(seeds.outputs, source, seeds.gradients, retain_graph=options.retain_graph)[0]
-            if seeds.outputs
-            else torch.zeros_like(source)
-        )
+        gradient = seeds.gradient_at(source)
     finally:
         forward.tap.on_gradient = None
     increments = propagation.increments[::-1]

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_attngrad.attention import AttentionCall, ExplicitAttentionCall, FusedAttentionCall, outside_inference
+from lightning_attngrad.attention import (
+    AttentionCall,
+    ExplicitAttentionCall,
+    FusedAttentionCall,
+    outside_autocast,
+    outside_inference,
+)
 from lightning_attngrad.explain.forward_pass import ForwardPass
+from lightning_attngrad.explain.plain import Plain, plain
 from lightning_attngrad.explain.propagation import pooling_weights
 
 
@@ -25,12 +32,20 @@ class Seeds:
         outputs: tensors of the graph.
         gradients: ∂Φ at each of them.
         given: an attention call whose gradient is known without autograd, and that gradient.
+        retain_graph: whether another backward pass follows this one.
     """
 
     value: Tensor
     outputs: tuple[Tensor, ...]
     gradients: tuple[Tensor, ...]
     given: tuple[AttentionCall, Tensor] | None = None
+    retain_graph: bool = False
+
+    def gradient_at(self, tensor: Tensor) -> Tensor:
+        """∂Φ at a tensor of the graph, by one backward pass."""
+        if not self.outputs:
+            return torch.zeros_like(tensor)
+        return torch.autograd.grad(self.outputs, tensor, self.gradients, retain_graph=self.retain_graph)[0]
 
 
 class Objective(ABC):
@@ -41,6 +56,21 @@ class Objective(ABC):
     @abstractmethod
     def seeds(self, forward: ForwardPass, target: Tensor | None) -> Seeds:
         """Where the backward pass of Φ starts; ``target`` is (B,) or None."""
+
+    def of_images(self, indices: Tensor) -> Objective:  # noqa: ARG002
+        """The same objective for some images (n,) of those that it was made for; most are the same for every image."""
+        return self
+
+    def plain(self) -> Plain:
+        """What is asked, in plain values: objectives that ask the same are described alike."""
+        return plain(self)
+
+    def check(self) -> None:  # noqa: B027  (most have nothing to check)
+        """Refuse an objective that is not complete.
+
+        Raises:
+            ValueError: with what is missing.
+        """
 
 
 class ValueObjective(Objective):
@@ -64,6 +94,9 @@ class ValueObjective(Objective):
 class Logit(ValueObjective):
     """``z_t``: the class itself."""
 
+    def plain(self) -> Plain:
+        return "logit"
+
     def value(self, forward: ForwardPass, target: Tensor | None) -> Tensor:
         return _of_class(forward.logits, target)
 
@@ -71,6 +104,9 @@ class Logit(ValueObjective):
 @dataclass(frozen=True)
 class Margin(ValueObjective):
     """``z_t − max_{j≠t} z_j``: what separates the class from its nearest rival."""
+
+    def plain(self) -> Plain:
+        return "margin"
 
     def value(self, forward: ForwardPass, target: Tensor | None) -> Tensor:
         logits = forward.logits
@@ -80,37 +116,58 @@ class Margin(ValueObjective):
         return _of_class(logits, target) - others.amax(dim=1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contrast(ValueObjective):
     """``z_t − z_b``: why the target class rather than b.
 
     Args:
-        against: b, one class for all images, or one an image as a tensor (B,).
+        against: b, one class for all images, or one an image, a list or a tensor (B,).
     """
 
-    against: int | Tensor
+    against: int | list[int] | Tensor
 
     def value(self, forward: ForwardPass, target: Tensor | None) -> Tensor:
-        logits = forward.logits
-        against = outside_inference(torch.as_tensor(self.against, device=logits.device)).expand(len(logits))
-        if against.is_floating_point() or not bool(((against >= 0) & (against < logits.shape[1])).all()):
-            raise ValueError(f"against: got {self.against!r}; expected classes from 0 to {logits.shape[1] - 1}")
-        return _of_class(logits, target) - _of_class(logits, against)
+        logits, against = forward.logits, self.against
+        if isinstance(against, int) and not isinstance(against, bool):
+            known = 0 <= against < logits.shape[1]
+        else:
+            given = outside_inference(torch.as_tensor(against, device=logits.device))
+            known = not (given.is_floating_point() or given.dtype == torch.bool) and given.numel() in (1, len(logits))
+            against = given.expand(len(logits)) if known else given
+            known = known and bool(((against >= 0) & (against < logits.shape[1])).all())
+        if not known:
+            raise ValueError(
+                f"against: got {self.against!r}; expected classes from 0 to {logits.shape[1] - 1}, one, or one an image"
+            )
+        rival = logits[:, against] if isinstance(against, int) else _of_class(logits, against)
+        return _of_class(logits, target) - rival
+
+    def plain(self) -> Plain:
+        return {"contrast": plain(self.against)}
+
+    def of_images(self, indices: Tensor) -> Contrast:
+        if isinstance(self.against, int):
+            return self
+        given = torch.as_tensor(self.against)
+        return self if given.numel() == 1 else replace(self, against=given[indices.to(given.device)])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Mixture(ValueObjective):
     """``Σ_c w_c z_c``: guided from outside, an image read as a mixture of classes. Takes no target.
 
     Args:
-        weights: w, (C,) for all images, or (B, C).
+        weights: w, (C,) for all images, a list or a tensor, or (B, C); or a dictionary from some classes to their
+            weights, where all others have none.
     """
 
-    weights: Tensor | Sequence[float]
+    weights: list[float] | dict[int, float] | Tensor
     needs_target: bool = field(default=False, init=False, repr=False)
 
     def value(self, forward: ForwardPass, target: Tensor | None) -> Tensor:  # noqa: ARG002
         logits = forward.logits
+        if isinstance(self.weights, dict):
+            return self._of_some(logits, {int(index): float(weight) for index, weight in self.weights.items()})
         weights = outside_inference(torch.as_tensor(self.weights, device=logits.device, dtype=logits.dtype))
         if weights.shape not in (logits.shape, logits.shape[1:]):
             raise ValueError(
@@ -119,8 +176,22 @@ class Mixture(ValueObjective):
             )
         return (logits * weights).sum(dim=1)
 
+    def _of_some(self, logits: Tensor, weights: dict[int, float]) -> Tensor:
+        if not weights or not all(0 <= index < logits.shape[1] for index in weights):
+            raise ValueError(f"weights: got {self.weights!r}; expected classes from 0 to {logits.shape[1] - 1}")
+        return torch.stack([logits[:, index] * weight for index, weight in weights.items()]).sum(dim=0)
 
-@dataclass(frozen=True)
+    def plain(self) -> Plain:
+        return {"mixture": plain(self.weights)}
+
+    def of_images(self, indices: Tensor) -> Mixture:
+        if isinstance(self.weights, dict):
+            return self
+        given = torch.as_tensor(self.weights)
+        return self if given.dim() < 2 else replace(self, weights=given[indices.to(given.device)])
+
+
+@dataclass(frozen=True, eq=False)
 class OfOutput(ValueObjective):
     """A function of the model's own output: for regression, embeddings, backbones without a classifier.
 
@@ -140,8 +211,11 @@ class OfOutput(ValueObjective):
             )
         return value if value.dtype == torch.float64 else value.float()
 
+    def plain(self) -> Plain:
+        return plain(self.function)
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, eq=False)
 class Region(Objective):
     """The share of the last attention that falls inside a mask: guided from outside by place, not by class.
 
@@ -149,13 +223,35 @@ class Region(Objective):
     only decides which tokens count as pooled; Φ itself knows no class.
 
     Args:
-        mask: (H, W), (B, H, W), or the same on the patch grid; True or 1 inside.
+        mask: (H, W), (B, H, W), or the same on the patch grid; True or 1 inside. None leaves it to whoever asks: the
+            monitors take the masks of their images.
     """
 
-    mask: Tensor
+    mask: Tensor | None = None
+
+    def check(self) -> None:
+        if self.mask is None:
+            raise ValueError(
+                "objective: Region() has no mask; expected Region(mask), a tensor (H, W) or (B, H, W) that is True "
+                "inside. Only monitors fill it in, from the masks of their images"
+            )
+
+    def plain(self) -> Plain:
+        return {"region": plain(self.mask)}
+
+    def of_images(self, indices: Tensor) -> Region:
+        mask = self.mask
+        if mask is None or mask.dim() < 3 or len(mask) == 1:
+            return self
+        return replace(self, mask=mask[indices.to(mask.device)])
 
     def seeds(self, forward: ForwardPass, target: Tensor | None) -> Seeds:
+        self.check()
         call = forward.tap.calls[-1]
+        with outside_autocast(call.tensor.device):
+            return self._seeds(forward, call, target)
+
+    def _seeds(self, forward: ForwardPass, call: AttentionCall, target: Tensor | None) -> Seeds:
         _, heads, queries, keys = call.shape
         inside = self._on_tokens(forward, keys)  # (B, M)
         logit = Logit().value(forward, target)
@@ -172,7 +268,7 @@ class Region(Objective):
             probabilities = call.tensor
             value = (call.attention(slice(0, queries)) * whole).sum(dim=(1, 2, 3))
             return Seeds(value, (probabilities,), (whole.reshape(probabilities.shape).to(probabilities.dtype),))
-        return self._through_scores(call, known, at_attention)  # type: ignore[arg-type]
+        return self._through_scores(call, known, at_attention, forward.memory_budget)  # type: ignore[arg-type]
 
     def _on_tokens(self, forward: ForwardPass, keys: int) -> Tensor:
         device = forward.tap.calls[-1].tensor.device
@@ -183,13 +279,15 @@ class Region(Objective):
         on_grid = F.adaptive_avg_pool2d(mask.unsqueeze(1), forward.layout.grid).flatten(1)  # (B, patches)
         return F.pad(on_grid, (keys - on_grid.shape[1], 0))  # no mass on prefix tokens
 
-    def _through_scores(self, call: FusedAttentionCall, known: _RegionCall, at_attention: Tensor) -> Seeds:
+    def _through_scores(
+        self, call: FusedAttentionCall, known: _RegionCall, at_attention: Tensor, memory_budget: int
+    ) -> Seeds:
         """Start at queries and keys: the probabilities are no tensor of the graph under a fused kernel."""
         batch, heads, _, _ = call.shape
         value = torch.zeros(batch, device=at_attention.device, dtype=at_attention.dtype)
         at_query = torch.zeros_like(call.query, dtype=at_attention.dtype)
         at_key = torch.zeros_like(call.key, dtype=at_attention.dtype)
-        for rows in call.blocks():
+        for rows in call.blocks(memory_budget):
             attention = call.attention(rows)
             product = attention * known.attention_gradient(rows, at_attention)
             mass = product.sum(dim=-1, keepdim=True)

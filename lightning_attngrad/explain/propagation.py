@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_attngrad.attention import AttentionCall, TokenLayout
+from lightning_attngrad.attention import AttentionCall, TokenLayout, outside_autocast
 from lightning_attngrad.explain.corrections import CORRECTIONS
 
 
@@ -24,7 +24,7 @@ def pooling_weights(call: AttentionCall, norms: Tensor, prefix: int) -> Tensor:
     half each; attention pooling its query. Where prefix tokens *and* patches are pooled, it is either a mean over all
     of them, with gradients of like size everywhere: equal weights; or the class token beside the mean of the patches
     (Hugging Face's DINOv2 classifier), where it outweighs a single patch by their number: one half each. Without any
-    gradient the first prefix token is taken, else all tokens alike.
+    gradient the first prefix token is taken, else all tokens alike; a gradient that is not finite gives NaN.
 
     Args:
         call: the last attention call.
@@ -32,8 +32,9 @@ def pooling_weights(call: AttentionCall, norms: Tensor, prefix: int) -> Tensor:
         prefix: number of prefix tokens.
     """
     touched = (norms > 0).to(norms.dtype)
+    broken = (norms * 0).sum(dim=1, keepdim=True)  # NaN where a norm is not finite
     if not call.is_self_attention:
-        return _normalised(torch.where(touched.any(dim=1, keepdim=True), touched, 1.0))
+        return _normalised(torch.where(touched.any(dim=1, keepdim=True), touched, 1.0)) + broken
     if prefix:
         untouched = torch.zeros_like(touched)
         untouched[:, 0] = 1.0
@@ -46,7 +47,7 @@ def pooling_weights(call: AttentionCall, norms: Tensor, prefix: int) -> Tensor:
     apart = (norms[:, :prefix] * in_front).sum(dim=1) > (norms[:, prefix:] * patches).sum(dim=1) * (
         patches.shape[1] ** 0.5
     )
-    return torch.where(apart.unsqueeze(1), by_group, _normalised(touched))
+    return torch.where(apart.unsqueeze(1), by_group, _normalised(touched)) + broken
 
 
 def _normalised(weights: Tensor) -> Tensor:
@@ -80,14 +81,18 @@ class RowPropagation:
     @torch.no_grad()
     def __call__(self, call: AttentionCall, gradient: Tensor) -> None:
         """Carry the row through ``call``, given the gradient at its ``tensor``."""
-        keys = call.shape[3]
+        queries, keys = call.shape[2:]
+        counting = (0, queries)
         if self._base is None:
             norms = call.query_gradient_norms(gradient)
             self.zero_gradient = ~norms.any(dim=1)
             self._base = pooling_weights(call, norms, self._prefix).unsqueeze(1)
+            # A class token's last layer has a single row that counts; blocks of rows span only those that do. Asked
+            # once: it makes the host wait for the device, and behind the last layer nearly every row counts.
+            counting = _span(self._base)
         rows = self._base if self.scores is None else self._base + self.scores  # (B, K or 1, N)
-        with torch.autocast(gradient.device.type, enabled=False):
-            increment = self._row_times_corrections(call, gradient, rows)  # (B, K, M)
+        with outside_autocast(gradient.device):
+            increment = self._row_times_corrections(call, gradient, rows, counting)  # (B, K, M)
         if not call.is_self_attention:
             # A pooling call: its query is no token of the image, nothing is carried over but what it read. It may
             # leave prefix tokens out.
@@ -98,35 +103,47 @@ class RowPropagation:
             self.scores = increment if self.scores is None else self.scores + increment
         self.increments.append(increment)
 
-    def _row_times_corrections(self, call: AttentionCall, gradient: Tensor, rows: Tensor) -> Tensor:
-        """``rows · mean_h C_k`` for every correction k, rebuilt in blocks of rows: (B, K, M)."""
+    def _row_times_corrections(
+        self, call: AttentionCall, gradient: Tensor, rows: Tensor, counting: tuple[int, int]
+    ) -> Tensor:
+        """``rows · mean_h C_k`` for every correction k, rebuilt in blocks of the rows that count: (B, K, M)."""
         batch, heads, queries, keys = call.shape
         factors = [CORRECTIONS[name] for name in self._corrections]
         weights = rows.expand(batch, len(factors), queries) / heads
-        # A class token's last layer has a single row that counts; blocks of rows span only those that do.
-        counting = weights.ne(0).any(dim=1).any(dim=0).nonzero().flatten()
+        of_positive, of_product, of_row_sum = (_times(weights, column) for column in zip(*factors, strict=True))
         increment = torch.zeros(batch, len(factors), keys, device=gradient.device, dtype=weights.dtype)
-        if not counting.numel():
-            return increment
-        of_positive, of_product, of_row_sum = (
-            torch.tensor(column, device=weights.device, dtype=weights.dtype).view(1, -1, 1, 1)
-            for column in zip(*factors, strict=True)
-        )
-        first, last = int(counting[0]), int(counting[-1]) + 1
+        first, last = counting
         for images, of_heads in call.parts(self._memory_budget, last - first):
             part, at_part = call.part(images, of_heads), gradient[images, of_heads]
             for block in part.blocks(self._memory_budget, first, last):
                 attention = part.attention(block)  # (images, heads, rows, M)
                 product = part.attention_gradient(block, at_part).mul_(attention)
-                block_weights = weights[images, :, None, block]  # (images, K, 1, rows)
-                if any(factor.row_sum for factor in factors):
+                if of_row_sum is not None:
                     row_sums = product.sum(dim=-1).unsqueeze(1)  # (images, 1, heads, rows)
-                    increment[images] += _weighted_rows(of_row_sum * block_weights * row_sums, attention)
-                if any(factor.product for factor in factors):
-                    increment[images] += _weighted_rows(of_product * block_weights, product)
-                if any(factor.positive_part for factor in factors):
-                    increment[images] += _weighted_rows(of_positive * block_weights, product.relu_())
+                    increment[images] += _weighted_rows(of_row_sum[images, :, None, block] * row_sums, attention)
+                if of_product is not None:
+                    increment[images] += _weighted_rows(of_product[images, :, None, block], product)
+                if of_positive is not None:
+                    increment[images] += _weighted_rows(of_positive[images, :, None, block], product.relu_())
         return increment
+
+
+def _span(weights: Tensor) -> tuple[int, int]:
+    """From the first row that counts for any image to behind the last; weights (B, 1, N)."""
+    counts = weights.ne(0).any(dim=0).any(dim=0)
+    places = torch.arange(len(counts), device=counts.device)
+    ends = torch.stack([torch.where(counts, places, len(counts)).amin(), torch.where(counts, places, -1).amax()])
+    first, last = ends.cpu().tolist()
+    return first, last + 1
+
+
+def _times(weights: Tensor, factors: tuple[float, ...]) -> Tensor | None:
+    """Row weights (B, K, N) times a factor for each correction; None where every factor is 0."""
+    if not any(factors):
+        return None
+    if set(factors) == {1}:
+        return weights
+    return torch.stack([weights[:, index] * factor for index, factor in enumerate(factors)], dim=1)
 
 
 def _weighted_rows(weights: Tensor, matrices: Tensor) -> Tensor:

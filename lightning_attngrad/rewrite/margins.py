@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,6 +33,11 @@ class TargetMargin:
     forward: Callable[[Tensor], Any]
     normalisation: Normalisation
     target: Tensor
+    _classes: tuple[int, int] = field(init=False)  # the smallest and the largest: asked of the device once
+
+    def __post_init__(self) -> None:
+        smallest, largest = torch.stack(torch.aminmax(self.target)).cpu().tolist()
+        object.__setattr__(self, "_classes", (smallest, largest))
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Class scores (M, K), in the type in which the model gives them."""
@@ -44,7 +49,7 @@ class TargetMargin:
         Raises:
             ValueError: naming them.
         """
-        if int(self.target.min()) < 0 or int(self.target.max()) >= classes:
+        if self._classes[0] < 0 or self._classes[1] >= classes:
             raise ValueError(f"target: got {self.target.unique().tolist()}; the model's classes are 0 to {classes - 1}")
 
     def of(self, logits: Tensor) -> Tensor:

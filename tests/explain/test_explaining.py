@@ -41,10 +41,20 @@ VIT = ZOO["vit"]
         ),
         ({"correction": "best", "method": "gradient_guided"}, "correction: got 'best'; expected one or several of"),
         ({"correction": (), "method": "gradient_guided"}, "correction: got ()"),
-        ({"correction": "signed"}, "method='guided_relevance' has none to choose"),
+        (
+            {"correction": "signed"},
+            "correction: got 'signed'; neither explain nor method='guided_relevance' takes it: its options are combine. "
+            "correction is an option of method='gradient_guided'",
+        ),
+        (
+            {"combine": "sum", "method": "rollout"},
+            "neither explain nor method='rollout' takes it: it has no options. "
+            "combine is an option of method='guided_relevance'",
+        ),
+        ({"targets": 1}, "targets: got 1; neither explain nor method='guided_relevance' takes it"),
         (
             {"correction": ("signed", "positive"), "target": [0, 1], "method": "gradient_guided"},
-            "several corrections and several classes at once",
+            "target: several classes, where the options ask for several maps of each (several corrections)",
         ),
         ({"combine": "mean"}, "combine: got 'mean'; expected one of sum, product, gated_sum"),
         ({"memory_budget": 0}, "memory_budget: got 0"),
@@ -132,7 +142,7 @@ def test_logits_are_found_in_an_output(kind: str) -> None:
     explanation = explain(_Wrapped(kind), VIT.images())
     assert torch.equal(explanation.heatmap, expected.heatmap)
     assert torch.equal(explanation.logits, expected.logits)
-    assert explanation.layer_names == tuple(f"vit.{name}" for name in expected.layer_names)
+    assert explanation.layer_names == (*(f"vit.{name}" for name in expected.layer_names[:-1]), "relevance")
 
 
 def test_one_number_an_image_is_one_class() -> None:
@@ -181,7 +191,7 @@ def test_inside_somebody_s_autocast_the_map_is_that_of_the_autocast_model() -> N
 
 def test_a_registered_method_is_known_and_a_name_is_taken_once() -> None:
     @register_method("first_token", source="none")
-    def first_token(forward, seeds, options):
+    def first_token(forward, seeds):
         scores = torch.zeros(forward.batch, 1, forward.layout.tokens)
         scores[..., forward.layout.prefix] = seeds.value[:, None]
         return TokenScores(scores, zero_gradient=torch.zeros(forward.batch, dtype=torch.bool))

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_attngrad import explain
+from lightning_attngrad import Region, attention_step, explain
 from lightning_attngrad.explain import METHODS, UnsupportedModelError
+from lightning_attngrad.metrics.functional import head_statistics
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -126,26 +127,78 @@ class OwnCheckpoint(Plain):
         return checkpoint(super().block, layer, tokens, use_reentrant=False)
 
 
-@pytest.mark.parametrize(
-    ("model", "says"),
-    [
-        (ClassTokenBehind, "do not lie in order behind 1 prefix tokens"),
-        (PromptsBehind, "do not lie in order behind 4 prefix tokens"),
-        (PatchesDropped, "do not lie in order"),
-        (PatchesTooFew, "10 tokens match no grid"),
-        (PatchesShuffled, "do not lie in order"),
-        (PatchesMixed, "do not lie in order"),
-        (SideBySide, "side by side"),
-        (TwoViews, "side by side"),
-        (SoftmaxChanged, "is changed before it meets the values"),
-        (Detached, "does not depend on the attention"),
-    ],
-)
-@pytest.mark.parametrize("method", ["gradient_guided", "guided_relevance"])
+class ExplicitClassTokenBehind(ClassTokenBehind):
+    """Explicit attention: under the rules that hold it constant, its probabilities are cut from the graph."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1) @ value
+
+
+class ExplicitSideBySide(SideBySide):
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return (query @ key.mT * query.shape[-1] ** -0.5).softmax(-1) @ value
+
+
+class JointProjection(Plain):
+    """Side by side from one projection: what both read comes from one node of the graph, neither from the other."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.tokens(images)
+        parts = (self.qkv[0](self.norms[0](tokens)) * 1.5).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        query, key, value = parts.chunk(3, dim=-1)
+        read = self.attend(query, key, value) + self.attend(key, query, value)
+        return self.head(self.pool(tokens + read.transpose(1, 2).flatten(2)))
+
+
+class PostNormClassTokenBehind(ExplicitClassTokenBehind):
+    """Nothing is normalised before the first attention: where patches lie is read off its values."""
+
+    def block(self, layer: int, tokens: Tensor) -> Tensor:
+        parts = self.split(layer, tokens)
+        read = self.attend(*(part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts))
+        return self.norms[layer](tokens + read.transpose(1, 2).flatten(2))
+
+
+REFUSED = [
+    (ClassTokenBehind, "do not lie in order behind 1 prefix tokens"),
+    (ExplicitClassTokenBehind, "do not lie in order behind 1 prefix tokens"),
+    (PostNormClassTokenBehind, "do not lie in order behind 1 prefix tokens"),
+    (PromptsBehind, "do not lie in order behind 4 prefix tokens"),
+    (PatchesDropped, "do not lie in order"),
+    (PatchesTooFew, "10 tokens match no grid"),
+    (PatchesShuffled, "do not lie in order"),
+    (PatchesMixed, "do not lie in order"),
+    (SideBySide, "side by side"),
+    (ExplicitSideBySide, "side by side"),
+    (JointProjection, "side by side"),
+    (TwoViews, "side by side"),
+    (SoftmaxChanged, "is changed before it meets the values"),
+]
+
+
+@pytest.mark.parametrize(("model", "says"), [*REFUSED, (Detached, "does not depend on the attention")])
+@pytest.mark.parametrize("method", METHODS)
 def test_refused_in_words(model: Callable[[], nn.Module], says: str, method: str) -> None:
     with pytest.raises(ValueError, match=says) as error:
         explain(model(), IMAGES, 1, method=method)
     assert isinstance(error.value, UnsupportedModelError) or "model: " in str(error.value)
+
+
+@pytest.mark.parametrize(("model", "says"), REFUSED)
+@pytest.mark.parametrize(
+    "reads_places",
+    [
+        lambda model: head_statistics(model, IMAGES),
+        lambda model: attention_step(model, IMAGES, 1),
+        lambda model: explain(model, IMAGES, 1, method="gradient_guided", objective=Region(torch.ones(4, 4))),
+    ],
+    ids=["head_statistics", "attention_step", "region"],
+)
+def test_refused_by_whatever_else_reads_attention_by_place(
+    model: Callable[[], nn.Module], says: str, reads_places: Callable[[nn.Module], object]
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=says):
+        reads_places(model())
 
 
 def test_a_forward_that_checkpoints_by_itself_is_read_or_refused() -> None:
@@ -155,10 +208,11 @@ def test_a_forward_that_checkpoints_by_itself_is_read_or_refused() -> None:
         explain(OwnCheckpoint(), IMAGES, 1, method="guided_relevance")
 
 
-def test_timm_s_parallel_attention_is_refused() -> None:
+@pytest.mark.parametrize("method", METHODS)
+def test_timm_s_parallel_attention_is_refused(method: str) -> None:
     model = timm.create_model("vit_small_patch16_18x2_224", img_size=32, patch_size=8, depth=2, num_classes=3)
     with pytest.raises(UnsupportedModelError, match="side by side"):
-        explain(model, IMAGES)
+        explain(model, IMAGES, method=method)
 
 
 # Near misses that work ----------------------------------------------------------------------------------------
@@ -296,7 +350,7 @@ class SameBlockTwice(Plain):
 
 def test_a_module_that_attends_several_times_has_a_name_for_each() -> None:
     model = nn.Sequential(SameBlockTwice())
-    assert explain(model, IMAGES).layer_names == ("0", "0#2", "0#3")
+    assert explain(model, IMAGES, method="gradient_guided").layer_names == ("0", "0#2", "0#3")
 
 
 def test_rms_norm_keeps_the_model_s_own_values_in_half_precision() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.attention import DEFAULT_MEMORY_BUDGET, AttentionCall, TokenLayout
+from lightning_attngrad.attention import AttentionCall, TokenLayout, outside_autocast
 from lightning_attngrad.explain.forward_pass import forward_pass
 
 #: How many times the median length makes an outlier. The published cut of 150 is that of one family; this has no unit.
@@ -41,24 +41,27 @@ class HeadStatistics:
     high_norm_share: Tensor
 
 
-@torch.no_grad()
 def head_statistics(
     model: nn.Module,
     images: Tensor,
     *,
     forward: Callable[[Tensor], Any] | None = None,
-    memory_budget: int = DEFAULT_MEMORY_BUDGET,
+    memory_budget: int | None = None,
 ) -> HeadStatistics:
-    """Statistics of every attention head, from one forward pass without a graph.
+    """Statistics of every attention head, from one forward pass that keeps no activations.
+
+    That patches lie where they are taken to lie is checked as :func:`lightning_attngrad.explain` does.
 
     Args:
         model: as for :func:`lightning_attngrad.explain`.
         images: (B, C, H, W), normalised as the model takes them.
         forward: called instead of ``model(images)``.
-        memory_budget: bytes for the temporaries of a block of attention rows.
+        memory_budget: bytes for the temporaries of a block of attention rows; None as for ``explain``.
 
     Raises:
-        UnsupportedModelError: for a model without readable attention.
+        UnsupportedModelError: for a model without readable attention, or whose tokens are not one grid of patches in
+            order.
+        NonFiniteOutputError: if the output is NaN or infinite.
 
     Example:
         >>> import timm
@@ -66,11 +69,15 @@ def head_statistics(
         >>> statistics.entropy.shape, bool(statistics.entropy.max() <= 1)
         (torch.Size([2, 6, 2]), True)
     """
-    with forward_pass(model, images, forward=forward, start=None) as ran:
+    with (
+        forward_pass(model, images, forward=forward, memory_budget=memory_budget, backward=False) as ran,
+        torch.no_grad(),
+        outside_autocast(images.device),
+    ):
         calls = [call for call in ran.tap.calls if call.is_self_attention]
         distances = patch_distances(ran.layout, calls[0].tensor.device)
         entropy, distance, prefix_mass = zip(
-            *(_of_call(call, ran.layout.prefix, distances, memory_budget) for call in calls), strict=True
+            *(_of_call(call, ran.layout.prefix, distances, ran.memory_budget) for call in calls), strict=True
         )
         high_norm_share = [_high_norm_share(call, ran.layout) for call in calls]
     return HeadStatistics(
@@ -92,7 +99,7 @@ def patch_distances(layout: TokenLayout, device: torch.device) -> Tensor:
 def _of_call(call: AttentionCall, prefix: int, distances: Tensor, memory_budget: int) -> tuple[Tensor, Tensor, Tensor]:
     """Entropy, distance and prefix mass of one call, (B, H) each."""
     batch, heads, queries, keys = call.shape
-    entropy, distance, prefix_mass = torch.zeros(3, batch, heads, device=distances.device)
+    entropy, distance, prefix_mass = torch.zeros(3, batch, heads, device=distances.device, dtype=distances.dtype)
     for rows in call.blocks(memory_budget):
         attention = call.attention(rows).float()  # (B, H, rows, N)
         entropy += torch.special.entr(attention).sum(dim=(-2, -1))
@@ -114,4 +121,6 @@ def _high_norm_share(call: AttentionCall, layout: TokenLayout) -> Tensor:
     if norms is None or norms.shape[1] != layout.tokens:
         return torch.full(call.shape[:1], torch.nan, device=call.tensor.device)
     of_patches = norms[:, layout.prefix :]
-    return (of_patches > OUTLIER * of_patches.median(dim=1, keepdim=True).values).float().mean(dim=1)
+    middle = (of_patches.shape[1] - 1) // 2  # sorted, as no GPU kernel of the median is deterministic
+    median = of_patches.sort(dim=1).values[:, middle : middle + 1]
+    return (of_patches > OUTLIER * median).float().mean(dim=1)

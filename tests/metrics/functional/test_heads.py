@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
+from lightning_attngrad.explain.forward_pass import forward_pass
 from lightning_attngrad.metrics.functional import head_statistics
 from tests.references.recorded_attention import record_attention
 from tests.zoo import ZOO
@@ -124,6 +126,27 @@ def test_uniform_attention_has_known_numbers() -> None:
     torch.testing.assert_close(
         statistics.distance, torch.full_like(statistics.distance, float(torch.cdist(places, places).mean()))
     )
+
+
+def test_the_check_of_places_keeps_no_activations() -> None:
+    """The pass has a graph, which says what comes from what; of what a backward pass would need it keeps nothing."""
+    model, images = ZOO["vit_deep"].build(), ZOO["vit_deep"].images(batch=8)
+
+    def alive_after_the_forward(backward: bool) -> int:
+        alive: list[int] = []
+
+        def forward(batch: Tensor) -> Tensor:
+            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+                logits = model(batch)
+            events = profiled.profiler.kineto_results.events()
+            alive.append(sum(event.nbytes() for event in events if event.name() == "[memory]"))
+            return logits
+
+        with forward_pass(model, images, forward=forward, backward=backward) as ran:
+            assert all(call.follows for call in ran.tap.calls)
+        return alive[0]
+
+    assert alive_after_the_forward(backward=False) < 0.6 * alive_after_the_forward(backward=True)
 
 
 def test_no_graph_is_made_and_the_model_is_left_alone() -> None:
