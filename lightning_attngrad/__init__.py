@@ -20,7 +20,10 @@ if TYPE_CHECKING:
         AttentionDriftMonitor,
         AttentionMapMonitor,
         CheckpointAudit,
+        Evaluation,
         FaithfulnessMonitor,
+        Findings,
+        Monitor,
         RewriteRobustnessMonitor,
     )
     from lightning_attngrad.probe import ProbeImages
@@ -31,9 +34,12 @@ __all__ = [
     "AttentionStep",
     "CheckpointAudit",
     "Contrast",
+    "Evaluation",
     "Explanation",
     "FaithfulnessMonitor",
+    "Findings",
     "Mixture",
+    "Monitor",
     "ProbeImages",
     "Region",
     "Rewrite",

@@ -4,12 +4,17 @@ from lightning_attngrad.callbacks.attention_drift_monitor import AttentionDriftM
 from lightning_attngrad.callbacks.attention_map_monitor import AttentionMapMonitor
 from lightning_attngrad.callbacks.checkpoint_audit import CheckpointAudit
 from lightning_attngrad.callbacks.faithfulness_monitor import FaithfulnessMonitor
+from lightning_attngrad.callbacks.monitor import Monitor
 from lightning_attngrad.callbacks.rewrite_robustness_monitor import RewriteRobustnessMonitor
+from lightning_attngrad.probe import Evaluation, Findings
 
 __all__ = [
     "AttentionDriftMonitor",
     "AttentionMapMonitor",
     "CheckpointAudit",
+    "Evaluation",
     "FaithfulnessMonitor",
+    "Findings",
+    "Monitor",
     "RewriteRobustnessMonitor",
 ]

@@ -78,15 +78,7 @@ class ForwardPass:
         Raises:
             ValueError: if the output holds no such tensor.
         """
-        scores = find_logits(self.output)
-        if scores is None or scores.dim() not in (1, 2) or scores.shape[0] != self.batch:
-            got = f"shape {tuple(scores.shape)}" if scores is not None else type(self.output).__name__
-            raise ValueError(
-                f"model: its output ({got}) is not one row of logits an image, ({self.batch}, classes). Explain a "
-                "part that ends in a classifier, or give objective= a function from the output to one number an image."
-            )
-        scores = scores.unsqueeze(1) if scores.dim() == 1 else scores
-        return scores if scores.dtype == torch.float64 else scores.float()
+        return class_logits(self.output, self.batch)
 
 
 def find_logits(output: Any) -> Tensor | None:
@@ -100,6 +92,23 @@ def find_logits(output: Any) -> Tensor | None:
     elif isinstance(output, list | tuple) and output:
         output = output[0]
     return output if isinstance(output, Tensor) else None
+
+
+def class_logits(output: Any, batch: int) -> Tensor:
+    """Class scores in a model's output, (B, C), float32 or wider.
+
+    Raises:
+        ValueError: if it holds no such tensor.
+    """
+    scores = find_logits(output)
+    if scores is None or scores.dim() not in (1, 2) or scores.shape[0] != batch:
+        got = f"shape {tuple(scores.shape)}" if scores is not None else type(output).__name__
+        raise ValueError(
+            f"model: its output ({got}) is not one row of logits an image, ({batch}, classes). Explain a "
+            "part that ends in a classifier, or give objective= a function from the output to one number an image."
+        )
+    scores = scores.unsqueeze(1) if scores.dim() == 1 else scores
+    return scores if scores.dtype == torch.float64 else scores.float()
 
 
 @contextlib.contextmanager

@@ -70,6 +70,17 @@ class Question:
         """Names of the maps that each image gets, where the options ask for several."""
         return getattr(self._options, "panels", None)
 
+    def of_first_panel(self) -> Question:
+        """The same question where the options ask for several maps of an image: for the first of them alone."""
+        panels = self.panels
+        if panels is None:
+            return self
+        options = {
+            name: value[0] if not isinstance(value, str) and isinstance(value, Sequence) and tuple(value) == panels else value
+            for name, value in self.options.items()
+        }
+        return replace(self, options=options)
+
     def plain(self) -> dict[str, Plain]:
         """The question in plain values, for checkpoints and hashes, options at their defaults included.
 

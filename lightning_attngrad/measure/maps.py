@@ -82,7 +82,7 @@ def explain_images(
     if images is not None:
         return _explained(evaluation, question, images, memory_budget)
     return evaluation.once(
-        ("maps", _key(question)), lambda: _explained(evaluation, question, evaluation.images, memory_budget)
+        ("maps", question), lambda: _explained(evaluation, question, evaluation.images, memory_budget)
     )
 
 
@@ -90,7 +90,7 @@ def explain_classes(
     evaluation: Evaluation, question: Question, classes: Tensor, *, memory_budget: int | None = None
 ) -> Tensor:
     """Maps of the first n images for K classes each, (n, K) to (n, K, h, w); a collective operation."""
-    single = replace(question, options=_one_correction(question.options))
+    single = question.of_first_panel()
 
     def work(part: Tensor) -> Tensor:
         images = evaluation.images[part.to(evaluation.images.device)]
@@ -100,18 +100,6 @@ def explain_classes(
         ).heatmap.cpu()
 
     return torch.cat(evaluation.each(len(classes), work, at_most=_IMAGES_OF_SEVERAL_CLASSES))
-
-
-def _one_correction(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Several classes and several corrections cannot be asked for at once: the first stands for all."""
-    return {
-        name: value[0] if name == "correction" and not isinstance(value, str) else value
-        for name, value in options.items()
-    }
-
-
-def _key(question: Question) -> str:
-    return repr(question.plain())
 
 
 def _explained(evaluation: Evaluation, question: Question, images: Tensor, memory_budget: int | None) -> Maps:

@@ -1,14 +1,18 @@
-"""A live run seen safely: isolation, batches, probe images, cadence."""
+"""A live run seen safely: the images of a run, isolation, processes, cadence, time budget."""
 
 from __future__ import annotations
 
 from lightning_attngrad.probe.cadence import Cadence
 from lightning_attngrad.probe.class_names import check_class_names, find_class_names
+from lightning_attngrad.probe.clock import Account, Clock
+from lightning_attngrad.probe.evaluation import Evaluation, Findings, shown_pixels
 from lightning_attngrad.probe.global_state import seeded_rng
+from lightning_attngrad.probe.governor import Governor
 from lightning_attngrad.probe.isolation import isolated, probe_forward
 from lightning_attngrad.probe.jitter import jittered_copies
 from lightning_attngrad.probe.masks import MaskSource, load_mask_source, read_masks
 from lightning_attngrad.probe.normalisation import Normalisation, check_normalisation, find_normalisation
+from lightning_attngrad.probe.part_sharing import PartSharing
 from lightning_attngrad.probe.probe_set import ProbeSet
 from lightning_attngrad.probe.processes import PartTooLargeError, Processes
 from lightning_attngrad.probe.resolve import (
@@ -18,20 +22,28 @@ from lightning_attngrad.probe.resolve import (
     resolve_model,
     split_batch,
 )
-from lightning_attngrad.probe.row_sharing import RowSharing
 from lightning_attngrad.probe.settings import ProbeImages
+from lightning_attngrad.probe.shared import SharedProbe
+from lightning_attngrad.probe.timetable import Timetable
 
 __all__ = [
+    "Account",
     "Cadence",
+    "Clock",
+    "Evaluation",
+    "Findings",
+    "Governor",
     "MaskSource",
     "ModelPathError",
     "Normalisation",
+    "PartSharing",
     "PartTooLargeError",
     "ProbeImages",
     "ProbeInputError",
     "ProbeSet",
     "Processes",
-    "RowSharing",
+    "SharedProbe",
+    "Timetable",
     "check_class_names",
     "check_normalisation",
     "find_class_names",
@@ -44,5 +56,6 @@ __all__ = [
     "read_masks",
     "resolve_model",
     "seeded_rng",
+    "shown_pixels",
     "split_batch",
 ]

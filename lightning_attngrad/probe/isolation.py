@@ -88,7 +88,11 @@ def _owner_of_results(trainer: pl.Trainer) -> Any:
 
 
 def probe_forward(
-    trainer: pl.Trainer, model: nn.Module, weights: Mapping[str, Tensor] | None = None
+    trainer: pl.Trainer,
+    model: nn.Module,
+    weights: Mapping[str, Tensor] | None = None,
+    *,
+    call: Callable[[nn.Module, Tensor], Any] | None = None,
 ) -> Callable[[Tensor], Any]:
     """The forward pass in the precision of the run.
 
@@ -101,19 +105,33 @@ def probe_forward(
             wrapper would wait for gradients that a probe does not deliver.
         weights: parameters and buffers to run it with instead of its own, by the names of its ``state_dict()``, on its
             device; those that are missing stay its own. The model itself is not touched.
+        call: runs the model on images where ``model(images)`` is not the way.
 
     Returns:
         A function from images (B, C, H, W) to whatever ``model`` returns. Take gradients of it after it has
         returned, outside the precision context, and convert logits to float32 first.
     """
     precision = trainer.precision_plugin
-    swapped = None if weights is None else dict(weights)
+    run = _Called(model, call)
+    swapped = None if weights is None else {f"model.{name}": value for name, value in weights.items()}
 
     def forward(images: Tensor) -> Any:
         if images.is_inference():
             images = images.clone()
         images = precision.convert_input(images)
         with precision.forward_context():
-            return model(images) if swapped is None else functional_call(model, swapped, (images,))
+            return run(images) if swapped is None else functional_call(run, swapped, (images,))
 
     return forward
+
+
+class _Called(nn.Module):
+    """A model and the way in which it is run."""
+
+    def __init__(self, model: nn.Module, call: Callable[[nn.Module, Tensor], Any] | None) -> None:
+        super().__init__()
+        self.model = model
+        self.call = call
+
+    def forward(self, images: Tensor) -> Any:
+        return self.model(images) if self.call is None else self.call(self.model, images)

@@ -79,7 +79,7 @@ class SharedProbe:
 
     def streams(self, *, training: bool) -> bool:
         """Whether the images are gathered from the batches of training, or of validation, that go by."""
-        return self.streaming and self.images.streams_from_training == training
+        return self.streaming and (self.images.source == "training") == training
 
     def collect(self, batch: Any, dataloader_idx: int = 0) -> None:
         """Take images from a batch that goes by; what goes wrong is told when the stream ends."""
@@ -163,7 +163,8 @@ class SharedProbe:
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, label: str, model: nn.Module
     ) -> Evaluation:
         images, targets = self.images.to_device(trainer, pl_module)
-        stated, shown = self.images.normalisations(trainer, pl_module, images)
+        stated = self.images.normalisation(trainer, pl_module)
+        shown = self.images.normalisation(trainer, pl_module, images)
         return Evaluation(
             model=model,
             forward=probe_forward(trainer, model, call=self.settings.forward),
