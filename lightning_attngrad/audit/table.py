@@ -91,7 +91,7 @@ def comparison_table(rows: Sequence[AuditRow]) -> str:
 
 
 def _aligned(columns: Sequence[Sequence[str]]) -> str:
-    """Columns of texts, each with its title first: the first one flush left, others right; rules below title and end."""
+    """Columns of texts, their titles first: the first one flush left, others right; rules below titles and end."""
     header, *lines = zip(*columns, strict=True)
     text: str = tabulate(
         [header, SEPARATING_LINE, *lines],  # as `headers=` it would be padded

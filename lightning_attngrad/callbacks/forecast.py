@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_attngrad.callbacks.governor import Governor
 from lightning_attngrad.probe import seeded_rng
+from lightning_attngrad.probe.package import PACKAGES, lightning_package
 
 if TYPE_CHECKING:
     from lightning_attngrad.callbacks.probe_monitor import ProbeMonitor
@@ -113,8 +114,13 @@ def forecast(
     watching._governor = Governor(None)
     timer = _StepTimer(watching)
     accumulated = int(options.get("accumulate_grad_batches", 1))
+    package = lightning_package(module)
+    if package is None:
+        raise ValueError(
+            f"dry_cost: got a {type(module).__name__}; expected a LightningModule, as trainer.fit takes it"
+        )
     with _without_traces(train_dataloaders) as directory:
-        trainer = pl.Trainer(
+        trainer = package.Trainer(
             **{
                 "devices": 1,
                 "max_epochs": 1,
@@ -154,14 +160,16 @@ def _without_traces(train_dataloaders: Any) -> Iterator[str]:
         getattr(one, "generator", None) for loader in loaders for one in (loader, getattr(loader, "sampler", 0))
     ]
     states = [(one, one.get_state()) for one in generators if isinstance(one, torch.Generator)]
-    lightning = logging.getLogger("lightning.pytorch")
-    level = lightning.level
+    loggers = [logging.getLogger(name) for name in PACKAGES]
+    levels = [logger.level for logger in loggers]
     try:
-        lightning.setLevel(logging.ERROR)  # what concerns so short a run concerns nobody
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)  # what concerns so short a run concerns nobody
         with seeded_rng(0), warnings.catch_warnings(), tempfile.TemporaryDirectory() as directory:
             warnings.simplefilter("ignore")
             yield directory
     finally:
-        lightning.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         for generator, state in states:
             generator.set_state(state)

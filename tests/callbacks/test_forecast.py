@@ -15,7 +15,7 @@ import torch
 import lightning_attngrad as attngrad
 from lightning_attngrad.callbacks.forecast import CostForecast
 from lightning_attngrad.callbacks.look import Findings, Probe
-from tests.callbacks.small_runs import Classifier, Squares, Stream, fit, loader
+from tests.callbacks.small_runs import Classifier, Squares, Stream, fit, loader, tiny_vit
 
 STEP, LOOK = 0.05, 0.4
 
@@ -89,6 +89,47 @@ def test_asking_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert not watching.scalars
     assert not watching.probe_set.is_frozen
     assert not list(tmp_path.iterdir())
+
+
+def test_a_module_of_the_other_lightning(capsys: pytest.CaptureFixture[str]) -> None:
+    other = pytest.importorskip("pytorch_lightning")
+
+    class Slow(other.LightningModule):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = tiny_vit()
+
+        def forward(self, images: Any) -> Any:
+            return self.net(images)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            time.sleep(STEP)
+            return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self(batch[0])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    class Data(other.LightningDataModule):  # type: ignore[name-defined, misc]
+        def train_dataloader(self) -> Any:
+            return loaders()[0]
+
+        def val_dataloader(self) -> Any:
+            return loaders()[1]
+
+    for data in (loaders(), (None, None, Data())):
+        found = monitor().dry_cost(Slow(), *data, accelerator="cpu")
+        assert STEP <= found.step_seconds < 10 * STEP
+        assert LOOK <= found.look_seconds < 10 * LOOK
+        assert found.steps_a_look == 10
+    assert "GPU available" not in capsys.readouterr().err
+
+
+def test_what_is_no_lightning_module_is_refused() -> None:
+    with pytest.raises(ValueError, match="dry_cost: got a VisionTransformer; expected a LightningModule"):
+        monitor().dry_cost(tiny_vit(), *loaders(), accelerator="cpu")  # type: ignore[arg-type]
 
 
 def test_without_a_look_there_is_no_forecast() -> None:
