@@ -104,7 +104,7 @@ def _audit_all(
     model: Recipe,
     data: Recipe | None,
 ) -> list[AuditRow]:
-    """The figures of each checkpoint, with a line on each as it goes."""
+    """Evaluate each checkpoint, with a line on each as it goes."""
     try:
         audit = Recomputation(settings.arguments, settings.state)
     except ValueError as error:
@@ -126,7 +126,7 @@ def _audit_all(
         record = audit.record
         if record is None or record.why_empty:
             raise ProcessError(
-                f"{saved.label}: no figures: {'no look was made' if record is None else record.why_empty}"
+                f"{saved.label}: no numbers: {'no evaluation was made' if record is None else record.why_empty}"
             )
         first = (str(rows[0].record.hash), rows[0].label) if rows else None
         refuse_other_hash(record.hash, saved.label, settings, first)
@@ -159,7 +159,7 @@ def _validate(
     options: AuditOptions,
     loaders: dict[str, Any],
 ) -> None:
-    """Let Lightning load the weights, and the audit look at them in a validation of few batches."""
+    """Let Lightning load the weights, and the audit evaluate them in a validation of few batches."""
     arguments = {"ckpt_path": str(saved.path), "verbose": False, **loaders}
     if "weights_only" in inspect.signature(trainer.validate).parameters:
         arguments[

@@ -44,7 +44,7 @@ _FORMAT = TableFormat(
 
 
 def summary_table(history: Sequence[Mapping[str, float]], training_seconds: float, directory: Path) -> str:
-    """Put what a run came to in a table, and say how to look at its figures.
+    """Put what a run came to in a table, and say where its figures are.
 
     Args:
         history: Scalars of the starting weights and then of each validation.
