@@ -50,7 +50,7 @@ class Watched(attngrad.AttentionMapMonitor):
 
 
 class Lines(L.Callback):
-    """One line a look."""
+    """One line an evaluation."""
 
     def __init__(self, monitor: Watched, title: str) -> None:
         self.monitor, self.title = monitor, title
@@ -128,8 +128,8 @@ def side_by_side(clean: Watched, planted: Watched, count: int) -> Figure:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=250, metavar="N", help="of training, in each run")
-    parser.add_argument("--every", type=int, default=25, metavar="N", help="steps between two looks")
-    parser.add_argument("--images", type=int, default=8, metavar="N", help="that are looked at")
+    parser.add_argument("--every", type=int, default=25, metavar="N", help="steps between two evaluations")
+    parser.add_argument("--images", type=int, default=8, metavar="N", help="that are evaluated")
     parser.add_argument("--seed", type=int, default=0, metavar="N")
     parser.add_argument("--output", type=Path, default=Path("planted_shortcut.png"), metavar="FILE", help="the figure")
     options = parser.parse_args()

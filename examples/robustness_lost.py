@@ -36,7 +36,7 @@ class NoisyFineTuner(FineTuner):
 
 
 class Lines(L.Callback):
-    """One line a look."""
+    """One line an evaluation."""
 
     def __init__(self, monitor: attngrad.RewriteRobustnessMonitor, before: Mapping[str, float | Tensor]) -> None:
         self.monitor, self.before = monitor, before

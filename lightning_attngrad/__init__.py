@@ -1,19 +1,9 @@
 """See where a Vision Transformer looks while Lightning fine-tunes it, without touching the run."""
 
+import sys
 from importlib import import_module
-from typing import TYPE_CHECKING
-
-from lightning_attngrad.explain import (
-    AttentionStep,
-    Contrast,
-    Explanation,
-    Mixture,
-    Region,
-    attention_step,
-    explain,
-    register_method,
-)
-from lightning_attngrad.rewrite import Rewrite, rewrite
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lightning_attngrad.callbacks import (
@@ -26,7 +16,18 @@ if TYPE_CHECKING:
         Monitor,
         RewriteRobustnessMonitor,
     )
+    from lightning_attngrad.explain import (
+        AttentionStep,
+        Contrast,
+        Explanation,
+        Mixture,
+        Region,
+        attention_step,
+        explain,
+        register_method,
+    )
     from lightning_attngrad.probe import ProbeImages
+    from lightning_attngrad.rewrite import Rewrite, rewrite
 
 __all__ = [
     "AttentionDriftMonitor",
@@ -51,15 +52,47 @@ __all__ = [
 ]
 __version__ = "0.1.0"
 
+#: Where public names live that are not in `callbacks`. A room is loaded when one of its names is asked for: explaining
+#: needs no Lightning, the command's `--help` needs no torch, and importing either takes seconds.
+_ROOMS = {
+    "AttentionStep": "explain",
+    "Contrast": "explain",
+    "Explanation": "explain",
+    "Mixture": "explain",
+    "Region": "explain",
+    "attention_step": "explain",
+    "explain": "explain",
+    "register_method": "explain",
+    "ProbeImages": "probe",
+    "Rewrite": "rewrite",
+    "rewrite": "rewrite",
+}
+
 
 def __dir__() -> list[str]:
-    """What there is to use, callbacks included."""
+    """What there is to use."""
     return sorted(__all__)
 
 
 def __getattr__(name: str) -> object:
-    """What needs Lightning is loaded when it is asked for: explaining does without, and importing it takes seconds."""
-    if name in __all__:
-        room = "probe" if name == "ProbeImages" else "callbacks"
-        return getattr(import_module(f"{__name__}.{room}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Load a public name when it is first asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_ROOMS.get(name, 'callbacks')}"), name)
+    globals()[name] = value
+    return value
+
+
+class _Package(ModuleType):
+    """Keeps `explain` and `rewrite` the functions, where importing the rooms of these names would put the rooms.
+
+    The import system sets a room as an attribute of its package, whoever imports it, and whenever: without this
+    `attngrad.explain(...)` would work or not, depending on what was imported before.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        is_room = isinstance(value, ModuleType) and name in __all__
+        super().__setattr__(name, getattr(value, name) if is_room else value)
+
+
+sys.modules[__name__].__class__ = _Package

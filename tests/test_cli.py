@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -170,5 +171,81 @@ def test_the_module_runs_as_a_program() -> None:
         check=False,
     )
     assert done.returncode == 2
-    assert "invalid int value: 'none'" in done.stderr
+    assert "--batch-size: got 'none'; expected a whole number" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("demo --epochs many", "--epochs: got 'many'; expected a whole number"),
+        ("demo --learning-rate fast", "--learning-rate: got 'fast'; expected a number"),
+        ("audit a.ckpt --norm l1", "--norm: got 'l1'; expected one of linf, l2, l0_patches"),
+        ("audit a.ckpt --mean x", "--mean: got 'x'; expected numbers such as 0.5,0.5,0.5"),
+    ],
+)
+def test_a_value_of_another_kind_is_told_with_what_would_do(
+    command: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(command.split())
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["demo", "audit"])
+def test_help_explains_every_argument_in_words(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The dataclass is the one place where they are declared: none may lack its line in the docstring."""
+    options = {"demo": DemoOptions, "audit": AuditOptions}[command]
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for name, field in options.__dataclass_fields__.items():
+        explained = re.search(rf"^ {{8}}{name}: (.+?)\.$", options.__doc__ or "", re.MULTILINE | re.DOTALL)
+        assert explained is not None, name
+        assert " ".join(explained[1].split()) in said
+        if isinstance(field.default, int | str | Path) and not isinstance(field.default, bool):
+            assert f"(default: {field.default})" in said, name
+
+
+#: What takes long to import, and nobody who asks for help or explains a map needs.
+_HEAVY = ("lightning", "pytorch_lightning", "timm", "torchvision", "torchmetrics", "matplotlib", "tensorboard")
+
+
+def loaded_by(program: str, *arguments: str) -> set[str]:
+    """The modules that a program of its own has loaded when it ends."""
+    ending = "import atexit, sys; atexit.register(lambda: print('\\nloaded', *sys.modules))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", ending + program, *arguments], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.rpartition("\nloaded ")[2].split())
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["demo", "--help"], ["audit", "--help"]])
+def test_help_is_there_without_torch(arguments: list[str]) -> None:
+    program = "import sys; from lightning_attngrad import cli; sys.argv[0] = 'x'; sys.exit(cli.main(sys.argv[1:]))"
+    loaded = loaded_by(program, *arguments)
+    assert "lightning_attngrad.cli" in loaded
+    assert not loaded & {"torch", "numpy", *_HEAVY}
+
+
+def test_importing_the_package_loads_nothing_and_explaining_little() -> None:
+    package = loaded_by("import lightning_attngrad")
+    assert not package & {"torch", "numpy", *_HEAVY}
+    torch = loaded_by("import torch")
+    for name in ("explain", "rewrite", "Contrast"):
+        more = loaded_by(f"import lightning_attngrad; lightning_attngrad.{name}") - torch
+        assert "lightning_attngrad.explain" in more
+        assert not {module for module in more if module.partition(".")[0] in _HEAVY}
+        assert "torch._dynamo" not in more
+
+
+@pytest.mark.parametrize(
+    "first", ["", "import lightning_attngrad.explain.registry", "import lightning_attngrad.rewrite.norms"]
+)
+def test_functions_keep_the_names_that_rooms_have_too(first: str) -> None:
+    program = (
+        f"{first}\nimport lightning_attngrad as attngrad\nassert callable(attngrad.explain)\n"
+        "from lightning_attngrad import rewrite\nassert callable(rewrite)\nimport lightning_attngrad.explain\n"
+        "assert callable(attngrad.explain) and 'explain' in dir(attngrad)"
+    )
+    loaded_by(program)

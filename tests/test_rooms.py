@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "reporting": set(),
     "callbacks": {"attention", "explain", "rewrite", "metrics", "probe", "reporting"},
     "demo": {"callbacks"},
-    "audit": {"callbacks", "reporting"},
+    "audit": {"callbacks", "probe", "reporting"},
     "cli": {"audit", "demo", "callbacks"},
     "__init__": {"callbacks", "explain", "probe", "rewrite"},
 }

@@ -1,4 +1,4 @@
-"""The command `lightning-attngrad audit`: the figures of saved checkpoints, found again and compared."""
+"""The command `lightning-attngrad audit`: saved checkpoints are evaluated again and compared."""
 
 from lightning_attngrad.audit.options import AuditError, AuditOptions
 

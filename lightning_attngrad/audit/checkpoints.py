@@ -56,7 +56,7 @@ class SavedCheckpoint:
         return self.audits[name]
 
     def record(self, name: str | None) -> AuditRecord | None:
-        """What the run wrote down when this was saved, in the file itself or beside it; None if nothing.
+        """What the run recorded when this was saved, in the file itself or beside it; None if nothing.
 
         Raises:
             AuditError: as :meth:`state` does, and for a record of a later version.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml  # type: ignore[import-untyped]  # comes with Lightning
+import yaml  # type: ignore[import-untyped]
 from lightning.fabric.utilities.data import AttributeDict
 
 from lightning_attngrad.audit.options import AuditError
@@ -59,13 +59,6 @@ class Recipe:
             raise AuditError(self._what_is_missing(missing))
         try:
             return _instantiated(self.target, arguments) if typed else self.target(**arguments)
-        except ModuleNotFoundError as error:
-            if error.name == "jsonargparse":
-                raise AuditError(
-                    "arguments of a LightningCLI run need jsonargparse, which is not installed; "
-                    'run: pip install "jsonargparse[signatures]"'
-                ) from error
-            raise AuditError(f"--{self.part}: {self.name} could not be made: {describe(error)}") from error
         except Exception as error:
             raise AuditError(f"--{self.part}: {self.name} could not be made: {describe(error)}") from error
 
@@ -268,7 +261,6 @@ def _missing(target: Callable[..., Any], arguments: Mapping[str, Any]) -> list[s
 
 def _instantiated(target: Any, arguments: dict[str, Any]) -> Any:
     """As LightningCLI does: values are converted by their types, and nested classes made."""
-    importlib.import_module("jsonargparse")  # without it Lightning's own import fails in a riddle
     from lightning.pytorch.cli import instantiate_module  # noqa: PLC0415
 
     return instantiate_module(target, arguments)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from lightning_attngrad.audit.thresholds import Threshold
 
@@ -13,68 +14,79 @@ class AuditError(ValueError):
     """Bad input to the audit: the message is one line for the person who typed the command."""
 
 
+_CODE = {"group": "model and data"}
+_SETTINGS = {"group": "settings, where they are to differ from those of the run"}
+_TRAINER = {"group": "trainer"}
+_OUTCOME = {"group": "outcome"}
+
+
 @dataclass(frozen=True)
 class AuditOptions:
-    """Everything that `lightning-attngrad audit` can be asked for.
+    """Everything that `lightning-attngrad audit` can be asked for, and how its help explains it.
 
     Attributes:
-        checkpoints: Files that Lightning saved.
-        model: A LightningModule, or a function that makes one: `package.module.Name` or `path/to/file.py:Name`.
-        data: Likewise a LightningDataModule, or a function that makes one or a validation loader. None leaves the
-            loader to the LightningModule.
-        config: Of a LightningCLI run; its `model` and `data` sections are used.
-        model_args: `NAME=VALUE` for the module; they win over what was saved and over the config.
-        data_args: Likewise for the data.
-        allow_unsafe: Read checkpoints that hold more than weights and plain values, which can run code.
-        new_images: Choose images and classes anew, and not those that the run was audited on.
-        fail_if: Conditions under which a checkpoint fails.
-        name: Of the run's CheckpointAudit, where it had several.
-        num_images: As in CheckpointAudit, and so are the next nine; None is as in the run.
-        norm: The norm.
-        steps: Gradients an image.
-        target: A class, or a rule.
-        seed: Of the choice of images and random targets.
-        model_path: The argument `model` of CheckpointAudit.
-        image_key: Where the images are in a batch.
-        target_key: Where the classes are in a batch.
-        batch_adapter: Import path of a function.
-        mean: Per channel.
-        std: Per channel.
-        accelerator: As in `lightning.Trainer`, and so are the next four.
-        devices: How many, or which.
-        strategy: By name.
-        precision: None is that of the run.
-        num_nodes: How many machines.
-        output: Where tables and figures go.
+        checkpoints: files that Lightning saved, in the order of the table.
+        model: a LightningModule, or a function that makes one: package.module.Name or path/to/file.py:Name.
+        data: likewise a LightningDataModule, or a function that makes one or a validation loader (default: the
+            module's own val_dataloader).
+        config: config.yaml of a LightningCLI run, for its model and its data.
+        model_args: an argument of the model that was not saved, or is to be another than was saved or configured; may
+            be repeated.
+        data_args: likewise of the data.
+        allow_unsafe: read checkpoints that can run code on this machine; only for files whose maker you trust.
+        new_images: choose images and classes anew, as checkpoints of different runs or data need it.
+        name: which CheckpointAudit of the run, where it had several.
+        num_images: how many validation images.
+        norm: how a change is measured.
+        steps: gradients an image.
+        target: which class images are rewritten to: a number, random, runner_up, least_likely or all.
+        seed: of the choice of images and random targets.
+        model_path: the part of the LightningModule that classifies, as in net.
+        image_key: where the images are in a batch, as in pixel_values.
+        target_key: where the classes are in a batch.
+        batch_adapter: import path of a function from a batch to (images, targets or None).
+        mean: with which the images were normalised, a number a channel.
+        std: likewise.
+        accelerator: cpu, gpu, mps, … as in lightning.Trainer.
+        devices: how many, or which.
+        strategy: as in lightning.Trainer: ddp, fsdp, and others.
+        precision: 32-true, bf16-mixed, and others (default: that of the run).
+        num_nodes: how many machines.
+        fail_if: exit with 1 if a number or metric of any checkpoint meets this, as in 'rewrite/median_linf<2/255'; a
+            value that is missing or not a number meets it; may be repeated.
+        output: where tables and figures go.
+
+    Raises:
+        AuditError: for what cannot be meant; the message names the argument of the command.
     """
 
-    checkpoints: Sequence[Path]
-    model: str | None = None
-    data: str | None = None
-    config: Path | None = None
-    model_args: Sequence[str] = ()
-    data_args: Sequence[str] = ()
-    allow_unsafe: bool = False
-    new_images: bool = False
-    fail_if: Sequence[str] = ()
-    name: str | None = None
-    num_images: int | None = None
-    norm: str | None = None
-    steps: int | None = None
-    target: str | int | None = None
-    seed: int | None = None
-    model_path: str | None = None
-    image_key: str | int | None = None
-    target_key: str | int | None = None
-    batch_adapter: str | None = None
-    mean: Sequence[float] | None = None
-    std: Sequence[float] | None = None
-    accelerator: str = "auto"
-    devices: str = "auto"
-    strategy: str = "auto"
-    precision: str | None = None
-    num_nodes: int = 1
-    output: Path = Path("attngrad_audit")
+    checkpoints: Sequence[Path] = field(metadata={"metavar": "CKPT"})
+    model: str | None = field(default=None, metadata={**_CODE, "metavar": "PATH"})
+    data: str | None = field(default=None, metadata={**_CODE, "metavar": "PATH"})
+    config: Path | None = field(default=None, metadata=_CODE)
+    model_args: Sequence[str] = field(default=(), metadata={**_CODE, "flag": "--model-arg", "metavar": "NAME=VALUE"})
+    data_args: Sequence[str] = field(default=(), metadata={**_CODE, "flag": "--data-arg", "metavar": "NAME=VALUE"})
+    allow_unsafe: bool = field(default=False, metadata=_CODE)
+    new_images: bool = field(default=False, metadata=_SETTINGS)
+    name: str | None = field(default=None, metadata=_SETTINGS)
+    num_images: int | None = field(default=None, metadata=_SETTINGS)
+    norm: Literal["linf", "l2", "l0_patches"] | None = field(default=None, metadata=_SETTINGS)
+    steps: int | None = field(default=None, metadata=_SETTINGS)
+    target: int | str | None = field(default=None, metadata={**_SETTINGS, "metavar": "CLASS"})
+    seed: int | None = field(default=None, metadata=_SETTINGS)
+    model_path: str | None = field(default=None, metadata={**_SETTINGS, "metavar": "PATH"})
+    image_key: int | str | None = field(default=None, metadata={**_SETTINGS, "metavar": "KEY"})
+    target_key: int | str | None = field(default=None, metadata={**_SETTINGS, "metavar": "KEY"})
+    batch_adapter: str | None = field(default=None, metadata={**_SETTINGS, "metavar": "PATH"})
+    mean: Sequence[float] | None = field(default=None, metadata={**_SETTINGS, "metavar": "M,M,M"})
+    std: Sequence[float] | None = field(default=None, metadata={**_SETTINGS, "metavar": "S,S,S"})
+    accelerator: str = field(default="auto", metadata=_TRAINER)
+    devices: str = field(default="auto", metadata={**_TRAINER, "metavar": "N"})
+    strategy: str = field(default="auto", metadata=_TRAINER)
+    precision: str | None = field(default=None, metadata=_TRAINER)
+    num_nodes: int = field(default=1, metadata=_TRAINER)
+    fail_if: Sequence[str] = field(default=(), metadata={**_OUTCOME, "metavar": "COND"})
+    output: Path = field(default=Path("attngrad_audit"), metadata={**_OUTCOME, "metavar": "DIR"})
 
     def __post_init__(self) -> None:
         if not self.checkpoints:

@@ -33,7 +33,7 @@ class AuditRow:
         path: of the file.
         label: what it is called.
         record: what was found now, with the run's own metrics.
-        logged: what the run wrote down when the checkpoint was saved; None if nothing.
+        logged: what the run recorded when the checkpoint was saved; None if nothing.
     """
 
     path: Path
@@ -43,12 +43,12 @@ class AuditRow:
 
     @property
     def values(self) -> dict[str, float]:
-        """Metrics of the run, and figures."""
+        """Metrics of the run, and what the audit found."""
         return {**self.record.metrics, **self.record.figures}
 
     @property
     def deviations(self) -> dict[str, tuple[float, float]] | None:
-        """Figures that are not what was logged: now and then; None where nothing comparable was logged."""
+        """Numbers that are not what was logged: now and then; None where nothing comparable was logged."""
         logged = self.logged
         if logged is None or not logged.figures or logged.hash != self.record.hash:
             return None

@@ -15,6 +15,22 @@ from lightning_attngrad.callbacks.look import Findings, Probe
 from lightning_attngrad.reporting.curves import success_curves
 from lightning_attngrad.reporting.distances import Norm
 
+#: Settings of the images of an audit; all others are of the rewriting.
+IMAGE_ARGUMENTS = frozenset(
+    ("num_images", "seed", "dataloader_idx", "model", "mean", "std", "image_key", "target_key", "batch_adapter")
+)
+
+
+def constructor_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of an audit, flat as in its record and in the command's options, as CheckpointAudit takes them.
+
+    Args:
+        arguments: by their names in `AuditSettings.arguments`.
+    """
+    of_images = {name: value for name, value in arguments.items() if name in IMAGE_ARGUMENTS}
+    of_rewriting = {name: value for name, value in arguments.items() if name not in IMAGE_ARGUMENTS}
+    return {**of_images, **of_rewriting}
+
 
 class Recomputation(CheckpointAudit):
     """Audits the weights of each validation anew, on images that stay frozen from one to the next.
@@ -25,12 +41,12 @@ class Recomputation(CheckpointAudit):
 
     Attributes:
         needs_batches: whether the images are a stream, of which one batch may not be enough.
-        curves: distances of the rows, by the label of the checkpoint.
+        curves: distances of the image–target pairs, by the label of the checkpoint.
     """
 
     def __init__(self, arguments: Mapping[str, Any], state: Mapping[str, Any] | None) -> None:
         # A module may bring an audit of its own, and two of one name would be refused.
-        super().__init__(**arguments, name="recomputed", on_error="raise")
+        super().__init__(**constructor_arguments(arguments), name="recomputed", on_error="raise")
         self.needs_batches = False
         self.curves: dict[str, list[float]] = {}
         self._label_of_checkpoint = ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import logging
 import time
@@ -12,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_only
+from torch import nn
 
 from lightning_attngrad.audit.checkpoints import SavedCheckpoint, read_checkpoints
 from lightning_attngrad.audit.code import Recipe, describe, find_recipe, read_config
@@ -23,6 +22,7 @@ from lightning_attngrad.audit.recomputation import Recomputation
 from lightning_attngrad.audit.settings import AuditSettings, choose_settings, refuse_other_hash
 from lightning_attngrad.audit.table import comparison_table, distance_text
 from lightning_attngrad.audit.thresholds import Threshold
+from lightning_attngrad.probe.package import lightning_package
 
 # What Lightning says to people who train, and not to those who compare checkpoints.
 _EXPECTED_WARNINGS = (
@@ -104,7 +104,7 @@ def _audit_all(
     model: Recipe,
     data: Recipe | None,
 ) -> list[AuditRow]:
-    """The figures of each checkpoint, with a line on each as it goes."""
+    """Evaluate each checkpoint, with a line on each as it goes."""
     try:
         audit = Recomputation(settings.arguments, settings.state)
     except ValueError as error:
@@ -126,7 +126,7 @@ def _audit_all(
         record = audit.record
         if record is None or record.why_empty:
             raise ProcessError(
-                f"{saved.label}: no figures: {'no look was made' if record is None else record.why_empty}"
+                f"{saved.label}: no numbers: {'no evaluation was made' if record is None else record.why_empty}"
             )
         first = (str(rows[0].record.hash), rows[0].label) if rows else None
         refuse_other_hash(record.hash, saved.label, settings, first)
@@ -159,7 +159,7 @@ def _validate(
     options: AuditOptions,
     loaders: dict[str, Any],
 ) -> None:
-    """Let Lightning load the weights, and the audit look at them in a validation of few batches."""
+    """Let Lightning load the weights, and the audit evaluate them in a validation of few batches."""
     arguments = {"ckpt_path": str(saved.path), "verbose": False, **loaders}
     if "weights_only" in inspect.signature(trainer.validate).parameters:
         arguments[
@@ -198,12 +198,10 @@ def _trainer(options: AuditOptions, settings: AuditSettings, package: Any, audit
 
 
 def _package_of(module: Any, recipe: Recipe) -> Any:
-    """The Lightning that a module is of: the package has two names, whose classes do not mix."""
-    for base in type(module).__mro__:
-        name = base.__module__.partition(".core.module")[0]
-        if base.__name__ == "LightningModule" and name in ("lightning.pytorch", "pytorch_lightning"):
-            return pl if name == "lightning.pytorch" else importlib.import_module(name)
-    raise AuditError(f"--model: {recipe.name} makes a {type(module).__name__}; expected a LightningModule")
+    package = lightning_package(module) if isinstance(module, nn.Module) else None  # data have one too
+    if package is None:
+        raise AuditError(f"--model: {recipe.name} makes a {type(module).__name__}; expected a LightningModule")
+    return package
 
 
 def _data_argument(made: Any) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""With which settings checkpoints are audited, and whether their figures may stand side by side."""
+"""With which settings checkpoints are audited, and whether their numbers may stand side by side."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class AuditSettings:
         arguments: of CheckpointAudit.
         state: of the run's audit, with its frozen images and classes; None chooses them at the first checkpoint.
         precision: of the run; None if that is not known.
-        expected: hash that the figures are to have, and the checkpoint that has it; None if any will do.
+        expected: hash that the numbers are to have, and the checkpoint that has it; None if any will do.
     """
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -73,7 +73,7 @@ def choose_settings(options: AuditOptions, checkpoints: Sequence[SavedCheckpoint
         other = next((found, label) for found, label in hashes if found != hashes[0][0])
         raise AuditError(
             f"{hashes[0][1]} and {other[1]} were audited on other images or classes, or with other settings (hash "
-            f"{hashes[0][0]:.8}… and {other[0]:.8}…): their figures do not compare. --new-images audits all of them on "
+            f"{hashes[0][0]:.8}… and {other[0]:.8}…): their numbers do not compare. --new-images audits all of them on "
             "images that are chosen now"
         )
     return AuditSettings(
@@ -85,10 +85,10 @@ def choose_settings(options: AuditOptions, checkpoints: Sequence[SavedCheckpoint
 
 
 def refuse_other_hash(found: str | None, label: str, settings: AuditSettings, first: tuple[str, str] | None) -> None:
-    """Refuse figures of other images, classes or settings.
+    """Refuse numbers of other images, classes or settings.
 
     Args:
-        found: hash of the figures.
+        found: hash of the numbers.
         label: of the checkpoint that they are of.
         settings: of the audit.
         first: hash and label of the first checkpoint of this audit.
@@ -100,18 +100,18 @@ def refuse_other_hash(found: str | None, label: str, settings: AuditSettings, fi
         raise AuditError(
             f"{label}: the validation images or their classes are not those that {settings.expected[1]} was audited "
             f"on when it was saved (hash {found!s:.8}…, then {settings.expected[0]:.8}…): data, transforms or a random "
-            "split have changed, and the figures do not compare. Give the data of the run, or --new-images to compare "
+            "split have changed, and the numbers do not compare. Give the data of the run, or --new-images to compare "
             "the checkpoints with each other only"
         )
     if first is not None and found != first[0]:
         raise AuditError(
             f"{label} was audited on other images or classes than {first[1]} (hash {found!s:.8}… and {first[0]:.8}…): "
-            "their figures do not compare"
+            "their numbers do not compare"
         )
 
 
 def _settings_of_state(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a run never came to write a record."""
+    """Where a run never came to make a record."""
     images = state["probe_set"]
     return {
         **state["settings"],

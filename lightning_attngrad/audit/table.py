@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal, cast
 
+from tabulate import SEPARATING_LINE, DataRow, Line, TableFormat, tabulate
+
 from lightning_attngrad.audit.outcome import AuditRow
 from lightning_attngrad.callbacks.audit_record import AuditRecord
 from lightning_attngrad.callbacks.rewriting import ill_health
@@ -19,6 +21,20 @@ _LONGEST_LABEL = 36
 _MOST_METRICS = 3
 _LOWER = re.compile(r"loss|err|perplexity|nll|mse|mae|ece|brier", re.IGNORECASE)
 _HIGHER = re.compile(r"acc|f1|auc|auroc|precision|recall|dice|iou|kappa|mcc|(^|[/_])map$", re.IGNORECASE)
+
+
+_RULE = Line("", "-", "-", "")
+_ROW = DataRow("", " ", "")
+_FORMAT = TableFormat(
+    lineabove=None,
+    linebelowheader=_RULE,
+    linebetweenrows=None,
+    linebelow=_RULE,
+    headerrow=_ROW,
+    datarow=_ROW,
+    padding=0,
+    with_header_hide=None,
+)
 
 
 @dataclass(frozen=True)
@@ -63,17 +79,30 @@ def comparison_table(rows: Sequence[AuditRow]) -> str:
     Returns:
         Lines without a trailing newline.
     """
-    names = ["checkpoint", *(_shortened(row.label) for row in rows)]
-    width = max(map(len, names))
-    lines = [name.ljust(width) for name in names]
+    table = [["checkpoint", *(_shortened(row.label) for row in rows)]]
+    text = _aligned(table)
     for column in _columns(rows):
-        cells = [f"{column.title} ", *column.cells(rows)]
-        wide = max(map(len, cells)) + 1
-        if len(lines[0]) + wide > WIDTH:
+        table.append([f"{column.title} ", *column.cells(rows)])
+        wider = _aligned(table)
+        if max(map(len, wider.splitlines())) > WIDTH:
             break
-        lines = [line + cell.rjust(wide) for line, cell in zip(lines, cells, strict=True)]
-    rule = "-" * max(len(line.rstrip()) for line in lines)
-    return "\n".join([lines[0].rstrip(), rule, *(line.rstrip() for line in lines[1:]), rule, *_notes(rows)])
+        text = wider
+    return "\n".join([text, *_notes(rows)])
+
+
+def _aligned(columns: Sequence[Sequence[str]]) -> str:
+    """Columns of texts, their titles first: the first one flush left, others right; rules below titles and end."""
+    header, *lines = zip(*columns, strict=True)
+    text: str = tabulate(
+        [header, SEPARATING_LINE, *lines],  # as `headers=` it would be padded
+        tablefmt=_FORMAT,
+        disable_numparse=True,
+        preserve_whitespace=True,  # the place of a star
+        colalign=["left", *["right"] * (len(columns) - 1)],
+    )
+    lines_of_text = [line.rstrip() for line in text.splitlines()]
+    width = max(len(line) for line in lines_of_text if line.strip("-"))  # no rule reaches below the place of a star
+    return "\n".join(line[:width] for line in lines_of_text)
 
 
 def distance_text(record: AuditRecord) -> str:

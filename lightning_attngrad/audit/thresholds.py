@@ -24,7 +24,7 @@ class Threshold:
 
     Attributes:
         text: as it was written.
-        name: of a figure or of a metric of the run.
+        name: of a number that the audit finds, or of a metric of the run.
         operator: ``<``, ``<=``, ``>`` or ``>=``.
         limit: what the value is compared with.
     """
@@ -60,7 +60,7 @@ class Threshold:
     def is_broken_by(self, values: Mapping[str, float]) -> bool:
         """Whether a checkpoint with these values fails; it does where the value is NaN or missing.
 
-        Both sides are rounded to float32, in which figures are computed: a median of two steps of an 8-bit image does
+        Both sides are rounded to float32, in which they are computed: a median of two steps of an 8-bit image does
         not exceed ``2/255`` by its last bit.
 
         Example:

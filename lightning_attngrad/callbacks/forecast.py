@@ -1,4 +1,4 @@
-"""What a monitor will cost: a few steps and a look on a copy of the module, before training begins."""
+"""What a monitor will cost: a few steps and an evaluation of a copy of the module, before training begins."""
 
 from __future__ import annotations
 
@@ -12,20 +12,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import lightning.pytorch as pl
 import torch
 from torch.utils._pytree import tree_leaves
 
-from lightning_attngrad.callbacks.governor import Governor
-from lightning_attngrad.probe import seeded_rng
-
-if TYPE_CHECKING:
-    from lightning_attngrad.callbacks.probe_monitor import ProbeMonitor
+from lightning_attngrad.probe import Governor, Timetable, seeded_rng
+from lightning_attngrad.probe.package import PACKAGES, lightning_package
 
 #: Steps that are timed, behind two that warm up.
 _STEPS = 6
+
+
+class Costly(Protocol):
+    """What of a monitor tells its cost; see `Monitor`."""
+
+    on_error: Any
+    governor: Governor
+    timetable: Timetable
+
+    @property
+    def spent(self) -> float:
+        """Seconds of this fit."""
 
 
 @dataclass(frozen=True)
@@ -33,42 +42,42 @@ class CostForecast:
     """What a monitor will take of a run.
 
     Attributes:
-        look_seconds: of one look, its figures included.
+        evaluation_seconds: of one evaluation, its figures included.
         step_seconds: of one training step, without validation.
-        steps_a_look: training steps between two looks that are due; ∞ where the length of an epoch is not known.
+        steps_between: training steps between two evaluations that are due; ∞ where the length of an epoch is not known.
         max_overhead: the limit that the monitor has been given.
     """
 
-    look_seconds: float
+    evaluation_seconds: float
     step_seconds: float
-    steps_a_look: float
+    steps_between: float
     max_overhead: float | None
 
     @property
     def overhead(self) -> float:
-        """Share of the time that looks take if none is passed over; the first and the last are not counted."""
-        between = self.steps_a_look * self.step_seconds
-        return self.look_seconds / (self.look_seconds + between)
+        """Share of the time that evaluations take if none is skipped; the first and the last are not counted."""
+        between = self.steps_between * self.step_seconds
+        return self.evaluation_seconds / (self.evaluation_seconds + between)
 
     @property
     def stretch(self) -> float:
-        """Of how many looks that are due one will be taken."""
+        """Of how many evaluations that are due one will be made."""
         if self.max_overhead is None:
             return 1.0
-        between = self.steps_a_look * self.step_seconds
-        return max(1.0, self.look_seconds * (1 - self.max_overhead) / (self.max_overhead * between))
+        between = self.steps_between * self.step_seconds
+        return max(1.0, self.evaluation_seconds * (1 - self.max_overhead) / (self.max_overhead * between))
 
     def __str__(self) -> str:
         """As it is printed."""
         lines = [
-            f"a look takes {self.look_seconds:.2g} s, as long as {self.look_seconds / self.step_seconds:.2g} training "
+            f"an evaluation takes {self.evaluation_seconds:.2g} s, as long as {self.evaluation_seconds / self.step_seconds:.2g} training "
             f"steps of {self.step_seconds:.2g} s"
         ]
-        if math.isinf(self.steps_a_look):
+        if math.isinf(self.steps_between):
             return lines[0] + "; how long an epoch is cannot be known"
-        lines.append(f"one every {self.steps_a_look:g} steps is {self.overhead:.1%} of the time")
+        lines.append(f"one every {self.steps_between:g} steps is {self.overhead:.1%} of the time")
         if self.max_overhead is not None:
-            kept = "every look that is due is taken" if self.stretch == 1 else f"one of {self.stretch:.1f} is taken"
+            kept = "every evaluation that is due is made" if self.stretch == 1 else f"one of {self.stretch:.1f} is made"
             lines.append(f"within max_overhead={self.max_overhead:g} {kept}")
         return "; ".join(lines)
 
@@ -76,7 +85,7 @@ class CostForecast:
 class _StepTimer(pl.Callback):
     """Seconds from the end of a training batch to the end of the next, without what a monitor took between them."""
 
-    def __init__(self, monitor: ProbeMonitor) -> None:
+    def __init__(self, monitor: Costly) -> None:
         self.monitor = monitor
         self.seconds: list[float] = []
         self.batches_an_epoch = math.inf  # of a stream it is not known
@@ -100,21 +109,26 @@ class _StepTimer(pl.Callback):
 
 
 def forecast(
-    monitor: ProbeMonitor,
+    monitor: Costly,
     module: pl.LightningModule,
     train_dataloaders: Any,
     val_dataloaders: Any,
     datamodule: pl.LightningDataModule | None,
     options: dict[str, Any],
 ) -> CostForecast:
-    """Train a copy of a module for a few steps under a copy of the monitor; see :meth:`ProbeMonitor.dry_cost`."""
+    """Train a copy of a module for a few steps under a copy of the monitor; see :meth:`Monitor.dry_cost`."""
     copied, watching = copy.deepcopy(module), copy.deepcopy(monitor)
     watching.on_error = "raise"
-    watching._governor = Governor(None)
+    watching.governor = Governor(None)
     timer = _StepTimer(watching)
     accumulated = int(options.get("accumulate_grad_batches", 1))
+    package = lightning_package(module)
+    if package is None:
+        raise ValueError(
+            f"dry_cost: got a {type(module).__name__}; expected a LightningModule, as trainer.fit takes it"
+        )
     with _without_traces(train_dataloaders) as directory:
-        trainer = pl.Trainer(
+        trainer = package.Trainer(
             **{
                 "devices": 1,
                 "max_epochs": 1,
@@ -122,7 +136,7 @@ def forecast(
                 **options,
                 "max_steps": 2 + _STEPS,
                 "num_sanity_val_steps": 0,
-                "callbacks": [timer, watching],  # a batch has ended for the timer before the monitor looks
+                "callbacks": [timer, watching],  # a batch has ended for the timer before the monitor evaluates
                 "logger": False,
                 "enable_checkpointing": False,
                 "enable_progress_bar": False,
@@ -131,18 +145,18 @@ def forecast(
             }
         )
         trainer.fit(copied, train_dataloaders, val_dataloaders, datamodule=datamodule)
-    if watching._governor.taken < 2 or not timer.seconds:
+    if watching.governor.taken < 2 or not timer.seconds:
         raise ValueError(
-            "dry_cost: there was no look, or no training step, that could be timed; expected validation images that "
+            "dry_cost: there was no evaluation, or no training step, that could be timed; expected validation images that "
             "can be read before training (no stream), and at least two training batches"
         )
-    cadence = watching._timetable.cadence
+    cadence = watching.timetable.cadence
     between = float(cadence.every_n_steps or 0) or timer.batches_an_epoch / accumulated * (cadence.every_n_epochs or 1)
     return CostForecast(
-        look_seconds=watching._governor.last_look(watching.spent),
+        evaluation_seconds=watching.governor.last_evaluation(watching.spent),
         step_seconds=median(timer.seconds[1:] or timer.seconds) * accumulated,
-        steps_a_look=between,
-        max_overhead=monitor._governor.limit,
+        steps_between=between,
+        max_overhead=monitor.governor.limit,
     )
 
 
@@ -154,14 +168,16 @@ def _without_traces(train_dataloaders: Any) -> Iterator[str]:
         getattr(one, "generator", None) for loader in loaders for one in (loader, getattr(loader, "sampler", 0))
     ]
     states = [(one, one.get_state()) for one in generators if isinstance(one, torch.Generator)]
-    lightning = logging.getLogger("lightning.pytorch")
-    level = lightning.level
+    loggers = [logging.getLogger(name) for name in PACKAGES]
+    levels = [logger.level for logger in loggers]
     try:
-        lightning.setLevel(logging.ERROR)  # what concerns so short a run concerns nobody
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)  # what concerns so short a run concerns nobody
         with seeded_rng(0), warnings.catch_warnings(), tempfile.TemporaryDirectory() as directory:
             warnings.simplefilter("ignore")
             yield directory
     finally:
-        lightning.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         for generator, state in states:
             generator.set_state(state)

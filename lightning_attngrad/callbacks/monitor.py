@@ -66,8 +66,8 @@ class Monitor(ProbeCallback):
         on_error: Literal["log", "raise"] = "log",
     ) -> None:
         super().__init__(name=name, probe=probe, num_images=num_images, on_error=on_error)
-        self._timetable = Timetable(Cadence(every_n_epochs, every_n_steps))
-        self._governor = Governor(max_overhead)
+        self.timetable = Timetable(Cadence(every_n_epochs, every_n_steps))
+        self.governor = Governor(max_overhead)
         self._allowed: bool | None = None  # the evaluation that is due in the validation that now runs
         self._has_validation = True
         self._could_draw = True
@@ -118,14 +118,14 @@ class Monitor(ProbeCallback):
 
     def _begin(self, pl_module: pl.LightningModule) -> None:
         super()._begin(pl_module)
-        self._governor.begin()
+        self.governor.begin()
         self._allowed = None
         self._could_draw = True
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate the starting weights, before the first step."""
         super().on_train_start(trainer, pl_module)
-        self._timetable.begin(trainer)
+        self.timetable.begin(trainer)
         self._has_validation = why_no_validation(trainer) is None
         if self._leads(trainer):
             new = [monitor for monitor in monitors_of(trainer) if monitor._is_ready() and not monitor.scalars]
@@ -188,7 +188,7 @@ class Monitor(ProbeCallback):
         if self._leads(trainer):
             due = [monitor for monitor in monitors_of(trainer) if monitor._due_in_epoch(trainer)]
             self._evaluate(trainer, pl_module, due, f"epoch {trainer.current_epoch + 1}")
-        if self._timetable.cadence.every_n_epochs is not None:
+        if self.timetable.cadence.every_n_epochs is not None:
             self._end_epoch(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -213,8 +213,8 @@ class Monitor(ProbeCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, due: Sequence[Monitor], label: str
     ) -> None:
         for monitor in due:
-            monitor._timetable.evaluated(trainer)
-            monitor._governor.takes(monitor.spent)
+            monitor.timetable.evaluated(trainer)
+            monitor.governor.takes(monitor.spent)
         self._together.evaluate(trainer, pl_module, due, label)
 
     def _is_ready(self) -> bool:
@@ -226,40 +226,40 @@ class Monitor(ProbeCallback):
         return not is_fitting(trainer) or self._due_in_epoch(trainer)
 
     def _due_in_epoch(self, trainer: pl.Trainer) -> bool:
-        if not self._is_ready() or (self.knows_enough() and not self._timetable.due_in_epoch(trainer)):
+        if not self._is_ready() or (self.knows_enough() and not self.timetable.due_in_epoch(trainer)):
             return False
-        if not self._has_validation and self._timetable.cadence.every_n_epochs is None:
+        if not self._has_validation and self.timetable.cadence.every_n_epochs is None:
             return False
         if self._allowed is None:  # asked once: processes without a batch come to it only at the validation's end
-            self._allowed = self._has_time(trainer, is_last=self._timetable.is_last_validation(trainer))
+            self._allowed = self._has_time(trainer, is_last=self.timetable.is_last_validation(trainer))
         return self._allowed
 
     def _due_after_batch(self, trainer: pl.Trainer) -> bool:
-        due = self._timetable.due_after_batch(trainer) and self._is_ready()
+        due = self.timetable.due_after_batch(trainer) and self._is_ready()
         return due and self._has_time(trainer, is_last=False)
 
     def _due_at_end(self, trainer: pl.Trainer) -> bool:
-        due = self._is_ready() and self._timetable.due_at_end(trainer)
+        due = self._is_ready() and self.timetable.due_at_end(trainer)
         return due and self._has_time(trainer, is_last=True)
 
     def _has_time(self, trainer: pl.Trainer, *, is_last: bool) -> bool:
         """Whether the monitor's share of the time has room for an evaluation; with a limit, a collective operation."""
-        if self._governor.limit is None:
+        if self.governor.limit is None:
             return True
-        has_time = bool(trainer.strategy.broadcast(self._governor.allows(self.spent, is_last=is_last)))
+        has_time = bool(trainer.strategy.broadcast(self.governor.allows(self.spent, is_last=is_last)))
         if not has_time:
-            if not self._governor.skipped:
+            if not self.governor.skipped:
                 rank_zero_info(
                     f"{type(self).__name__} skips an evaluation: a further one would take more than "
-                    f"max_overhead={self._governor.limit:g} of the time so far. It evaluates again when there is time, "
+                    f"max_overhead={self.governor.limit:g} of the time so far. It evaluates again when there is time, "
                     f"and logs {self._key('stretch')}."
                 )
-            self._governor.skips()
+            self.governor.skips()
         return has_time
 
     def remarks(self) -> list[str]:
         """Evaluations that were skipped, beside what every monitor says."""
-        skipped, limit = self._governor.skipped, self._governor.limit
+        skipped, limit = self.governor.skipped, self.governor.limit
         said = [f"skipped {skipped} evaluations that were due, to keep max_overhead={limit:g}"] if skipped and limit else []
         return [*said, *super().remarks()]
 
@@ -267,7 +267,7 @@ class Monitor(ProbeCallback):
 
     def _end_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the figures and numbers of an epoch."""
-        self._timetable.end_epoch(trainer)
+        self.timetable.end_epoch(trainer)
         self._allowed = None
         self._log_figures(trainer)
         values = self._values(trainer)
@@ -290,8 +290,8 @@ class Monitor(ProbeCallback):
 
     def _costs(self) -> dict[str, float]:
         """What the monitor took by itself since it was last asked, and its share of the fit so far."""
-        costs = {"seconds": self.account.take(), "overhead": self._governor.overhead(self.spent)}
-        return costs if self._governor.limit is None else costs | {"stretch": self._governor.stretch}
+        costs = {"seconds": self.account.take(), "overhead": self.governor.overhead(self.spent)}
+        return costs if self.governor.limit is None else costs | {"stretch": self.governor.stretch}
 
     def _shared_seconds(self, trainer: pl.Trainer) -> dict[str, float]:
         """What all monitors did together since this was last logged; the first logs it, with the first process's time."""

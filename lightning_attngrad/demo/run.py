@@ -33,7 +33,7 @@ from lightning_attngrad.demo.options import DEMO_MODEL, DemoError, DemoOptions
 from lightning_attngrad.demo.shortcut import FAINT
 from lightning_attngrad.demo.summary import summary_table
 
-#: Rewriting takes longer than mapping, so it is looked at, and saved, in every other epoch.
+#: Rewriting takes longer than mapping, so it is evaluated, and saved, in every other epoch.
 _REWRITE_EVERY = 2
 
 # What Lightning says to people who write a Trainer, and not to those who run a demo.
@@ -78,7 +78,7 @@ class ScalarHistory(Callback):
     history: list[dict[str, float]] = field(default_factory=list)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # noqa: ARG002
-        """The monitors, which stand before this callback, have just looked at the starting weights."""
+        """The monitors, which stand before this callback, have just evaluated the starting weights."""
         seen = {
             f"attngrad/{monitor.name}/{name}": value
             for monitor in self.monitors
@@ -205,14 +205,8 @@ def _trainer(
     # Beside the event files: a logger without pictures of its own gets the figures as PNG files.
     table = CSVLogger(options.output, name="", version=board.version)
     every = min(_REWRITE_EVERY, epochs)
-    each = None if options.max_overhead is None else options.max_overhead / 3  # of three monitors
-    mask = data.strokes if isinstance(data, DigitsDataModule) else None
-    maps = AttentionMapMonitor(mask=mask, max_overhead=each)
-    drift = AttentionDriftMonitor(max_overhead=each)
-    rewriting: dict[str, Any] = {"radii": data.radii, "mean": data.mean, "std": data.std}
-    rewrites = RewriteRobustnessMonitor(every_n_epochs=every, max_overhead=each, **rewriting)
-    audit = CheckpointAudit(**rewriting)  # of the same settings: what one has measured the other takes over
-    history = ScalarHistory([maps, drift, rewrites], {})
+    monitors, audit = _monitors(options, data, every)
+    history = ScalarHistory(monitors, {})
     checkpoints = [
         ModelCheckpoint(Path(board.log_dir) / "checkpoints", filename, every_n_epochs=every, **kept)
         for filename, kept in (
@@ -228,12 +222,26 @@ def _trainer(
             max_epochs=epochs,
             limit_train_batches=batches,
             logger=loggers,
-            callbacks=[maps, drift, rewrites, audit, history, _ProgressBar(refresh_rate=5), *checkpoints],
+            callbacks=[*monitors, audit, history, _ProgressBar(refresh_rate=5), *checkpoints],
             enable_model_summary=False,
             num_sanity_val_steps=0,
             log_every_n_steps=10,
         )
     return trainer, history, loggers
+
+
+def _monitors(
+    options: DemoOptions, data: DigitsDataModule | FolderDataModule, rewrite_every: int
+) -> tuple[list[AttentionMapMonitor | AttentionDriftMonitor | RewriteRobustnessMonitor], CheckpointAudit]:
+    """What watches the run."""
+    each = None if options.max_overhead is None else options.max_overhead / 3  # of three monitors
+    mask = data.strokes if isinstance(data, DigitsDataModule) else None
+    maps = AttentionMapMonitor(mask=mask, max_overhead=each)
+    drift = AttentionDriftMonitor(max_overhead=each)
+    rewriting: dict[str, Any] = {"radii": data.radii, "mean": data.mean, "std": data.std}
+    rewrites = RewriteRobustnessMonitor(every_n_epochs=rewrite_every, max_overhead=each, **rewriting)
+    # An audit of the same settings takes over what the monitor has measured.
+    return [maps, drift, rewrites], CheckpointAudit(**rewriting)
 
 
 def _validate(

@@ -7,6 +7,9 @@ import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from tabulate import SEPARATING_LINE, DataRow, Line, TableFormat, tabulate
 
 _ROWS = (
     ("val_accuracy", "validation accuracy", "{:.1%}"),
@@ -28,10 +31,20 @@ _SECONDS = (
     ("attngrad/drift/seconds", "on their drift"),
     ("attngrad/rewrite/seconds", "on the rewrites"),
 )
+_FORMAT = TableFormat(
+    lineabove=None,
+    linebelowheader=Line("", "-", "--", ""),
+    linebetweenrows=None,
+    linebelow=None,
+    headerrow=None,
+    datarow=DataRow("", "  ", ""),
+    padding=0,
+    with_header_hide=None,
+)
 
 
 def summary_table(history: Sequence[Mapping[str, float]], training_seconds: float, directory: Path) -> str:
-    """Put what a run came to in a table, and say how to look at its figures.
+    """Put what a run came to in a table, and say where its figures are.
 
     Args:
         history: Scalars of the starting weights and then of each validation.
@@ -45,40 +58,42 @@ def summary_table(history: Sequence[Mapping[str, float]], training_seconds: floa
         >>> history = [{"val_accuracy": 0.1}, {"val_accuracy": 0.97}]
         >>> print(summary_table(history, 60.0, Path("logs/version_0")))
         <BLANKLINE>
-                                   start     end
-        ------------------------------------------
-        validation accuracy        10.0%   97.0%
-        ------------------------------------------
-        epochs                                 1
-        seconds of training                 60.0
-        ------------------------------------------
+                             start    end
+        ---------------------------------
+        validation accuracy  10.0%  97.0%
+        ---------------------------------
+        epochs                          1
+        seconds of training          60.0
+        ---------------------------------
         figures      logs/version_0/attngrad
         TensorBoard  ...--logdir logs/version_0
     """
-    rule = "-" * 42
     first, last = (history[0], history[-1]) if history else ({}, {})
-    lines = ["", f"{'':26}{'start':>6}{'end':>8}", rule]
+    rows: list[Any] = [["", "start", "end"], SEPARATING_LINE]
     for key, label, pattern in _ROWS:
         if key in first or key in last:
             start, end = (pattern.format(scalars[key]) if key in scalars else "" for scalars in (first, last))
-            lines.append(f"{label:26}{start:>6}{end:>8}")
-    lines += [
-        rule,
-        f"{'epochs':26}{max(0, len(history) - 1):>14}",
-        f"{'seconds of training':26}{training_seconds:>14.1f}",
+            rows.append([label, start, end])
+    rows += [
+        SEPARATING_LINE,
+        ["epochs", "", f"{max(0, len(history) - 1)}"],
+        ["seconds of training", "", f"{training_seconds:.1f}"],
     ]
     for key, what in _SECONDS:
         if any(key in scalars for scalars in history):
             spent = sum(scalars.get(key, 0.0) for scalars in history)
-            share = f"{spent:.1f} ({spent / max(training_seconds, 1e-9):.0%})"
-            lines.append(f"{f'of these, {what}':26}{share:>14}")
-    lines += [
-        rule,
-        f"figures      {directory / 'attngrad'}",
-        f"TensorBoard  tensorboard --logdir {shlex.quote(str(directory))}",
-    ]
+            rows.append([f"of these, {what}", f"{spent / max(training_seconds, 1e-9):.0%}", f"{spent:.1f}"])
+    rows.append(SEPARATING_LINE)
+    board = ["tensorboard"]
     if shutil.which("tensorboard") is None:  # as after `make demo`, whose environment is not activated
-        lines[-1] = (
-            f"TensorBoard  {shlex.quote(sys.executable)} -m tensorboard.main --logdir {shlex.quote(str(directory))}"
-        )
-    return "\n".join(lines)
+        board = [sys.executable, "-m", "tensorboard.main"]
+    table = tabulate(rows, tablefmt=_FORMAT, disable_numparse=True, colalign=("left", "right", "right"))
+    places = tabulate(
+        [
+            ["figures", str(directory / "attngrad")],
+            ["TensorBoard", shlex.join([*board, "--logdir", str(directory)])],
+        ],
+        tablefmt="plain",
+        disable_numparse=True,
+    )
+    return f"\n{table}\n{places}"

@@ -179,13 +179,6 @@ class TestConfig:
         with pytest.raises(AuditError, match="--config: its model is a list"):
             find_recipe("model", None, {"model": [1]}, [])
 
-    def test_without_jsonargparse(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setitem(sys.modules, "jsonargparse", None)
-        recipe = find_recipe("model", None, {"model": self.section()}, [])
-        assert recipe is not None
-        with pytest.raises(AuditError, match=re.escape('pip install "jsonargparse[signatures]"')):
-            recipe.make({})
-
 
 class TestReadingAConfig:
     def test_with_and_without_a_section_a_command(self, tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ class TestFrozenImages:
     ) -> None:
         done = audit(capsys, tmp_path / "out", unaudited, *CODE, "--num-images", "3", "--steps", "4")
         assert done.code == 0
-        # The same training and the same choice of images: so the same figures as with an audit in the run.
+        # The same training and the same choice of images: so the same numbers as with an audit in the run.
         assert done.figures[1] == pytest.approx(in_checkpoint(saved[1]), rel=1e-6, nan_ok=True)
         assert done.checkpoints[0]["metrics"] == {}
 
@@ -303,7 +303,7 @@ class TestFrozenImages:
         equals_log(audit(capsys, tmp_path / "out", paths, *CODE), paths)
         done = audit(capsys, tmp_path / "out", paths, *CODE, "--precision", "32-true")
         assert done.code == 0
-        assert done.checkpoints[0]["equals_log"] is None  # other figures were asked for
+        assert done.checkpoints[0]["equals_log"] is None  # other numbers were asked for
 
 
 class TestUnsafeCheckpoints:

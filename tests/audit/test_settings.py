@@ -9,6 +9,7 @@ import pytest
 
 from lightning_attngrad.audit.checkpoints import SavedCheckpoint
 from lightning_attngrad.audit.options import AuditError, AuditOptions
+from lightning_attngrad.audit.recomputation import constructor_arguments
 from lightning_attngrad.audit.settings import AuditSettings, choose_settings, refuse_other_hash
 from lightning_attngrad.callbacks import CheckpointAudit
 from tests.audit.test_checkpoints import a_record, a_state
@@ -62,7 +63,7 @@ def test_they_are_those_of_the_run() -> None:
     assert settings.precision == "bf16-mixed"
     assert settings.expected == ("all", "a")
     assert settings.state is not None
-    CheckpointAudit(**settings.arguments)  # takes them all
+    CheckpointAudit(**constructor_arguments(settings.arguments))  # takes them all
 
 
 def test_without_an_audit_in_the_run_they_are_the_defaults() -> None:
@@ -87,7 +88,7 @@ def test_options_win(option: str, argument: str, value: Any) -> None:
     settings = choose_settings(asked(**both), [saved()])
     assert settings.arguments[argument] == value
     hashed = argument in ("num_images", "seed", "steps", "target", "model", "mean")
-    assert (settings.expected is None) == hashed  # other figures are what was asked for
+    assert (settings.expected is None) == hashed  # other numbers are what was asked for
 
 
 def test_what_is_asked_for_may_be_what_the_run_had() -> None:
@@ -116,7 +117,7 @@ def test_checkpoints_of_other_images_are_refused_and_named() -> None:
     message = r"^a and c were audited on other images .*\(hash all… and another …\).*--new-images"
     with pytest.raises(AuditError, match=message):
         choose_settings(asked(), [saved(), saved("b"), saved("c", hash="another one")])
-    # A look that found nothing has no hash, and forbids nothing.
+    # An evaluation that found nothing has no hash, and forbids nothing.
     assert choose_settings(asked(), [saved(), saved("b", hash=None)]).expected == ("all", "a")
     # With other settings all of them are audited anew.
     assert choose_settings(asked(steps=3), [saved(), saved("c", hash="another")]).expected is None

@@ -14,10 +14,10 @@ import torch
 
 import lightning_attngrad as attngrad
 from lightning_attngrad.callbacks.forecast import CostForecast
-from lightning_attngrad.probe import Evaluation, Findings
-from tests.callbacks.small_runs import Classifier, Squares, Stream, fit, loader
+from lightning_attngrad.probe import Evaluation, Findings, ProbeImages
+from tests.callbacks.small_runs import Classifier, Squares, Stream, fit, loader, tiny_vit
 
-STEP, LOOK = 0.05, 0.4
+STEP, EVALUATION = 0.05, 0.4
 
 
 class SlowClassifier(Classifier):
@@ -28,7 +28,7 @@ class SlowClassifier(Classifier):
 
 class SlowMonitor(attngrad.AttentionMapMonitor):
     def evaluate(self, evaluation: Evaluation) -> Findings:
-        time.sleep(LOOK)
+        time.sleep(EVALUATION)
         return Findings(super().evaluate(evaluation).scalars, dict)
 
 
@@ -40,13 +40,13 @@ def monitor(**options: Any) -> SlowMonitor:
     return SlowMonitor(num_images=2, **options)
 
 
-def test_a_look_and_a_step_are_timed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_evaluation_and_a_step_are_timed(capsys: pytest.CaptureFixture[str]) -> None:
     found = monitor(max_overhead=0.05).dry_cost(SlowClassifier(), *loaders(), accelerator="cpu")
-    assert LOOK <= found.look_seconds < 10 * LOOK
+    assert EVALUATION <= found.evaluation_seconds < 10 * EVALUATION
     assert STEP <= found.step_seconds < 10 * STEP
-    assert found.steps_a_look == 10
+    assert found.steps_between == 10
     printed = capsys.readouterr().out
-    assert printed.startswith(f"SlowMonitor 'maps': a look takes {found.look_seconds:.2g} s, as long as ")
+    assert printed.startswith(f"SlowMonitor 'maps': an evaluation takes {found.evaluation_seconds:.2g} s, as long as ")
     assert "one every 10 steps is " in printed
     assert "within max_overhead=0.05 one of " in printed
 
@@ -55,16 +55,16 @@ def test_the_forecast_is_what_a_fit_then_spends() -> None:
     found = monitor().dry_cost(SlowClassifier(), *loaders(), accelerator="cpu")
     watching = monitor(on_error="raise")
     fit(watching, module=SlowClassifier, train=loaders()[0], max_epochs=4)
-    # One look at the start and four after; reading the images and the validations are not in the forecast.
+    # One evaluation at the start and four after; reading the images and the validations are not in the forecast.
     assert watching.scalars["overhead"] == pytest.approx(found.overhead * 5 / 4, rel=0.35)
 
 
 def test_steps_are_counted_as_the_optimizer_takes_them() -> None:
     found = monitor().dry_cost(SlowClassifier(), *loaders(), accelerator="cpu", accumulate_grad_batches=2)
-    assert found.steps_a_look == 5
+    assert found.steps_between == 5
     assert found.step_seconds >= 2 * STEP
-    assert monitor(every_n_steps=3).dry_cost(SlowClassifier(), *loaders(), accelerator="cpu").steps_a_look == 3
-    assert monitor(every_n_epochs=3).dry_cost(SlowClassifier(), *loaders(), accelerator="cpu").steps_a_look == 30
+    assert monitor(every_n_steps=3).dry_cost(SlowClassifier(), *loaders(), accelerator="cpu").steps_between == 3
+    assert monitor(every_n_epochs=3).dry_cost(SlowClassifier(), *loaders(), accelerator="cpu").steps_between == 30
 
 
 def test_asking_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,26 +87,67 @@ def test_asking_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert all(torch.equal(value, weights[name]) for name, value in module.state_dict().items())
     assert all(parameter.grad is None for parameter in module.parameters())
     assert not watching.scalars
-    assert not watching.probe_set.is_frozen
+    assert watching._shared is None
     assert not list(tmp_path.iterdir())
 
 
-def test_without_a_look_there_is_no_forecast() -> None:
+def test_a_module_of_the_other_lightning(capsys: pytest.CaptureFixture[str]) -> None:
+    other = pytest.importorskip("pytorch_lightning")
+
+    class Slow(other.LightningModule):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = tiny_vit()
+
+        def forward(self, images: Any) -> Any:
+            return self.net(images)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            time.sleep(STEP)
+            return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self(batch[0])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    class Data(other.LightningDataModule):  # type: ignore[name-defined, misc]
+        def train_dataloader(self) -> Any:
+            return loaders()[0]
+
+        def val_dataloader(self) -> Any:
+            return loaders()[1]
+
+    for data in (loaders(), (None, None, Data())):
+        found = monitor().dry_cost(Slow(), *data, accelerator="cpu")
+        assert STEP <= found.step_seconds < 10 * STEP
+        assert EVALUATION <= found.evaluation_seconds < 10 * EVALUATION
+        assert found.steps_between == 10
+    assert "GPU available" not in capsys.readouterr().err
+
+
+def test_what_is_no_lightning_module_is_refused() -> None:
+    with pytest.raises(ValueError, match="dry_cost: got a VisionTransformer; expected a LightningModule"):
+        monitor().dry_cost(tiny_vit(), *loaders(), accelerator="cpu")  # type: ignore[arg-type]
+
+
+def test_without_an_evaluation_there_is_no_forecast() -> None:
     with pytest.raises(ValueError, match=r"dry_cost: .*can\s+be read before training \(no stream\)"):
         monitor().dry_cost(Classifier(), loaders()[0], loader(Stream()), accelerator="cpu")
 
 
 def test_an_error_is_told() -> None:
     with pytest.raises(ValueError, match="model: "):
-        monitor(model="nowhere").dry_cost(Classifier(), *loaders(), accelerator="cpu")
+        SlowMonitor(probe=ProbeImages(num_images=2, model="nowhere")).dry_cost(Classifier(), *loaders(), accelerator="cpu")
 
 
 @pytest.mark.parametrize(
     ("forecast", "overhead", "stretch", "said"),
     [
         (CostForecast(1.0, 0.1, 190, None), 0.05, 1.0, "one every 190 steps is 5.0% of the time"),
-        (CostForecast(1.0, 0.1, 190, 0.05), 0.05, 1.0, "every look that is due is taken"),
-        (CostForecast(1.0, 0.1, 10, 0.05), 0.5, 19.0, "one of 19.0 is taken"),
+        (CostForecast(1.0, 0.1, 190, 0.05), 0.05, 1.0, "every evaluation that is due is made"),
+        (CostForecast(1.0, 0.1, 10, 0.05), 0.5, 19.0, "one of 19.0 is made"),
         (CostForecast(1.0, 0.1, math.inf, 0.05), 0.0, 1.0, "how long an epoch is cannot be known"),
     ],
 )

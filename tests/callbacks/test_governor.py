@@ -143,7 +143,7 @@ def test_steps_are_passed_over_as_well() -> None:
     monitor = SlowMonitor(max_overhead=0.01, every_n_steps=1, on_error="raise")
     fit(monitor, max_epochs=2)
     assert monitor.labels == ["start"]
-    assert monitor._governor.skipped == 6 + 1  # six steps, and the end of the fit
+    assert monitor.governor.skipped == 6 + 1  # six steps, and the end of the fit
 
 
 def test_a_validation_of_its_own_is_always_looked_at() -> None:

@@ -48,7 +48,7 @@ def test_all_that_any_monitor_logs_is_a_float(tmp_path: Path, cadence: dict[str,
     monitors = everything()
     for monitor in monitors:
         if isinstance(monitor, attngrad.Monitor) and cadence:
-            monitor._timetable.cadence = type(monitor._timetable.cadence)(**cadence)
+            monitor.timetable.cadence = type(monitor.timetable.cadence)(**cadence)
     options = {"enable_checkpointing": True, "logger": recorder}
     fit(*monitors, ModelCheckpoint(tmp_path), module=module, max_epochs=2, **options)
     ours = {name: values for name, values in module.given.items() if name.startswith("attngrad/")}

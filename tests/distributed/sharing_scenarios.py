@@ -127,8 +127,8 @@ def governed(directory: Path) -> dict[str, Any]:
     took = time.perf_counter() - began
     return {
         "share": monitor.spent / took,
-        "taken": monitor._governor.taken,
-        "passed": monitor._governor.skipped,
+        "taken": monitor.governor.taken,
+        "passed": monitor.governor.skipped,
         "stretch": monitor.scalars["stretch"],
         **seen_by(monitor),
     }
