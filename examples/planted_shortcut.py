@@ -23,12 +23,13 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
 import lightning_attngrad as attngrad
-from lightning_attngrad.probe import Evaluation, Findings
 from lightning_attngrad.demo.data import DigitsDataModule
 from lightning_attngrad.demo.models import demo_vision_transformer, load_backbone
 from lightning_attngrad.demo.module import FineTuner
 from lightning_attngrad.demo.shortcut import FAINT
+from lightning_attngrad.measure.maps import explain_images
 from lightning_attngrad.metrics.functional import times_uniform_share
+from lightning_attngrad.probe import Evaluation, Findings
 from lightning_attngrad.reporting.figures import Caption, figure_to_array, map_grid
 
 QUIET: dict[str, Any] = {
@@ -45,7 +46,7 @@ class Watched(attngrad.AttentionMapMonitor):
     """Keeps its last images and maps, for the figure that puts two runs side by side."""
 
     def evaluate(self, evaluation: Evaluation) -> Findings:
-        self.seen = evaluation, self._explain(evaluation)
+        self.seen = evaluation, explain_images(evaluation, self.question)
         return Findings(super().evaluate(evaluation).scalars, dict)
 
 
@@ -79,7 +80,7 @@ def train(planted: bool, options: argparse.Namespace) -> Watched:
     load_backbone(model)
     data = DigitsDataModule(plant_shortcut=planted, contrast=FAINT)
     module = FineTuner(model, 10)
-    monitor = Watched(mask=data.strokes, num_images=options.images)
+    monitor = Watched(probe=attngrad.ProbeImages(mask=data.strokes, num_images=options.images))
     trainer = L.Trainer(
         max_steps=options.steps,
         val_check_interval=options.every,

@@ -80,10 +80,8 @@ def main() -> None:
     noisy = L.Trainer(max_epochs=options.noisy_epochs, logger=False, **quiet, **limits)
     noisy.fit(NoisyFineTuner(model, 10), datamodule=data)
     monitor = attngrad.RewriteRobustnessMonitor(
-        num_images=options.images,
+        probe=attngrad.ProbeImages(num_images=options.images, mean=data.mean, std=data.std),
         radii=data.radii,
-        mean=data.mean,
-        std=data.std,
         reference="start",  # the head is trained already: the start means something
         long_every=None,
     )

@@ -15,7 +15,7 @@ import torch
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from lightning_attngrad.audit.options import AuditError
-from lightning_attngrad.callbacks.audit_record import AuditRecord
+from lightning_attngrad.measure.audit_record import AuditRecord
 
 _MOST_NAMED = 4  # unsafe objects in a message
 
@@ -145,7 +145,7 @@ def _audits(callbacks: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """States of CheckpointAudit and of what users derived from it: known by what is in them."""
     found = {}
     for key, state in callbacks.items():
-        if isinstance(state, Mapping) and {"probe_set", "settings", "record", "own", "targets"} <= state.keys():
+        if isinstance(state, Mapping) and {"images", "settings", "record", "history"} <= state.keys():
             # Lightning's key is the name of the class and what tells it from others of that class.
             arguments = re.search(r"\{.*\}$", key)
             name = ast.literal_eval(arguments[0]).get("name", key) if arguments else key

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
 from lightning_attngrad.audit.thresholds import Threshold
-from lightning_attngrad.callbacks.audit_record import AuditRecord, as_json_number
+from lightning_attngrad.measure.audit_record import AuditRecord, as_json_number
 from lightning_attngrad.reporting.canvas import figure_to_array
 from lightning_attngrad.reporting.files import write_atomically
 

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from lightning_attngrad.callbacks import CheckpointAudit
-from lightning_attngrad.callbacks.look import Findings, Probe
+from lightning_attngrad.probe import Evaluation, Findings, ProbeImages
 from lightning_attngrad.reporting.curves import success_curves
 from lightning_attngrad.reporting.distances import Norm
 
@@ -29,7 +29,7 @@ def constructor_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """
     of_images = {name: value for name, value in arguments.items() if name in IMAGE_ARGUMENTS}
     of_rewriting = {name: value for name, value in arguments.items() if name not in IMAGE_ARGUMENTS}
-    return {**of_images, **of_rewriting}
+    return {"probe": ProbeImages(**of_images), **of_rewriting}
 
 
 class Recomputation(CheckpointAudit):
@@ -51,12 +51,15 @@ class Recomputation(CheckpointAudit):
         self.curves: dict[str, list[float]] = {}
         self._label_of_checkpoint = ""
         if state is not None:
-            self.load_state_dict(dict(state))
+            self.restore_state(state)
 
     @property
     def state_key(self) -> str:
         """No key of a checkpoint, from which Lightning would restore this: all are audited on the same images."""
         return "lightning-attngrad audit"
+
+    def _say_what_differs(self, what: str, found: list[str]) -> None:
+        """Nothing: other settings are what was asked for."""
 
     def begin(self, label: str) -> None:
         """Make ready for other weights.
@@ -65,17 +68,17 @@ class Recomputation(CheckpointAudit):
             label: of the checkpoint, for the titles of its figures.
         """
         self._label_of_checkpoint = label
-        self.record, self._looked_at, self._pending = None, None, None
+        self.record, self._evaluated_at, self._pending = None, None, None
 
-    def look(self, probe: Probe, *, remember: bool) -> Findings:
+    def evaluate(self, evaluation: Evaluation) -> Findings:
         """As in a run, under the name of the checkpoint."""
-        findings = super().look(replace(probe, label=self._label_of_checkpoint), remember=remember)
+        findings = super().evaluate(replace(evaluation, label=self._label_of_checkpoint))
         self.curves[self._label_of_checkpoint] = self.distances
         return findings
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave a stream to the next validation, which has more batches."""
-        if self._streaming and not self.needs_batches:
+        if self.shared.streaming and not self.needs_batches:
             self.needs_batches = True
             self.probe_set.start_over()
             return
@@ -88,7 +91,7 @@ class Recomputation(CheckpointAudit):
 
     def comparison(self) -> dict[str, Figure]:
         """Draw all checkpoints in one figure."""
-        norm = cast("Norm", self.settings.norm)
+        norm = cast("Norm", self.rewriting.norm)
         title = "Rewritten within a radius"
         curves = {label: np.asarray(distances) for label, distances in self.curves.items()}
-        return {"success": success_curves(curves, radii=self.settings.radii, norm=norm, title=title)}
+        return {"success": success_curves(curves, radii=self.rewriting.radii, norm=norm, title=title)}

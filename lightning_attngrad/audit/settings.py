@@ -112,7 +112,7 @@ def refuse_other_hash(found: str | None, label: str, settings: AuditSettings, fi
 
 def _settings_of_state(state: Mapping[str, Any]) -> dict[str, Any]:
     """Where a run never came to make a record."""
-    images = state["probe_set"]
+    images = state["images"].get("set", {})
     return {
         **state["settings"],
         **{name: images[name] for name in ("num_images", "seed", "dataloader_idx") if name in images},

@@ -124,7 +124,9 @@ class AttentionMapMonitor(Monitor):
         scalars = with_panels(maps, lambda panel: map_statistics(panel.heatmap)) | head_scalars(evaluation)
         if (masks := evaluation.masks) is not None:
             scalars |= with_panels(maps, lambda panel: mask_scalars(panel.heatmap, masks))
-        frame = Frame(evaluation.label, times_uniform_share(maps.heatmap[:1])[0].clone(), caption_of(evaluation, maps, 0))
+        frame = Frame(
+            evaluation.label, times_uniform_share(maps.heatmap[:1])[0].clone(), caption_of(evaluation, maps, 0)
+        )
         film = [*self.film, frame]
         if evaluation.in_history:
             self.film = film

@@ -314,6 +314,7 @@ class ProbeCallback(Memory, ABC):
         """Seconds of this fit: its own, and its share of what the monitors of the Trainer do together."""
         return self.account.spent + self._together.shared_cost.spent / max(self._together.members, 1)
 
+
 def callbacks_of(trainer: pl.Trainer) -> list[ProbeCallback]:
     """The monitors and audits of a Trainer, in its order."""
     return [other for other in trainer.callbacks if isinstance(other, ProbeCallback)]  # type: ignore[attr-defined]

@@ -209,9 +209,7 @@ class Monitor(ProbeCallback):
             due = [monitor for monitor in monitors_of(trainer) if monitor._due_in_validation(trainer)]
             self._evaluate(trainer, pl_module, due, label_of_validation(trainer))
 
-    def _evaluate(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, due: Sequence[Monitor], label: str
-    ) -> None:
+    def _evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule, due: Sequence[Monitor], label: str) -> None:
         for monitor in due:
             monitor.timetable.evaluated(trainer)
             monitor.governor.takes(monitor.spent)
@@ -260,7 +258,11 @@ class Monitor(ProbeCallback):
     def remarks(self) -> list[str]:
         """Evaluations that were skipped, beside what every monitor says."""
         skipped, limit = self.governor.skipped, self.governor.limit
-        said = [f"skipped {skipped} evaluations that were due, to keep max_overhead={limit:g}"] if skipped and limit else []
+        said = (
+            [f"skipped {skipped} evaluations that were due, to keep max_overhead={limit:g}"]
+            if skipped and limit
+            else []
+        )
         return [*said, *super().remarks()]
 
     # Where its numbers go ------------------------------------------------------------------------------------

@@ -40,9 +40,7 @@ def write_layout(trainer: pl.Trainer, monitors: Sequence[Reports]) -> None:
     log_layout(trainer, {monitor.name: monitor.charts() for monitor in monitors})
 
 
-def write_summary(
-    trainer: pl.Trainer, monitors: Sequence[Reports], fit_seconds: float, shared_seconds: float
-) -> None:
+def write_summary(trainer: pl.Trainer, monitors: Sequence[Reports], fit_seconds: float, shared_seconds: float) -> None:
     """Show what the fit has come to, and hand it to the loggers."""
     if not trainer.is_global_zero or trainer.fast_dev_run or getattr(trainer, "barebones", False):  # type: ignore[attr-defined]
         return

@@ -32,6 +32,7 @@ from lightning_attngrad.demo.module import FineTuner
 from lightning_attngrad.demo.options import DEMO_MODEL, DemoError, DemoOptions
 from lightning_attngrad.demo.shortcut import FAINT
 from lightning_attngrad.demo.summary import summary_table
+from lightning_attngrad.probe import ProbeImages
 
 #: Rewriting takes longer than mapping, so it is evaluated, and saved, in every other epoch.
 _REWRITE_EVERY = 2
@@ -236,12 +237,11 @@ def _monitors(
     """What watches the run."""
     each = None if options.max_overhead is None else options.max_overhead / 3  # of three monitors
     mask = data.strokes if isinstance(data, DigitsDataModule) else None
-    maps = AttentionMapMonitor(mask=mask, max_overhead=each)
-    drift = AttentionDriftMonitor(max_overhead=each)
-    rewriting: dict[str, Any] = {"radii": data.radii, "mean": data.mean, "std": data.std}
-    rewrites = RewriteRobustnessMonitor(every_n_epochs=rewrite_every, max_overhead=each, **rewriting)
-    # An audit of the same settings takes over what the monitor has measured.
-    return [maps, drift, rewrites], CheckpointAudit(**rewriting)
+    images = ProbeImages(mask=mask, mean=data.mean, std=data.std)
+    maps = AttentionMapMonitor(probe=images, max_overhead=each)
+    drift = AttentionDriftMonitor(probe=images, max_overhead=each)
+    rewrites = RewriteRobustnessMonitor(probe=images, radii=data.radii, every_n_epochs=rewrite_every, max_overhead=each)
+    return [maps, drift, rewrites], CheckpointAudit(probe=images, radii=data.radii)
 
 
 def _validate(

@@ -76,7 +76,9 @@ class Question:
         if panels is None:
             return self
         options = {
-            name: value[0] if not isinstance(value, str) and isinstance(value, Sequence) and tuple(value) == panels else value
+            name: value[0]
+            if not isinstance(value, str) and isinstance(value, Sequence) and tuple(value) == panels
+            else value
             for name, value in self.options.items()
         }
         return replace(self, options=options)

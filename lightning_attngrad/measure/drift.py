@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lightning_attngrad.measure.maps import Maps
-from lightning_attngrad.probe import Evaluation
 from lightning_attngrad.metrics.functional import DRIFT_MEASURES, drift_ratio, map_drift
+from lightning_attngrad.probe import Evaluation
 
 #: Classes that have a scalar of their own.
 _MOST_CLASSES = 20

@@ -91,7 +91,11 @@ def _caption(evaluation: Evaluation, drift: Drift, reference: Reference, now: Re
             predicted.append((None, None))
         else:
             predicted.append((evaluation.class_name(int(one.predicted[index])), float(one.probability[index])))
-    true = None if evaluation.targets is None or evaluation.targets[index] < 0 else evaluation.class_name(int(evaluation.targets[index]))
+    true = (
+        None
+        if evaluation.targets is None or evaluation.targets[index] < 0
+        else evaluation.class_name(int(evaluation.targets[index]))
+    )
     return MovedCaption(
         drift=float(drift.distance[LEADING][index]),
         floor=float(drift.floor[LEADING][index]),

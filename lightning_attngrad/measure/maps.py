@@ -45,7 +45,9 @@ class Maps:
     def by_panel(self) -> list[tuple[str, Maps]]:
         """What stands behind the names of numbers, and the maps that they are of: ``""`` and the first, then others."""
         others = enumerate(self.panel_names[1:], start=1)
-        return [("", self)] + [(f"/{name}", replace(self, heatmap=self.panels[:, p], layers=None)) for p, name in others]
+        return [("", self)] + [
+            (f"/{name}", replace(self, heatmap=self.panels[:, p], layers=None)) for p, name in others
+        ]
 
 
 def check_question(

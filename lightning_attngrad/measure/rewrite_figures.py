@@ -74,7 +74,9 @@ def rewrite_figures(
     return figures
 
 
-def _caption(evaluation: Evaluation, settings: RewriteSettings, pairs: RewrittenPairs, shown: ShownPair) -> RewriteCaption:
+def _caption(
+    evaluation: Evaluation, settings: RewriteSettings, pairs: RewrittenPairs, shown: ShownPair
+) -> RewriteCaption:
     number = shown.pair
     before, after = int(shown.before.argmax()), int(shown.after.argmax())
     success = bool(pairs.success[number])

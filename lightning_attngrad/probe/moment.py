@@ -22,7 +22,7 @@ def moment(trainer: pl.Trainer) -> Moment:
 
 @torch.no_grad()
 def fingerprint(model: nn.Module) -> tuple[float, ...]:
-    """The length of each parameter and buffer (of this process's part of it), which other weights do not have.
+    """Length and sum of each parameter and buffer (of this process's part of it), which other weights do not have.
 
     Callbacks write other weights into a model between two steps, and back: averages, pruned ones. Many do it through
     ``.data``, of which no counter tells.
@@ -33,7 +33,9 @@ def fingerprint(model: nn.Module) -> tuple[float, ...]:
     by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for part in parts:
         by_kind.setdefault((part.device, part.dtype), []).append(part)
-    lengths = [torch.stack(list(torch._foreach_norm(same))).float() for same in by_kind.values()]  # a launch or two each
+    lengths = [
+        torch.stack(list(torch._foreach_norm(same))).float() for same in by_kind.values()
+    ]  # a launch or two each
     return tuple(value for some in lengths for value in some.tolist())
 
 

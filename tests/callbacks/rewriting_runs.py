@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import lightning_attngrad as attngrad
 from lightning_attngrad.probe import Evaluation, Findings
-from tests.probe_options import with_probe
 from tests.callbacks.small_runs import Classifier, Run, Squares, fit, loader, make_trainer
+from tests.probe_options import with_probe
 
 #: The squares are pixels; with it no look depends on what their brightest one is.
 PIXELS: dict[str, Any] = {"mean": 0.0, "std": 1.0}

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 import lightning_attngrad as attngrad
-from lightning_attngrad.measure.drift import Drift, Reference, class_scalars, disagreement_scalars, measure_drift
-from lightning_attngrad.probe import Evaluation, Findings
 from lightning_attngrad.explain import explain
+from lightning_attngrad.measure.drift import Drift, Reference, class_scalars, disagreement_scalars, measure_drift
 from lightning_attngrad.metrics.functional import map_drift
-from lightning_attngrad.probe import jittered_copies
+from lightning_attngrad.probe import Evaluation, Findings, jittered_copies
 from tests.callbacks.drift_runs import MEASURES, Smooth, WatchedDrift, numbers, saved
 from tests.callbacks.small_runs import (
     CLASSES,
@@ -236,7 +235,10 @@ def test_flips_and_moves_are_counted_against_each_images_own_floor() -> None:
     floor = torch.tensor([0.1, 0.1, 0.1, 0.1, 0.1, 0.0])
     measured = Drift({"spearman": drift}, {"spearman": floor}, torch.zeros(0), torch.zeros(0))
     before, after = seen([0, 0, 0, 0, 0, 0]), seen([1, 1, 1, 0, 0, 0])
-    assert disagreement_scalars(measured, before, after, 2) == {"prediction_changed_map_stable": 1, "map_changed_prediction_stable": 2}
+    assert disagreement_scalars(measured, before, after, 2) == {
+        "prediction_changed_map_stable": 1,
+        "map_changed_prediction_stable": 2,
+    }
     assert disagreement_scalars(measured, before, after, 3)["map_changed_prediction_stable"] == 1
     assert all(math.isnan(value) for value in disagreement_scalars(measured, None, after, 2).values())
 

@@ -17,9 +17,7 @@ from torch import Tensor, nn
 
 import lightning_attngrad as attngrad
 from lightning_attngrad.callbacks import faithfulness_monitor
-from lightning_attngrad.measure.maps import explain_images
 from lightning_attngrad.probe import Evaluation, Findings
-from tests.probe_options import with_probe
 from tests.callbacks.small_runs import (
     COSTS,
     Classifier,
@@ -36,6 +34,7 @@ from tests.callbacks.small_runs import (
     tiny_vit,
     words,
 )
+from tests.probe_options import with_probe
 from tests.references import faithfulness as reference
 
 SCALARS = {"srg", "deletion", "insertion", "class_sensitivity", *COSTS}

@@ -139,7 +139,9 @@ def test_without_an_evaluation_there_is_no_forecast() -> None:
 
 def test_an_error_is_told() -> None:
     with pytest.raises(ValueError, match="model: "):
-        SlowMonitor(probe=ProbeImages(num_images=2, model="nowhere")).dry_cost(Classifier(), *loaders(), accelerator="cpu")
+        SlowMonitor(probe=ProbeImages(num_images=2, model="nowhere")).dry_cost(
+            Classifier(), *loaders(), accelerator="cpu"
+        )
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 import lightning_attngrad as attngrad
 from lightning_attngrad.callbacks import governor as module
-from lightning_attngrad.probe.governor import Governor
 from lightning_attngrad.probe import Evaluation, Findings
+from lightning_attngrad.probe.governor import Governor
 from tests.callbacks.small_runs import Squares, WatchedMonitor, events, fit, loader, scalar_points, tensorboard
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -59,7 +58,7 @@ def test_all_that_any_monitor_logs_is_a_float(tmp_path: Path, cadence: dict[str,
     assert {type(value) for values in written.values() for value in values} == {float}
 
 
-class Fails(CSVLogger):
+class FailingLoggerOfMonitors(CSVLogger):
     """Cannot take our numbers: as a server whose keys may hold no slash."""
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
@@ -69,13 +68,13 @@ class Fails(CSVLogger):
 
 
 def test_a_logger_that_fails_at_a_scalar_is_named_once_and_the_run_goes_on(tmp_path: Path) -> None:
-    fails, works = Fails(tmp_path / "fails"), Recorder(tmp_path / "works")
+    fails, works = FailingLoggerOfMonitors(tmp_path / "fails"), Recorder(tmp_path / "works")
     checkpoint = ModelCheckpoint(tmp_path, monitor="attngrad/maps/entropy", save_top_k=-1)
     run = fit(*everything(), checkpoint, logger=[fails, works], max_epochs=3, enable_checkpointing=True)
     assert run.trainer.current_epoch == 3
     said = [message for message in run.messages if "keys may hold no slash" in message]
     assert len(said) == 1
-    assert "Fails" in said[0]
+    assert "FailingLoggerOfMonitors" in said[0]
     assert len(works.given["attngrad/maps/entropy"]) == 4
     assert len(checkpoint.best_k_models) == 3
 
@@ -91,16 +90,12 @@ def test_predict_needs_no_reference() -> None:
         fit(monitor)
 
 
-class Signed(pl.Callback):
-    """Only to keep the name of the registered method out of other tests."""
-
-
 def test_a_signed_method_of_the_users_own_is_drawn_on_a_signed_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning_attngrad.explain import METHODS, TokenScores, register_method
     from tests.callbacks.small_runs import captured_figures
 
     @register_method("tilted", source="the test", signed=True)
-    def tilted(forward: Any, seeds: Any, options: Any) -> TokenScores:
+    def tilted(forward: Any, seeds: Any) -> TokenScores:
         scores = torch.linspace(-1, 1, forward.layout.tokens).expand(forward.batch, 1, -1)
         return TokenScores(scores, zero_gradient=torch.zeros(forward.batch, dtype=torch.bool))
 
@@ -109,7 +104,9 @@ def test_a_signed_method_of_the_users_own_is_drawn_on_a_signed_scale(monkeypatch
     from lightning_attngrad.measure import map_figures
 
     real = map_figures.map_grid
-    monkeypatch.setattr(map_figures, "map_grid", lambda *a, scale, **k: seen.append(scale.kind) or real(*a, scale=scale, **k))
+    monkeypatch.setattr(
+        map_figures, "map_grid", lambda *a, scale, **k: seen.append(scale.kind) or real(*a, scale=scale, **k)
+    )
     try:
         fit(attngrad.AttentionMapMonitor(num_images=2, method="tilted", on_error="raise"), max_epochs=1)
     finally:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import lightning_attngrad as attngrad
 from lightning_attngrad.probe import Evaluation
-from tests.probe_options import with_probe
 from tests.callbacks.small_runs import (
     CLASSES,
     Classifier,
@@ -28,6 +27,7 @@ from tests.callbacks.small_runs import (
     small_convnet,
     tensorboard,
 )
+from tests.probe_options import with_probe
 
 KEY = "attngrad/maps/entropy"
 
@@ -464,7 +464,7 @@ def test_an_error_is_said_once_and_training_goes_on() -> None:
     run = fit(WatchedMonitor(), module=Fragile, max_epochs=3)
     assert run.losses == fit(module=Fragile, max_epochs=3).losses
     (message,) = run.messages
-    assert "in its look at start: RuntimeError: out of luck" in message
+    assert "in its evaluation at start: RuntimeError: out of luck" in message
     assert "rests for the remainder of this run, training goes on" in message
     assert "on_error='raise'" in message
 
@@ -515,7 +515,7 @@ def test_figures_that_cannot_be_drawn_leave_the_numbers(monkeypatch: Any) -> Non
     def broken(*_: Any, **__: Any) -> Any:
         raise OSError("no fonts")
 
-    monkeypatch.setattr("lightning_attngrad.callbacks.attention_map_monitor.map_grid", broken)
+    monkeypatch.setattr("lightning_attngrad.measure.map_figures.map_grid", broken)
     mine = WatchedMonitor(draws=True)
     run = fit(mine)
     assert run.losses == fit().losses
@@ -541,9 +541,7 @@ def test_figures_that_cannot_be_drawn_leave_the_numbers(monkeypatch: Any) -> Non
         ("method", "gradcam", "grad_cam"),
         ("method", ["rollout"], "rollout"),
         ("objective", "logits", "logit"),
-        ("method_options", {"correction": "squared"}, "correction"),
-        ("method_options", {"sharpness": 3}, "sharpness"),
-        ("top_k", 0, "positive int"),
+                ("top_k", 0, "positive int"),
         ("top_k", "3", "positive int"),
         ("classes", [-1], "class numbers from 0"),
         ("classes", ["cat"], "class numbers from 0"),
@@ -578,6 +576,13 @@ def test_a_wrong_argument_is_named_with_what_was_given_and_what_would_do(
     assert message.startswith((f"{argument}: got", "mean, std: got" if argument in ("mean", "std") else argument))
     assert "got" in message
     assert expected in message
+
+
+def test_options_are_those_of_the_method() -> None:
+    with pytest.raises(ValueError, match=r"correction: got 'squared'; expected .*absolute"):
+        attngrad.AttentionMapMonitor(method="gradient_guided", method_options={"correction": "squared"})
+    with pytest.raises(ValueError, match=r"correction: got 'negative'.*an option of method='gradient_guided'"):
+        attngrad.AttentionMapMonitor(method_options={"correction": "negative"})
 
 
 def test_arguments_that_do_not_go_together() -> None:

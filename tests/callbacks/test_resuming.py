@@ -59,7 +59,10 @@ def test_the_same_settings_go_on_without_a_word(tmp_path: Path, kind: str) -> No
         *((kind, {}, {"method": "rollout"}, "method: 'guided_relevance' then, 'rollout' now") for kind in ASK),
         *((kind, {}, {"objective": "margin"}, "objective") for kind in ASK),
         *((kind, {}, {"objective": attngrad.Contrast(1)}, "objective") for kind in ASK),
-        *((kind, {}, {"method_options": {"combine": "product"}}, "combine: 'gated_sum' then, 'product' now") for kind in ASK),
+        *(
+            (kind, {}, {"method_options": {"combine": "product"}}, "combine: 'gated_sum' then, 'product' now")
+            for kind in ASK
+        ),
         *(
             (
                 kind,

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import lightning_attngrad as attngrad
 from lightning_attngrad.callbacks import rewrite_robustness_monitor
-from lightning_attngrad.probe import Evaluation, Findings
 from lightning_attngrad.metrics.functional import paired_log_ratio
+from lightning_attngrad.probe import Evaluation, Findings
 from tests.callbacks.rewriting_runs import PIXELS, Bright, WatchedRewriting, bright, fit_and_save, saving
 from tests.callbacks.small_runs import (
     COSTS,

@@ -16,7 +16,16 @@ from lightning_attngrad.callbacks import together
 from lightning_attngrad.measure import maps as measured_maps
 from lightning_attngrad.measure import rewriting
 from lightning_attngrad.probe import ProbeImages, ProbeSet
-from tests.callbacks.small_runs import Classifier, Squares, WatchedMonitor, events, fit, loader, scalar_points, tensorboard
+from tests.callbacks.small_runs import (
+    Classifier,
+    Squares,
+    WatchedMonitor,
+    events,
+    fit,
+    loader,
+    scalar_points,
+    tensorboard,
+)
 
 PIXELS = ProbeImages(num_images=3, mean=0.0, std=1.0)
 
@@ -96,15 +105,17 @@ def test_another_trainer_shares_nothing() -> None:
 
 
 def test_an_error_in_one_monitor_leaves_the_others_alone() -> None:
-    class Fails(WatchedMonitor):
+    class FailingMonitor(WatchedMonitor):
         def evaluate(self, evaluation: Any) -> Any:
             raise ZeroDivisionError("of its own")
 
-    before, fails, after = WatchedMonitor(name="before"), Fails(on_error="log"), WatchedMonitor(name="after")
+    before, fails, after = WatchedMonitor(name="before"), FailingMonitor(on_error="log"), WatchedMonitor(name="after")
     run = fit(before, fails, after)
     assert before.labels == after.labels == ["start", "epoch 1", "epoch 2"]
     (message,) = run.messages
-    assert message.startswith("Fails is switched off for the remainder of this run, training goes on: in its evaluation")
+    assert message.startswith(
+        "Fails is switched off for the remainder of this run, training goes on: in its evaluation"
+    )
 
 
 def test_images_that_cannot_be_read_are_one_piece_of_news() -> None:
@@ -141,11 +152,17 @@ def test_whoever_writes_to_the_weights_in_between_gets_new_answers(tmp_path: Pat
         def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
             pl_module.net.head.weight.data.mul_(-1.0)
 
-    monitor = attngrad.RewriteRobustnessMonitor(probe=PIXELS, steps=2, long_every=None, on_error="raise")
-    audit = attngrad.CheckpointAudit(probe=PIXELS, steps=2, on_error="raise")
-    fit(monitor, audit, Prunes(), ModelCheckpoint(tmp_path), max_epochs=1, enable_checkpointing=True)
-    assert audit.record is not None
-    assert audit.record.figures["rewrite/median_linf"] != monitor.scalars["median_linf"]
+    def entropies(*further: pl.Callback) -> tuple[float, float]:
+        monitor = attngrad.AttentionMapMonitor(probe=PIXELS, on_error="raise")
+        audit = attngrad.CheckpointAudit(probe=PIXELS, steps=2, on_error="raise")
+        fit(monitor, audit, *further, ModelCheckpoint(tmp_path), max_epochs=1, enable_checkpointing=True)
+        assert audit.record is not None
+        return monitor.scalars["entropy"], audit.record.figures["maps/entropy"]
+
+    seen, saved = entropies()
+    assert seen == saved
+    seen, saved = entropies(Prunes())
+    assert seen != saved
 
 
 # A monitor of a third party ------------------------------------------------------------------------------------

@@ -15,8 +15,7 @@ from torch.utils.data import DataLoader
 
 import lightning_attngrad as attngrad
 from lightning_attngrad.measure import rewriting
-from lightning_attngrad.probe import shared
-from lightning_attngrad.probe import Evaluation, Findings
+from lightning_attngrad.probe import Evaluation, Findings, shared
 from tests.distributed.scenarios import dropping, fit_sharded, two_processes
 from tests.integration.harness import BATCH, COSTS, TRAINING_IMAGES, Pictures, fit, make_trainer, plain
 from tests.probe_options import with_probe

@@ -93,7 +93,12 @@ class OutOfMemoryOnOneRank(SharingMonitor):
 def out_of_memory(directory: Path) -> dict[str, Any]:
     monitor = OutOfMemoryOnOneRank()
     left = fit(dropping(), [monitor], loaders=loaders(), **two_processes())
-    return {"fingerprint": left, "passes": monitor.passes, "at once": monitor.shared._sharing.at_once, **seen_by(monitor)}
+    return {
+        "fingerprint": left,
+        "passes": monitor.passes,
+        "at once": monitor.shared._sharing.at_once,
+        **seen_by(monitor),
+    }
 
 
 class SlowMonitor(WatchedMonitor):

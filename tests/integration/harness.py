@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 import lightning_attngrad as attngrad
-from lightning_attngrad.probe import Evaluation, Findings
 from lightning_attngrad.measure.maps import Maps, explain_images
+from lightning_attngrad.probe import Evaluation, Findings
 from tests.probe_options import with_probe
 
 CLASSES = 4

@@ -22,8 +22,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, WandbLogger
 
 import lightning_attngrad as attngrad
-from lightning_attngrad.probe import Evaluation, Findings
 from lightning_attngrad.callbacks.monitor import Monitor
+from lightning_attngrad.probe import Evaluation, Findings
 from tests.callbacks.small_runs import Classifier, WatchedMonitor, events, fit, listening, small_convnet, tensorboard
 
 CORE = ("entropy", "border_mass", "corner_mass", "top_decile_mass")

@@ -374,7 +374,9 @@ def test_the_second_loader_gives_other_images(monkeypatch: Any) -> None:
     first, _ = looked_at(monkeypatch, "two validation loaders")
     second, _ = looked_at(monkeypatch, "the second of two validation loaders")
     assert first.probe_set.hash != second.probe_set.hash
-    assert all(any(torch.equal(image, one) for one in Squares(9, seed=2).images) for image in second.evaluations[0][0].images)
+    assert all(
+        any(torch.equal(image, one) for one in Squares(9, seed=2).images) for image in second.evaluations[0][0].images
+    )
 
 
 def test_a_grid_that_is_not_square(monkeypatch: Any) -> None:

@@ -16,9 +16,8 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, Wei
 from torch import Tensor, nn
 
 from lightning_attngrad.callbacks import image_probe
-from lightning_attngrad.probe import Evaluation, Findings
 from lightning_attngrad.explain import evaluation, forward_pass
-from lightning_attngrad.probe import isolation, probe_set
+from lightning_attngrad.probe import Evaluation, Findings, isolation, probe_set
 from lightning_attngrad.rewrite import quality, rewriting
 from tests.integration import harness
 from tests.integration.harness import (

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_attngrad.explain import NonFiniteOutputError
 from lightning_attngrad.measure.rewriting import (
     RADII,
     FrozenTargets,
@@ -23,7 +24,6 @@ from lightning_attngrad.measure.rewriting import (
     rewrite_images,
     rewrite_scalars,
 )
-from lightning_attngrad.explain import NonFiniteOutputError
 from lightning_attngrad.probe import Evaluation, Normalisation, PartSharing
 from tests.callbacks.small_runs import Squares, tiny_vit
 
@@ -31,7 +31,9 @@ INF, NAN = math.inf, math.nan
 PIXELS = Normalisation((0.0,), (1.0,), "the test")
 
 
-def evaluation_of(model: nn.Module, images: Tensor, targets: Any = None, known: Normalisation | None = PIXELS) -> Evaluation:
+def evaluation_of(
+    model: nn.Module, images: Tensor, targets: Any = None, known: Normalisation | None = PIXELS
+) -> Evaluation:
     targets = None if targets is None else torch.tensor(targets)
     return Evaluation(model.eval(), model, images, targets, images, None, "now", normalisation=known)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_attngrad.probe import PartTooLargeError, Processes, PartSharing
+from lightning_attngrad.probe import PartSharing, PartTooLargeError, Processes
 from tests.probe.test_processes import Threads, threads  # noqa: F401  (a fixture)
 
 
