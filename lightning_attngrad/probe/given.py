@@ -85,7 +85,8 @@ def check_images(images: Any) -> GivenImages | None:
     if isinstance(images, Sequence) and images and all(_is_picture(one) for one in images):
         return _of_pictures(images)
     if _gives_batches(images):
-        return GivenImages(f"a loader ({type(images).__name__})", loader=images)
+        kind = "a list of batches" if isinstance(images, Sequence) else f"a loader ({type(images).__name__})"
+        return GivenImages(kind, loader=images)
     raise ValueError(f"images: got {type(images).__name__} {images!r:.60}{_hint(images)}; {_EXPECTED}")
 
 
@@ -96,6 +97,8 @@ def _gives_batches(images: Any) -> bool:
 
 
 def _hint(images: Any) -> str:
+    if isinstance(images, Sequence) and not images:
+        return " (it is empty)"
     if hasattr(images, "__next__"):
         return " (an iterator can be read only once: give what it is made of)"
     if isinstance(images, Mapping):
@@ -146,7 +149,7 @@ def files_of(folder: Path) -> list[Path]:
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in FILE_ENDINGS and path.is_file())
     if not files:
         raise ProbeInputError(
-            f"images: the folder {str(folder)!r} holds no files that end in {', '.join(FILE_ENDINGS)}"
+            f"images: the folder {str(folder)!r} holds no image files, which end in {', '.join(FILE_ENDINGS)}"
         )
     return files
 

@@ -75,8 +75,9 @@ def resolve_model(pl_module: nn.Module, path: str | None, *, needs_forward: bool
 
 def _has_a_forward(pl_module: nn.Module) -> bool:
     """Whether a LightningModule has one of its own; by name, as ``pytorch_lightning`` has another base class."""
-    owner = next(base for base in type(pl_module).__mro__ if "forward" in vars(base))
-    return owner.__name__ != "LightningModule" or not owner.__module__.startswith(("lightning.", "pytorch_lightning."))
+    forward = getattr(type(pl_module), "forward", None)
+    is_of_lightning = getattr(forward, "__module__", "").split(".")[0] in ("lightning", "pytorch_lightning")
+    return not (is_of_lightning and getattr(forward, "__qualname__", "") == "LightningModule.forward")
 
 
 def load_batch_adapter(batch_adapter: BatchAdapter | str | None) -> BatchAdapter | None:

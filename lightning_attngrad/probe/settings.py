@@ -112,6 +112,7 @@ class ProbeImages:
                 "LightningModule, such as 'net' for self.net, or None for the LightningModule itself"
             )
         normalisation = check_normalisation(self.mean, self.std)
+        check_images(self.images)
         # In one form each, so that settings that say the same are equal.
         self._set(
             image_key=_checked_key("image_key", self.image_key),

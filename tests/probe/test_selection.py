@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,12 +95,31 @@ def test_unknown_targets_are_none(dataset: Dataset[object]) -> None:
 
 
 def test_the_label_column_of_a_hugging_face_data_set_is_read_without_its_transform() -> None:
+    class Column(list[int]):
+        def __getitem__(self, places: Any) -> Any:
+            return Column(super().__getitem__(places))
+
+        def to_numpy(self) -> Any:
+            return np.asarray(self)
+
     class HuggingFaceLike(With):
-        def with_format(self, format_: object) -> dict[str, np.ndarray]:
-            assert format_ == "numpy"
-            return {"label": np.array([2, 0, 1])}
+        def with_format(self, format_: object) -> dict[str, Column]:
+            assert format_ == "arrow"
+            return {"label": Column([2, 0, 1])}
 
     dataset = HuggingFaceLike(3, features={"image": None, "label": None})
     targets = known_targets(dataset)
+    assert targets is not None
+    assert targets.tolist() == [2, 0, 1]
+
+    class Table:
+        def __init__(self, *values: int) -> None:
+            self.values = values
+
+        def column(self, _: str | int) -> Column:
+            return Column(self.values)
+
+    shuffled = With(3, features={"label": None}, data=Table(0, 1, 2, 3), _indices=Table(2, 0, 1), with_format=None)
+    targets = known_targets(shuffled)
     assert targets is not None
     assert targets.tolist() == [2, 0, 1]
