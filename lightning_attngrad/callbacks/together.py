@@ -35,7 +35,7 @@ def _account(monitor: Monitor) -> Account:
     return Account(
         name=monitor.name,
         kind=type(monitor).__name__,
-        looks=story.looks,
+        evaluations=story.looks,
         since=story.since,
         meanings=monitor.main_scalars,
         first=story.first,

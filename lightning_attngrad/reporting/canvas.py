@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
 _OPACITY = 0.62  # of a map on its image
 _DARKEST, _GREY_RANGE = 0.22, 0.7  # of the grey image below a map
 _COVERED = 0.5  # of a pixel, for it to be inside an outline
+_SMALLEST, _LARGEST = 0.85, 1.07  # of the box that a tile may fill, for whole pixels
 _ENLARGED = 3  # an image that is enlarged so much shows its own pixels, unsmoothed
 _BLANK, _STRIPE, _STRIPES_APART, _STRIPE_WIDTH = 217, 168, 9, 2  # greys, and pixels
 
@@ -52,11 +54,14 @@ def figure_to_array(figure: Figure) -> npt.NDArray[np.uint8]:
     return np.asarray(Image.fromarray(drawn).convert("RGB"))  # sooner than numpy leaves out the fourth
 
 
-def tile_size(aspect: float, width: float, height: float) -> tuple[float, float]:
-    """The largest tile of an aspect inside a box.
+def tile_size(images: Array, width: float, height: float) -> tuple[float, float]:
+    """The largest tile for images inside a box.
+
+    Where it costs little room, a pixel of the images becomes a whole number of pixels: so they are sharp, and their
+    files a fraction as large. The tile may then be larger than the box by a fifteenth.
 
     Args:
-        aspect: Width over height of the image.
+        images: (N, C, H, W), for their aspect and size.
         width: Of the box, in inches.
         height: Of the box, in inches.
 
@@ -64,10 +69,17 @@ def tile_size(aspect: float, width: float, height: float) -> tuple[float, float]
         Width and height in inches.
 
     Example:
-        >>> tile_size(2.0, 1.0, 1.0)
+        >>> tile_size(np.zeros((1, 3, 100, 200)), 1.0, 1.0)
         (1.0, 0.5)
+        >>> tile_size(np.zeros((1, 3, 64, 64)), 1.5, 1.5)  # 192 pixels
+        (1.6, 1.6)
     """
-    return (width, width / aspect) if width / aspect <= height else (height * aspect, height)
+    down, across = images.shape[2:]
+    enlarged = DOTS_PER_INCH * min(width / across, height / down)
+    whole = [times for times in (math.floor(enlarged), math.ceil(enlarged)) if times >= 1]
+    fitting = [times for times in whole if _SMALLEST <= times / enlarged <= _LARGEST]
+    enlarged = min(fitting, key=lambda times: abs(times - enlarged), default=enlarged)
+    return enlarged * across / DOTS_PER_INCH, enlarged * down / DOTS_PER_INCH
 
 
 class Canvas(Page):

@@ -18,7 +18,6 @@ from lightning_attngrad.reporting.arrays import (
     Array,
     ArrayLike,
     as_array,
-    aspect_ratio,
     check_count,
     checked_images,
     checked_maps,
@@ -106,7 +105,7 @@ def map_grid(
     groups = 1 if shown <= 3 else 2 if shown <= 12 else 3
     rows = math.ceil(shown / groups)
     widest = {1: 2.1, 2: _LARGEST_TILE, 3: 1.05}[groups]
-    width, height = tile_size(aspect_ratio(images), widest, widest)
+    width, height = tile_size(images, widest, widest)
     text_room = {1: 3.0, 2: 1.8, 3: 1.35}[groups]
     group_width = 2 * width + _GAP + 0.12 + text_room + 0.1
     middle = max(height, 4 * _LINE) / 2  # of a row: four lines of text may be higher than a wide image
@@ -301,7 +300,7 @@ def _strips(
     lines = math.ceil(tiles / columns)
     largest = _LARGEST_TILE if shown * lines <= 5 else 1.05
     room = (_WIDEST - 2 * MARGIN - 0.12 - columns * _GAP) / (columns + 1)
-    width, height = tile_size(aspect_ratio(images), min(room, largest), largest)
+    width, height = tile_size(images, min(room, largest), largest)
     # Names that are the same in every row stand once, at the top, where a row is one line.
     repeated = lines > 1 or any(list(row) != list(above[0]) for row in above)
     line_height = height + (_LINE if repeated else 0) + (_LINE if below else 0) + _GAP

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import fsspec  # type: ignore[import-untyped]  # comes with torch and with Lightning
+import fsspec  # type: ignore[import-untyped]
 
 __all__ = ["Chart", "Charts", "Margin", "torch_layout", "with_earlier_layout"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from lightning_attngrad.reporting.arrays import ArrayLike, aspect_ratio, check_count, checked_images, checked_maps
+from lightning_attngrad.reporting.arrays import ArrayLike, check_count, checked_images, checked_maps
 from lightning_attngrad.reporting.canvas import Canvas, tile_size
 from lightning_attngrad.reporting.captions import counted, grid_note, probability_text
 from lightning_attngrad.reporting.colour_scale import ColourScale
@@ -114,7 +114,7 @@ def moved_most(
 
     shown = min(len(pictures), _MOST_ROWS)
     largest = 1.5 if shown <= 5 else 1.2
-    width, height = tile_size(aspect_ratio(pictures), largest, largest)
+    width, height = tile_size(pictures, largest, largest)
     column = max(width, *(text_width(head, TEXT_SIZE) + 0.02 for head in ("reference", "now")))
     lines = max(_line_count(caption) for caption in captions[:shown])
     pitch = max(height, lines * _LINE) + _ROW_GAP

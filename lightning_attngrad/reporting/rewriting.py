@@ -17,7 +17,6 @@ from lightning_attngrad.reporting.arrays import (
     Array,
     ArrayLike,
     as_array,
-    aspect_ratio,
     check_count,
     checked_images,
     checked_maps,
@@ -140,7 +139,7 @@ def rewrite_panels(
         >>> images, maps = np.zeros((1, 3, 8, 8)), np.ones((1, 2, 2))
         >>> figure = rewrite_panels(images, images + 0.01, maps, maps, [caption], title="epoch 1")
         >>> [round(float(inches), 1) for inches in figure.get_size_inches()]
-        [11.2, 2.7]
+        [11.1, 2.7]
     """
     images, changed = _checked_pairs(original, rewritten)
     before = checked_maps("maps_before", maps_before, images, dimensions=3)
@@ -152,7 +151,7 @@ def rewrite_panels(
     shown = min(len(images), _MOST_ROWS)
     amplified = [_amplified(images[row], changed[row]) for row in range(shown)]
     largest = 1.5 if shown <= 5 else 1.05
-    width, height = tile_size(aspect_ratio(images), largest, largest)
+    width, height = tile_size(images, largest, largest)
     labels = ("map before", *(label for _, label in amplified))
     column = max(width, *(text_width(label, TEXT_SIZE) + 0.02 for label in labels))  # a factor is never cut
     pitch = max(height + _LINE, _MOST_LINES * _LINE) + _ROW_GAP
