@@ -54,7 +54,7 @@ def _account(callback: Reports) -> Account:
     return Account(
         name=callback.name,
         kind=type(callback).__name__,
-        looks=story.evaluations,
+        evaluations=story.evaluations,
         since=story.since,
         meanings=callback.main_scalars,
         first=story.first,

@@ -51,8 +51,3 @@ def check_count(name: str, values: Sequence[Any], expected: int) -> None:
     """Raise a ValueError unless there are as many values as expected."""
     if len(values) != expected:
         raise ValueError(f"{name}: got {len(values)}; expected {expected}, one for each map")
-
-
-def aspect_ratio(images: Array) -> float:
-    """Width over height of images (N, C, H, W)."""
-    return float(images.shape[3] / images.shape[2])

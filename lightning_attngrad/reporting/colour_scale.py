@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.colors import Colormap, Normalize
+import numpy.typing as npt
 from matplotlib.ticker import MaxNLocator
+
+_INK = "#1a1a1a"
+_MIDDLE_LUMINANCE = 0.27  # below it white is read more easily, above it ink; either has a contrast of 3 at least
 
 
 @dataclass(frozen=True)
@@ -38,14 +42,18 @@ class ColourScale:
             raise ValueError(f"limit: got {self.limit!r}; expected a positive finite number")
 
     @property
-    def colours(self) -> Colormap:
-        """The matplotlib colour map."""
-        return mpl.colormaps["inferno" if self.kind == "share" else "PuOr_r"]
+    def palette(self) -> npt.NDArray[np.uint8]:
+        """(256, 3) red, green and blue in 0…255 from the lower to the upper end."""
+        return palette("inferno" if self.kind == "share" else "PuOr_r")
 
-    @property
-    def normalisation(self) -> Normalize:
-        """From values to the unit interval of the colour map."""
-        return Normalize(0.0 if self.kind == "share" else -self.limit, self.limit, clip=True)
+    def place(self, values: Any) -> Any:
+        """Where values lie on the scale: 0 is its lower end, 1 its upper one."""
+        lowest = 0.0 if self.kind == "share" else -self.limit
+        return (values - lowest) / (self.limit - lowest)
+
+    def colours_of(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+        """Colours (…, 3) in 0…255 of finite values (…); what lies beyond an end has the colour of that end."""
+        return colours_at(self.palette, self.place(values))
 
     @property
     def ticks(self) -> tuple[float, ...]:
@@ -54,3 +62,24 @@ class ColourScale:
         upper = [float(tick) for tick in locator.tick_values(0.0, self.limit) if tick <= self.limit * (1 + 1e-9)]
         lower = [-tick for tick in reversed(upper[1:])] if self.kind == "signed" else []
         return (*lower, *upper)
+
+
+@functools.cache
+def palette(name: str) -> npt.NDArray[np.uint8]:
+    """Colours (256, 3) in 0…255 of a colour map of matplotlib's, by its name."""
+    colours = mpl.colormaps[name](np.arange(256), bytes=True)[:, :3]
+    colours.flags.writeable = False  # it is handed out again
+    return colours
+
+
+def colours_at(colours: npt.NDArray[np.uint8], places: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Colours (…, 3) at places (…) from 0 to 1 along a palette (n, 3); beyond its ends they are those of the ends."""
+    index = np.clip(places * len(colours), 0, len(colours) - 1).astype(np.intp)
+    found: npt.NDArray[np.uint8] = colours[index]
+    return found
+
+
+def ink_on(colour: npt.NDArray[np.uint8]) -> str:
+    """White or ink, whichever is read more easily on a colour (3,) in 0…255."""
+    luminance = float((colour / 255) ** 2.2 @ np.array([0.2126, 0.7152, 0.0722]))
+    return "white" if luminance < _MIDDLE_LUMINANCE else _INK

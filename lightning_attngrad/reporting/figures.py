@@ -18,24 +18,12 @@ from lightning_attngrad.reporting.arrays import (
     Array,
     ArrayLike,
     as_array,
-    aspect_ratio,
     check_count,
     checked_images,
     checked_maps,
     checked_masks,
 )
-from lightning_attngrad.reporting.canvas import (
-    HEADER_HEIGHT,
-    INK,
-    MARGIN,
-    NOTE_SIZE,
-    SOFT_INK,
-    WRONG_INK,
-    Canvas,
-    figure_to_array,
-    house_style,
-    tile_size,
-)
+from lightning_attngrad.reporting.canvas import Canvas, figure_to_array, tile_size
 from lightning_attngrad.reporting.captions import (
     Caption,
     counted,
@@ -44,6 +32,16 @@ from lightning_attngrad.reporting.captions import (
     short_layer_name,
 )
 from lightning_attngrad.reporting.colour_scale import ColourScale
+from lightning_attngrad.reporting.page import (
+    HEADER_HEIGHT,
+    INK,
+    MARGIN,
+    NARROWEST,
+    NOTE_SIZE,
+    SOFT_INK,
+    WRONG_INK,
+    house_style,
+)
 
 __all__ = [
     "Caption",
@@ -61,7 +59,7 @@ _MOST_IMAGES = 48  # of a grid: beyond it the figure says how many it shows
 _MOST_ROWS = 16  # of a strip
 _MOST_FRAMES = 16  # of a film strip
 _LARGEST_TILE = 1.5
-_NARROWEST, _WIDEST = 7.6, 11.4  # figures, in inches
+_WIDEST = 11.4  # figure, in inches
 _GAP, _ROW_GAP, _LINE = 0.06, 0.14, 0.19
 
 
@@ -107,13 +105,13 @@ def map_grid(
     groups = 1 if shown <= 3 else 2 if shown <= 12 else 3
     rows = math.ceil(shown / groups)
     widest = {1: 2.1, 2: _LARGEST_TILE, 3: 1.05}[groups]
-    width, height = tile_size(aspect_ratio(images), widest, widest)
+    width, height = tile_size(images, widest, widest)
     text_room = {1: 3.0, 2: 1.8, 3: 1.35}[groups]
     group_width = 2 * width + _GAP + 0.12 + text_room + 0.1
     middle = max(height, 4 * _LINE) / 2  # of a row: four lines of text may be higher than a wide image
     row_height = 2 * middle + _ROW_GAP
 
-    page = max(_NARROWEST, groups * group_width + 2 * MARGIN)
+    page = max(NARROWEST, groups * group_width + 2 * MARGIN)
     notes = [counted(shown, len(images), "image"), grid_note(maps)]
     if objects is not None:
         notes.append("outline: the mask")
@@ -134,7 +132,7 @@ def map_grid(
             if objects is not None:
                 canvas.outline(objects[index], x + width + _GAP, y - height / 2, width, height)
             _write_caption(canvas, captions[index], x + 2 * width + _GAP + 0.12, y, text_room)
-    return canvas.figure
+    return canvas
 
 
 def layer_strip(
@@ -145,12 +143,13 @@ def layer_strip(
     title: str,
     scale: ColourScale = _SHARE,
 ) -> Figure:
-    """One row an image, one column a layer: what each attention call adds to the map.
+    """One row an image, one column a part of its map: what each layer, or whatever else has a name, adds to it.
 
     Args:
         pixels: (N, 3, H, W) or (N, 1, H, W) images in [0, 1]; at most the first 16 are shown.
         layers: (N, L, h, w) in times the uniform share.
-        layer_names: L names, shortened by `short_layer_name` where that keeps them apart.
+        layer_names: L names of any kind; those of layers are shortened by `short_layer_name` where that keeps them
+            apart.
         title: Head of the figure.
         scale: The colour scale, the same for every figure that is to be compared.
 
@@ -235,7 +234,7 @@ def film_strip(
     scale: ColourScale = _SHARE,
     columns: int = 8,
 ) -> Figure:
-    """One image across training: a frame a look, the starting weights first.
+    """One image across training: a frame an evaluation, the starting weights first.
 
     Of more than 16 frames an even selection is shown, the first and the last always among them, and the
     figure says how many there are.
@@ -301,13 +300,13 @@ def _strips(
     lines = math.ceil(tiles / columns)
     largest = _LARGEST_TILE if shown * lines <= 5 else 1.05
     room = (_WIDEST - 2 * MARGIN - 0.12 - columns * _GAP) / (columns + 1)
-    width, height = tile_size(aspect_ratio(images), min(room, largest), largest)
+    width, height = tile_size(images, min(room, largest), largest)
     # Names that are the same in every row stand once, at the top, where a row is one line.
     repeated = lines > 1 or any(list(row) != list(above[0]) for row in above)
     line_height = height + (_LINE if repeated else 0) + (_LINE if below else 0) + _GAP
     row_height = lines * line_height + (_ROW_GAP - _GAP if repeated or below else 0)
     head = 0.0 if repeated else _LINE
-    page = max(_NARROWEST, (columns + 1) * width + columns * _GAP + 0.12 + 2 * MARGIN)
+    page = max(NARROWEST, (columns + 1) * width + columns * _GAP + 0.12 + 2 * MARGIN)
     count = notes[0] if notes else counted(shown, len(images), "image")
     heading = " · ".join([count, grid_note(maps), *notes[1:]])
     with house_style():
@@ -328,9 +327,9 @@ def _strips(
                 y = first + (tile // columns) * line_height
                 canvas.map(images[row], maps[row, tile], x, y, width, height)
                 if repeated or row == 0:
-                    canvas.text(x + width / 2, y - _LINE / 2, above[row][tile], width=width, align="center")
+                    canvas.write(x + width / 2, y - _LINE / 2, above[row][tile], width=width, align="center")
                 if below:
-                    canvas.text(
+                    canvas.write(
                         x + width / 2,
                         y + height + _LINE / 2,
                         below[row][tile],
@@ -339,7 +338,7 @@ def _strips(
                         colour=WRONG_INK if below[row][tile].startswith("✗") else SOFT_INK,
                         align="center",
                     )
-    return canvas.figure
+    return canvas
 
 
 def _write_caption(canvas: Canvas, caption: Caption, x: float, middle: float, room: float) -> None:
@@ -353,5 +352,5 @@ def _write_caption(canvas: Canvas, caption: Caption, x: float, middle: float, ro
         y, first = top + 2 * number * _LINE, number == 0
         said = what if probability is None else f"{what}, {probability_text(probability)}"
         colour = WRONG_INK if first and caption.correct is False else INK
-        canvas.text(x, y, said, width=room, size=NOTE_SIZE - 0.5, colour=SOFT_INK)
-        canvas.text(x, y + 0.85 * _LINE, name, width=room, bold=first, colour=colour)
+        canvas.write(x, y, said, width=room, size=NOTE_SIZE - 0.5, colour=SOFT_INK)
+        canvas.write(x, y + 0.85 * _LINE, name, width=room, bold=first, colour=colour)

@@ -6,7 +6,7 @@ import contextlib
 import os
 from pathlib import Path
 
-import fsspec  # type: ignore[import-untyped]  # comes with torch and with Lightning
+import fsspec  # type: ignore[import-untyped]
 
 
 def write_atomically(path: Path, content: bytes) -> None:

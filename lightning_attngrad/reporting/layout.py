@@ -7,19 +7,17 @@ runs together. So a layout is added to what is there already, in the way in whic
 from __future__ import annotations
 
 import re
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import IO, Any, TypeAlias
+from typing import Any, TypeAlias
 
-import fsspec  # type: ignore[import-untyped]  # comes with torch and with Lightning
+import fsspec  # type: ignore[import-untyped]
 
 __all__ = ["Chart", "Charts", "Margin", "torch_layout", "with_earlier_layout"]
 
 #: Tag under which TensorBoard keeps a layout.
 _LAYOUT_TAG = "custom_scalars__config__"
-#: Longer records of an event file are pictures and are passed over.
-_LONGEST_LAYOUT = 2**20
+_AT_ONCE = 2**22  # bytes of a file that are searched
 
 #: Charts that the curves of all monitors share. They name no monitor, so that those of several runs are one.
 _OF_ALL = {
@@ -119,32 +117,46 @@ def with_earlier_layout(layout: Mapping[str, Mapping[str, list[Any]]], directory
 
 def _last_layout(directory: str) -> bytes | None:
     """The layout that TensorBoard would show of this run."""
-    from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]  # noqa: PLC0415
-
-    found = None
     files, root = fsspec.core.url_to_fs(directory)
-    for name in sorted(files.ls(root, detail=False)) if files.exists(root) else []:
-        if "tfevents" not in name.rsplit("/", 1)[-1]:
-            continue
-        with files.open(name, "rb") as stream:
-            for record in _short_records(stream):
-                if _LAYOUT_TAG.encode() not in record:
-                    continue
-                for value in Event.FromString(record).summary.value:
-                    if value.tag == _LAYOUT_TAG and value.tensor.string_val:
-                        found = bytes(value.tensor.string_val[0])
+    names = (
+        [name for name in files.ls(root, detail=False) if "tfevents" in name.rsplit("/", 1)[-1]]
+        if files.exists(root)
+        else []
+    )
+    for name in sorted(names, reverse=True):
+        # Reading a file as TensorBoard does takes a second for 7 MB, nearly all of it pictures. A layout is written
+        # before them: so it is known from a plain search how many there are, and read no further than the last.
+        found = _last_in_file(name if "://" not in directory else files.unstrip_protocol(name), _times(files, name))
+        if found is not None:
+            return found
+    return None
+
+
+def _times(files: Any, name: str) -> int:
+    """How often the tag of a layout stands in a file."""
+    tag, found, rest = _LAYOUT_TAG.encode(), 0, b""
+    with files.open(name, "rb") as stream:
+        while part := stream.read(_AT_ONCE):
+            searched = rest + part
+            found += searched.count(tag)
+            rest = searched[1 - len(tag) :]  # one byte short of a tag: none is counted twice
     return found
 
 
-def _short_records(stream: IO[bytes]) -> Iterator[bytes]:
-    """Records of an event file: length, checksum of the length, content, checksum; the last may be unfinished."""
-    while len(header := stream.read(12)) == 12:
-        (length,) = struct.unpack("<Q", header[:8])
-        if length > _LONGEST_LAYOUT:
-            stream.seek(length + 4, 1)
+def _last_in_file(address: str, times: int) -> bytes | None:
+    """The last layout of an event file in which the tag stands so often."""
+    from tensorboard.backend.event_processing.event_file_loader import (  # type: ignore[import-untyped]  # noqa: PLC0415
+        RawEventFileLoader,
+    )
+    from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    found = None
+    records = iter(RawEventFileLoader(address).Load()) if times else iter(())
+    while times > 0 and (record := next(records, None)) is not None:  # the last record may be unfinished
+        if (here := record.count(_LAYOUT_TAG.encode())) == 0:
             continue
-        record = stream.read(length)
-        if len(record) < length:
-            return
-        stream.read(4)
-        yield record
+        times -= here
+        for value in Event.FromString(record).summary.value:
+            if value.tag == _LAYOUT_TAG and value.tensor.string_val:
+                found = bytes(value.tensor.string_val[0])
+    return found

@@ -1,4 +1,4 @@
-"""Where figures and texts go: every logger of a Trainer, and files where a logger has no place for them.
+"""Where numbers, figures and texts go: every logger of a Trainer, and files where a logger has no place for them.
 
 Loggers are recognised by the names of their classes and base classes. So neither wandb nor mlflow needs to
 be installed, and loggers of ``lightning.pytorch`` and of ``pytorch_lightning`` are treated alike. A new
@@ -8,21 +8,21 @@ logger is one function under `figure_writer`, one under `text_writer` if it can 
 
 from __future__ import annotations
 
-import io
+import math
 import os
+import tempfile
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 from matplotlib.figure import Figure
-from matplotlib.image import imsave
 
-from lightning_attngrad.reporting.canvas import figure_to_array
 from lightning_attngrad.reporting.files import write_to
 from lightning_attngrad.reporting.layout import Charts, torch_layout, with_earlier_layout
+from lightning_attngrad.reporting.pictures import Picture
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -35,6 +35,7 @@ __all__ = [
     "layout_writer",
     "log_figures",
     "log_layout",
+    "log_scalars",
     "log_text",
     "places",
     "scalar_step",
@@ -42,7 +43,6 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-Picture: TypeAlias = npt.NDArray[np.uint8]
 FigureWriter: TypeAlias = Callable[[Any, str, Picture, int], None]
 TextWriter: TypeAlias = Callable[[Any, str, str, int], None]
 LayoutWriter: TypeAlias = Callable[[Any, Mapping[str, Charts]], None]
@@ -61,13 +61,13 @@ def figure_writer(logger_class: str) -> Callable[[FigureWriter], FigureWriter]:
             writer of their own.
 
     Returns:
-        A decorator for a function of the logger, the tag (``attngrad/<monitor>/<what>``), the picture
-        (H, W, 3) in 0…255, and the step.
+        A decorator for a function of the logger, the tag (``attngrad/<monitor>/<what>``), the
+        :class:`~.pictures.Picture`, which has ``pixels`` and ``png``, and the step.
 
     Example:
         >>> @figure_writer("NotebookLogger")
         ... def write(logger, tag, picture, step):
-        ...     logger.show(picture, title=f"{tag} at step {step}")
+        ...     logger.show(picture.pixels, title=f"{tag} at step {step}")
     """
     return _register(_WRITERS, logger_class)
 
@@ -122,12 +122,46 @@ def log_figures(trainer: Trainer, figures: Mapping[str, Figure], step: int) -> N
     if not trainer.is_global_zero or _logs_nothing(trainer):
         return
     for tag, figure in figures.items():
-        picture = figure_to_array(figure)
+        picture = Picture.of(figure)
         filled: set[str] = set()  # two loggers of one directory share a file
         for logger in trainer.loggers:
             _write(trainer, logger, tag, picture, step, filled)
         if not trainer.loggers:
             _write(trainer, None, tag, picture, step, filled)
+
+
+def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int) -> None:
+    """Hand numbers to every logger, on the terms of `log_figures`; without a logger they go nowhere.
+
+    What is infinite or NaN is handed on as it is. A logger that refuses it gets the other numbers, and one that
+    fails altogether is warned of once a run, with the cause; the run goes on either way.
+
+    Args:
+        trainer: Of ``lightning.pytorch`` or of ``pytorch_lightning``.
+        scalars: From names, such as ``attngrad/maps/entropy``, to Python floats.
+        step: That they belong to.
+    """
+    if not scalars or not trainer.is_global_zero or _logs_nothing(trainer):
+        return
+    numbers = {name: float(value) for name, value in scalars.items()}
+    finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
+    for logger in trainer.loggers:
+        name = type(logger).__name__
+        try:
+            logger.log_metrics(dict(numbers), step=step)
+        except Exception as error:  # whatever a logger raises must not end a run
+            try:
+                if finite and len(finite) < len(numbers):
+                    logger.log_metrics(dict(finite), step=step)
+            except Exception as again:
+                _warn_once(trainer, name, "numbers", f" of step {step}", again)
+            else:
+                refused = "infinite or NaN numbers" if len(finite) < len(numbers) else "numbers"
+                _warn_once(trainer, name, refused, f" of step {step}", error)
+        try:
+            logger.save()
+        except Exception as error:
+            _warn_once(trainer, name, "numbers", f" of step {step}", error)
 
 
 def log_text(trainer: Trainer, tag: str, text: str, step: int) -> None:
@@ -155,7 +189,7 @@ def log_text(trainer: Trainer, tag: str, text: str, step: int) -> None:
 
 
 def log_layout(trainer: Trainer, charts: Mapping[str, Charts]) -> None:
-    """Tell loggers which curves share a chart; those that cannot be told are passed over.
+    """Tell loggers which curves share a chart; those that cannot be told are skipped.
 
     Args:
         trainer: Of ``lightning.pytorch`` or of ``pytorch_lightning``.
@@ -237,17 +271,25 @@ def _logged_step(trainer: Trainer) -> int | None:
 
 @figure_writer("TensorBoardLogger")
 def _to_tensorboard(logger: Any, tag: str, picture: Picture, step: int) -> None:
-    logger.experiment.add_image(_prefixed(logger, tag), picture, step, dataformats="HWC")
+    # Slow to import, and of use only where there is a TensorBoardLogger.
+    from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]  # noqa: PLC0415
+
+    # As ``add_image`` does, but for encoding the picture once more.
+    image = Summary.Image(height=picture.height, width=picture.width, colorspace=3, encoded_image_string=picture.png)
+    summary = Summary(value=[Summary.Value(tag=_prefixed(logger, tag), image=image)])
+    logger.experiment._get_file_writer().add_summary(summary, step)
 
 
 @figure_writer("WandbLogger")
 def _to_wandb(logger: Any, tag: str, picture: Picture, step: int) -> None:
-    logger.log_image(key=tag, images=[picture], step=step)  # puts the logger's prefix before the key itself
+    with _on_disk(picture, _file_name(step)) as path:  # copied by wandb before it comes back
+        logger.log_image(key=tag, images=[str(path)], step=step)  # puts the logger's prefix before the key itself
 
 
 @figure_writer("MLFlowLogger")
 def _to_mlflow(logger: Any, tag: str, picture: Picture, step: int) -> None:
-    logger.experiment.log_image(logger.run_id, picture, f"{_prefixed(logger, tag)}/{_file_name(step)}")
+    with _on_disk(picture, _file_name(step)) as path:
+        logger.experiment.log_artifact(logger.run_id, str(path), str(PurePosixPath(_prefixed(logger, tag))))
 
 
 @text_writer("TensorBoardLogger")
@@ -306,9 +348,16 @@ def _write(trainer: Trainer, logger: Any, tag: str, picture: Picture, step: int,
 
 
 def _write_png(directory: str, tag: str, picture: Picture, step: int) -> None:
-    buffer = io.BytesIO()
-    imsave(buffer, picture, format="png")
-    write_to(f"{directory.rstrip('/')}/{tag}/{_file_name(step)}", buffer.getvalue())
+    write_to(f"{directory.rstrip('/')}/{tag}/{_file_name(step)}", picture.png)
+
+
+@contextmanager
+def _on_disk(picture: Picture, name: str) -> Iterator[Path]:
+    """The picture as a file of this name, for loggers that take files; it is gone afterwards."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / name
+        path.write_bytes(picture.png)
+        yield path
 
 
 def _log_directory(trainer: Trainer, logger: Any) -> str:
@@ -359,6 +408,6 @@ def _warn_once(trainer: Trainer, name: str, kind: str, which: str, error: Except
     warned.add(f"{kind} {name}")
     warnings.warn(
         f"{name}: the {kind}{which} could not be written, {type(error).__name__}: {error}. "
-        "Training goes on without it; further failures of this kind are not reported in this run.",
+        "Training goes on without; further failures of this kind are not reported in this run.",
         stacklevel=3,
     )

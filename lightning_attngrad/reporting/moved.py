@@ -8,27 +8,25 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from lightning_attngrad.reporting.arrays import ArrayLike, aspect_ratio, check_count, checked_images, checked_maps
-from lightning_attngrad.reporting.canvas import (
+from lightning_attngrad.reporting.arrays import ArrayLike, check_count, checked_images, checked_maps
+from lightning_attngrad.reporting.canvas import Canvas, tile_size
+from lightning_attngrad.reporting.captions import counted, grid_note, probability_text
+from lightning_attngrad.reporting.colour_scale import ColourScale
+from lightning_attngrad.reporting.page import (
     HEADER_HEIGHT,
     INK,
     MARGIN,
+    NARROWEST,
     NOTE_SIZE,
     SOFT_INK,
     TEXT_SIZE,
     WRONG_INK,
-    Canvas,
-    fit_text,
     house_style,
-    text_width,
-    tile_size,
 )
-from lightning_attngrad.reporting.captions import counted, grid_note, probability_text
-from lightning_attngrad.reporting.colour_scale import ColourScale
+from lightning_attngrad.reporting.text import fit_text, text_width
 
 _SHARE = ColourScale("share")
 _MOST_ROWS = 16
-_NARROWEST = 7.6  # figure, in inches
 _GAP, _ROW_GAP = 0.06, 0.14
 _LINE = 0.185
 _LABEL_ROOM, _CAPTION_ROOM = 0.52, 2.6
@@ -62,7 +60,7 @@ class MovedCaption:
         return f"drift {self.drift:.2f}" if math.isfinite(self.drift) else "no map to compare"
 
     @property
-    def in_floors(self) -> str:
+    def in_noise(self) -> str:
         """The same in units of the noise floor; empty where that says nothing."""
         if not (math.isfinite(self.drift) and math.isfinite(self.floor)):
             return ""
@@ -103,7 +101,7 @@ def moved_most(
         >>> caption = MovedCaption(0.42, 0.05, "cat", 0.9, "dog", 0.6, "cat")
         >>> maps = torch.ones(1, 2, 2)
         >>> figure = moved_most(torch.zeros(1, 3, 8, 8), maps, maps, [caption], title="epoch 1")
-        >>> caption.verdict, caption.in_floors
+        >>> caption.verdict, caption.in_noise
         ('drift 0.42', '8.4 × noise (0.05)')
     """
     pictures = checked_images(pixels)
@@ -116,13 +114,13 @@ def moved_most(
 
     shown = min(len(pictures), _MOST_ROWS)
     largest = 1.5 if shown <= 5 else 1.2
-    width, height = tile_size(aspect_ratio(pictures), largest, largest)
+    width, height = tile_size(pictures, largest, largest)
     column = max(width, *(text_width(head, TEXT_SIZE) + 0.02 for head in ("reference", "now")))
     lines = max(_line_count(caption) for caption in captions[:shown])
     pitch = max(height, lines * _LINE) + _ROW_GAP
     lefts = [MARGIN + index * (column + _GAP) for index in range(3)]
     words = lefts[-1] + column + 0.14
-    page = max(_NARROWEST, words + _CAPTION_ROOM + MARGIN)
+    page = max(NARROWEST, words + _CAPTION_ROOM + MARGIN)
     with house_style():
         canvas = Canvas(
             page,
@@ -133,7 +131,7 @@ def moved_most(
             blended=True,
         )
         for left, head in zip(lefts, ("image", "reference", "now"), strict=True):
-            canvas.text(left + column / 2, HEADER_HEIGHT + _LINE / 2, head, width=column, align="center")
+            canvas.write(left + column / 2, HEADER_HEIGHT + _LINE / 2, head, width=column, align="center")
         for row in range(shown):
             middle = HEADER_HEIGHT + _LINE + row * pitch + (pitch - _ROW_GAP) / 2
             tiles = [(left + (column - width) / 2, middle - height / 2, width, height) for left in lefts]
@@ -141,20 +139,20 @@ def moved_most(
             canvas.map(pictures[row], then[row], *tiles[1])
             canvas.map(pictures[row], now[row], *tiles[2])
             _write_caption(canvas, captions[row], words, middle, page - words - MARGIN)
-    return canvas.figure
+    return canvas
 
 
 def _line_count(caption: MovedCaption) -> int:
-    return 1 + bool(caption.in_floors) + 2 * (caption.before is not None) + (caption.true is not None)
+    return 1 + bool(caption.in_noise) + 2 * (caption.before is not None) + (caption.true is not None)
 
 
 def _write_caption(canvas: Canvas, caption: MovedCaption, x: float, middle: float, room: float) -> None:
     """How far, in units of noise, and both predictions; a mark, not only a colour, says that it flipped."""
     y = middle - (_line_count(caption) - 1) / 2 * _LINE
-    canvas.text(x, y, caption.verdict, width=room, bold=True)
-    if caption.in_floors:
+    canvas.write(x, y, caption.verdict, width=room, bold=True)
+    if caption.in_noise:
         y += _LINE
-        canvas.text(x, y, caption.in_floors, width=room, size=NOTE_SIZE, colour=SOFT_INK)
+        canvas.write(x, y, caption.in_noise, width=room, size=NOTE_SIZE, colour=SOFT_INK)
     rows: list[tuple[str, str | None, float | None, str]] = []
     if caption.before is not None:
         flipped = caption.before != caption.after
@@ -170,7 +168,7 @@ def _write_caption(canvas: Canvas, caption: MovedCaption, x: float, middle: floa
         # The name is cut, never the number behind it.
         place = room - _LABEL_ROOM - text_width(number, NOTE_SIZE) - 0.08
         written = fit_text(name or "", place, TEXT_SIZE, bold=what != "true")
-        canvas.text(x, y, what, width=_LABEL_ROOM, size=NOTE_SIZE - 0.5, colour=SOFT_INK)
-        canvas.text(x + _LABEL_ROOM, y, written, width=place, bold=what != "true", colour=colour)
+        canvas.write(x, y, what, width=_LABEL_ROOM, size=NOTE_SIZE - 0.5, colour=SOFT_INK)
+        canvas.write(x + _LABEL_ROOM, y, written, width=place, bold=what != "true", colour=colour)
         behind = x + _LABEL_ROOM + text_width(written, TEXT_SIZE, bold=True) + 0.08
-        canvas.text(behind, y, number, width=room, size=NOTE_SIZE, colour=SOFT_INK)
+        canvas.write(behind, y, number, width=room, size=NOTE_SIZE, colour=SOFT_INK)

@@ -1,6 +1,7 @@
 """Figures of class rewriting: what was changed in an image, and what the model then said.
 
-The figures of many rows, `success_curves` and `class_matrix`, lie in files of their own and are named here too.
+The figures of many pairs of an image and a target, `success_curves` and `class_matrix`, lie in files of their own and
+are named here too.
 """
 
 from __future__ import annotations
@@ -16,35 +17,32 @@ from lightning_attngrad.reporting.arrays import (
     Array,
     ArrayLike,
     as_array,
-    aspect_ratio,
     check_count,
     checked_images,
     checked_maps,
 )
-from lightning_attngrad.reporting.canvas import (
-    HEADER_HEIGHT,
-    INK,
-    MARGIN,
-    NOTE_SIZE,
-    SOFT_INK,
-    TEXT_SIZE,
-    WRONG_INK,
-    Canvas,
-    fit_text,
-    house_style,
-    text_width,
-    tile_size,
-)
+from lightning_attngrad.reporting.canvas import Canvas, tile_size
 from lightning_attngrad.reporting.captions import counted, grid_note, probability_text
 from lightning_attngrad.reporting.class_matrix import class_matrix
 from lightning_attngrad.reporting.colour_scale import ColourScale
 from lightning_attngrad.reporting.curves import success_curves
+from lightning_attngrad.reporting.page import (
+    HEADER_HEIGHT,
+    INK,
+    MARGIN,
+    NARROWEST,
+    NOTE_SIZE,
+    SOFT_INK,
+    TEXT_SIZE,
+    WRONG_INK,
+    house_style,
+)
+from lightning_attngrad.reporting.text import fit_text, text_width
 
 __all__ = ["RewriteCaption", "amplification", "class_matrix", "rewrite_panels", "success_curves"]
 
 _SHARE = ColourScale("share")
 _MOST_ROWS = 16
-_NARROWEST = 7.6  # figure, in inches
 _GAP, _GROUP_GAP, _ROW_GAP = 0.06, 0.14, 0.14
 _LINE = 0.175
 _MOST_LINES = 7  # of a caption
@@ -67,7 +65,7 @@ class RewriteCaption:
         success: Whether the rewritten image is predicted as the target.
         distance: Ready to read, such as "L∞ 2.3/255".
         psnr: In decibels, ∞ for equal images; None where it is not given.
-        note: What a reader must know before the row is believed, such as "unconverged"; else empty.
+        note: What a reader must know before the pair is believed, such as "unconverged"; else empty.
     """
 
     before: str
@@ -90,7 +88,7 @@ def amplification(largest: float) -> float:
     """The factor that makes a difference visible: the largest of a fixed ladder with which it still fits.
 
     Differences are drawn as ``0.5 + factor · difference``. The ladder is 0.5, 1, 2, 5, 10, … 5000, so that
-    equal factors are met again in other rows and epochs.
+    equal factors are met again with other images and in other epochs.
 
     Args:
         largest: Largest absolute difference of an image, in [0, 1]; 0 gives the end of the ladder.
@@ -118,12 +116,12 @@ def rewrite_panels(
     """One row an image and target: original, difference, rewritten, the maps before and after, and the words.
 
     The difference is signed and amplified around a middle grey, which is no change; the factor of the row,
-    chosen by `amplification`, stands above it. Of more than 16 rows the first 16 are shown, and the figure
-    says so. A row that failed shows its best attempt, and says "not rewritten".
+    chosen by `amplification`, stands above it. Of more than 16 pairs the first 16 are shown, and the figure
+    says so. One that failed shows its best attempt, and says "not rewritten".
 
     Args:
         original: (N, 3, H, W) or (N, 1, H, W) images in [0, 1].
-        rewritten: The same shape; of a failed row, the best attempt.
+        rewritten: The same shape; of a failed pair, the best attempt.
         maps_before: (N, h, w) maps of the originals, in times the uniform share.
         maps_after: (N, h, w) maps of the rewritten images, in times the uniform share.
         captions: N captions.
@@ -141,7 +139,7 @@ def rewrite_panels(
         >>> images, maps = np.zeros((1, 3, 8, 8)), np.ones((1, 2, 2))
         >>> figure = rewrite_panels(images, images + 0.01, maps, maps, [caption], title="epoch 1")
         >>> [round(float(inches), 1) for inches in figure.get_size_inches()]
-        [11.2, 2.7]
+        [11.1, 2.7]
     """
     images, changed = _checked_pairs(original, rewritten)
     before = checked_maps("maps_before", maps_before, images, dimensions=3)
@@ -153,7 +151,7 @@ def rewrite_panels(
     shown = min(len(images), _MOST_ROWS)
     amplified = [_amplified(images[row], changed[row]) for row in range(shown)]
     largest = 1.5 if shown <= 5 else 1.05
-    width, height = tile_size(aspect_ratio(images), largest, largest)
+    width, height = tile_size(images, largest, largest)
     labels = ("map before", *(label for _, label in amplified))
     column = max(width, *(text_width(label, TEXT_SIZE) + 0.02 for label in labels))  # a factor is never cut
     pitch = max(height + _LINE, _MOST_LINES * _LINE) + _ROW_GAP
@@ -162,10 +160,10 @@ def rewrite_panels(
     words = lefts[-1] + column + _GROUP_GAP
     with house_style():
         canvas = Canvas(
-            max(_NARROWEST, page),
+            max(NARROWEST, page),
             HEADER_HEIGHT + shown * pitch + MARGIN / 2,
             title=title,
-            notes=" · ".join([counted(shown, len(images), "row"), grid_note(before)]),
+            notes=" · ".join([counted(shown, len(images), "image–target pair"), grid_note(before)]),
             scale=scale,
             blended=True,
         )
@@ -182,9 +180,9 @@ def rewrite_panels(
             canvas.map(changed[row], after[row], *tiles[4])
             heads = {0: "original", 2: "rewritten", 3: "map before", 4: "map after"} if row == 0 else {}
             for index, head in {**heads, 1: label}.items():
-                canvas.text(lefts[index] + column / 2, top - _LINE / 2, head, width=column, align="center")
+                canvas.write(lefts[index] + column / 2, top - _LINE / 2, head, width=column, align="center")
             _write_caption(canvas, captions[row], words, middle)
-    return canvas.figure
+    return canvas
 
 
 def _checked_pairs(original: ArrayLike, rewritten: ArrayLike) -> tuple[Array, Array]:
@@ -225,11 +223,11 @@ def _write_caption(canvas: Canvas, caption: RewriteCaption, x: float, middle: fl
     y = middle - (count - 1) / 2 * _LINE
 
     ink = INK if caption.success else WRONG_INK
-    canvas.text(x, y, caption.verdict, width=_CAPTION_ROOM, bold=True, colour=ink)
+    canvas.write(x, y, caption.verdict, width=_CAPTION_ROOM, bold=True, colour=ink)
     if not caption.success:
         beside = text_width(caption.verdict, TEXT_SIZE, bold=True) + 0.1
         room = _CAPTION_ROOM - beside
-        canvas.text(x + beside, y, "best attempt shown", width=room, size=NOTE_SIZE, colour=SOFT_INK)
+        canvas.write(x + beside, y, "best attempt shown", width=room, size=NOTE_SIZE, colour=SOFT_INK)
     for what, name, probability in lines:
         y += _LINE
         number = probability_text(probability)
@@ -238,18 +236,18 @@ def _write_caption(canvas: Canvas, caption: RewriteCaption, x: float, middle: fl
         shown = fit_text(name, room, TEXT_SIZE, bold=True)
         behind = x + _LABEL_ROOM + (text_width(shown, TEXT_SIZE, bold=True) + 0.08 if shown else 0.0)
         _write_label(canvas, what, x, y)
-        canvas.text(x + _LABEL_ROOM, y, shown, width=room, bold=True)
-        canvas.text(behind, y, number, width=_CAPTION_ROOM, size=NOTE_SIZE, colour=SOFT_INK)
+        canvas.write(x + _LABEL_ROOM, y, shown, width=room, bold=True)
+        canvas.write(behind, y, number, width=_CAPTION_ROOM, size=NOTE_SIZE, colour=SOFT_INK)
     for what, value in values:
         y += _LINE
         _write_label(canvas, what, x, y)
-        canvas.text(x + _LABEL_ROOM, y, value, width=_CAPTION_ROOM - _LABEL_ROOM)
+        canvas.write(x + _LABEL_ROOM, y, value, width=_CAPTION_ROOM - _LABEL_ROOM)
     if caption.note:
-        canvas.text(x, y + _LINE, caption.note, width=_CAPTION_ROOM, bold=True, colour=WRONG_INK)
+        canvas.write(x, y + _LINE, caption.note, width=_CAPTION_ROOM, bold=True, colour=WRONG_INK)
 
 
 def _write_label(canvas: Canvas, what: str, x: float, y: float) -> None:
-    canvas.text(x, y, what, width=_LABEL_ROOM, size=NOTE_SIZE - 0.5, colour=SOFT_INK)
+    canvas.write(x, y, what, width=_LABEL_ROOM, size=NOTE_SIZE - 0.5, colour=SOFT_INK)
 
 
 def _decibels(psnr: float) -> str:

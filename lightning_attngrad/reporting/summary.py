@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from tabulate import tabulate
+
 __all__ = ["Account", "summary_text"]
 
 #: Columns that the text keeps within.
@@ -21,19 +23,19 @@ class Account:
     Attributes:
         name: in ``attngrad/<name>/…``.
         kind: name of its class.
-        looks: how many there were, those before a resumed run counted too.
-        since: label of the first look.
+        evaluations: how many there were, those before a resumed run counted too.
+        since: label of the first evaluation.
         meanings: what its main scalars say, in a few words, by name.
         first: their first values; a name may be missing.
         last: their last values; likewise.
         seconds: that it took of this fit.
-        remarks: whatever else there is to know, such as why it rests.
+        remarks: whatever else there is to know, such as why it was switched off.
         figures: where they are.
     """
 
     name: str
     kind: str
-    looks: int
+    evaluations: int
     since: str
     meanings: Mapping[str, str]
     first: Mapping[str, float]
@@ -43,13 +45,16 @@ class Account:
     figures: str = field(default="")
 
 
-def summary_text(accounts: Sequence[Account], fit_seconds: float, places: Sequence[str]) -> str:
+def summary_text(
+    accounts: Sequence[Account], fit_seconds: float, places: Sequence[str], shared_seconds: float = 0.0
+) -> str:
     """A few lines on each monitor, within 100 columns.
 
     Args:
         accounts: of the monitors.
         fit_seconds: that the fit took, monitors included.
         places: where numbers and figures are, as in ``TensorBoardLogger in logs/version_0``.
+        shared_seconds: what the monitors did once for all of them.
 
     Example:
         >>> maps = Account(
@@ -59,7 +64,7 @@ def summary_text(accounts: Sequence[Account], fit_seconds: float, places: Sequen
         >>> print(summary_text([maps], 50.0, ["CSVLogger in logs/version_0"]))
         attngrad: what 1 monitor saw in a fit of 50 s
         <BLANKLINE>
-        maps (AttentionMapMonitor), 5 looks since start
+        maps (AttentionMapMonitor), 5 evaluations since start
             entropy  0.9 → 0.75  down  1 = spread evenly
             took 2 s, 4 % of the fit; figures: attngrad/maps/
         <BLANKLINE>
@@ -67,43 +72,45 @@ def summary_text(accounts: Sequence[Account], fit_seconds: float, places: Sequen
             CSVLogger in logs/version_0
     """
     number = f"{len(accounts)} monitor{'s' if len(accounts) != 1 else ''}"
-    together = sum(account.seconds for account in accounts)
+    together = sum(account.seconds for account in accounts) + shared_seconds
     both = f", of which they took {_share(together, fit_seconds)}" if len(accounts) > 1 else ""
     lines = [f"attngrad: what {number} saw in a fit of {_seconds(fit_seconds)}{both}"]
     for account in accounts:
         lines += ["", *_of_monitor(account, fit_seconds)]
+    if shared_seconds:
+        cost = f"{_seconds(shared_seconds)}, {_share(shared_seconds, fit_seconds)} of the fit"
+        lines += ["", *_wrapped(f"once for all (images read, model held still, maps that several use): {cost}")]
     if places:
         lines += ["", "written to", *(_middle_out(f"{_INDENT}{place}") for place in places)]
     return "\n".join(lines)
 
 
 def _of_monitor(account: Account, fit_seconds: float) -> list[str]:
-    looks = {0: "no look", 1: "1 look"}.get(account.looks, f"{account.looks} looks")
-    since = "" if not account.looks else f", at {account.since}" if account.looks == 1 else f" since {account.since}"
+    number = account.evaluations
+    evaluations = {0: "no evaluation", 1: f"1 evaluation, at {account.since}"}.get(
+        number, f"{number} evaluations since {account.since}"
+    )
     rows = [
         (name, _course(account, name), _direction(account, name), meaning)
         for name, meaning in account.meanings.items()
         if not math.isnan(account.last.get(name, math.nan))
     ]
-    widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
-    table = [
-        _INDENT + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]])
-        for row in rows
-    ]
+    lines = tabulate(rows, tablefmt="plain", disable_numparse=True).splitlines()
+    table = [f"{_INDENT}{line}" for line in lines]
     cost = f"took {_seconds(account.seconds)}, {_share(account.seconds, fit_seconds)} of the fit"
     cost += f"; figures: {account.figures}" if account.figures else ""
     prose = [line for text in (cost, *account.remarks) for line in _wrapped(text)]
-    return [_shortened(line.rstrip()) for line in (f"{account.name} ({account.kind}), {looks}{since}", *table, *prose)]
+    return [_shortened(line.rstrip()) for line in (f"{account.name} ({account.kind}), {evaluations}", *table, *prose)]
 
 
 def _course(account: Account, name: str) -> str:
     last = _number(account.last[name])
-    return f"{_number(account.first[name])} → {last}" if account.looks > 1 and name in account.first else last
+    return f"{_number(account.first[name])} → {last}" if account.evaluations > 1 and name in account.first else last
 
 
 def _direction(account: Account, name: str) -> str:
     first, last = account.first.get(name, math.nan), account.last[name]
-    if account.looks < 2 or math.isnan(first):
+    if account.evaluations < 2 or math.isnan(first):
         return ""
     if _number(first) == _number(last):
         return "same"  # as far as the digits that are shown tell

@@ -265,7 +265,7 @@ def captured_figures(monkeypatch: Any) -> list[tuple[int, dict[str, Figure]]]:
 
 def words(figure: Figure) -> list[str]:
     """Every text of a figure."""
-    return [text.get_text() for axes in figure.axes for text in axes.texts]
+    return [text.get_text() for text in figure.texts]
 
 
 def names_of(figures: Sequence[str]) -> set[str]:

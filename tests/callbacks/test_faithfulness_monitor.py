@@ -136,9 +136,9 @@ def test_the_figure_shows_this_look_against_the_first(monkeypatch: Any) -> None:
     fit(monitor)
     assert [step for step, _ in drawn] == [0, 2, 5]
     labels = [
-        [line.get_label() for line in figures["attngrad/faithfulness/curves"].axes[1].get_lines()]
+        [line.get_label() for line in figures["attngrad/faithfulness/curves"].plots[0].lines]
         if "attngrad/faithfulness/curves" in figures
-        else [line.get_label() for line in figures["curves"].axes[1].get_lines()]
+        else [line.get_label() for line in figures["curves"].plots[0].lines]
         for _, figures in drawn
     ]
     assert {label.split(":")[0] for label in labels[0]} == {"start (now)"}

@@ -150,7 +150,7 @@ def test_one_summary_of_all_monitors(tmp_path: Path, said: pytest.LogCaptureFixt
     board, lines = tensorboard(tmp_path / "board", prefix="fold0"), CSVLogger(tmp_path, name="csv")
     fit(Counter(), Counter(name="second"), logger=[board, lines], max_epochs=2)
     (text,) = summaries(said)
-    assert re.findall(r"^(\w+) \(Counter\), 3 looks since start$", text, re.MULTILINE) == ["counter", "second"]
+    assert re.findall(r"^(\w+) \(Counter\), 3 evaluations since start$", text, re.MULTILINE) == ["counter", "second"]
     assert len(re.findall(r"^    count  1 → 3  up  of looks$", text, re.MULTILINE)) == 2
     assert len(re.findall(r"^    late   2 → 3  up  a number", text, re.MULTILINE)) == 2
     assert len(re.findall(r"took [\d.]+ s, [\d.e-]+ % of the fit; figures: attngrad/\w+/", text)) == 2
@@ -190,15 +190,15 @@ def test_a_monitor_that_rests_says_why(tmp_path: Path, said: pytest.LogCaptureFi
     )
     (text,) = summaries(said)
     assert re.search(
-        r"^maps \(WatchedMonitor\), no look\n    took .*\n    rests: in its look at start: ", text, re.MULTILINE
+        r"^maps \(WatchedMonitor\), no evaluation\n    took .*\n    rests: in its look at start: ", text, re.MULTILINE
     )
-    assert "counter (Counter), 2 looks since start" in text
+    assert "counter (Counter), 2 evaluations since start" in text
 
 
 def test_a_monitor_that_had_no_time_says_so(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
     fit(Counter(max_overhead=1e-9), logger=False, default_root_dir=tmp_path, max_epochs=2)
     (text,) = summaries(said)
-    assert "counter (Counter), 1 look, at start" in text
+    assert "counter (Counter), 1 evaluation, at start" in text
     assert re.search(r"^    passed over \d looks that were due, to keep max_overhead=1e-09$", text, re.MULTILINE)
 
 
@@ -211,7 +211,7 @@ def test_a_resumed_run_goes_on_with_the_first_values(tmp_path: Path, said: pytes
     same, other = tensorboard(tmp_path / "run"), tensorboard(tmp_path / "other")
     fit(resumed, logger=[same, other], max_epochs=2, ckpt_path=last, **options)
     text = summaries(said)[-1]
-    assert "counter (Counter), 3 looks since start" in text
+    assert "counter (Counter), 3 evaluations since start" in text
     assert resumed.count == 1
     assert re.search(r"^    count  1 → 1  same", text, re.MULTILINE)
     assert sorted(step for step, _ in text_in(tmp_path / "run")) == [2, 5]  # two files of one second
@@ -233,7 +233,7 @@ def test_another_run_begins_anew(tmp_path: Path, said: pytest.LogCaptureFixture)
     monitor = Counter()
     for _ in range(2):
         fit(monitor, logger=False, default_root_dir=tmp_path, max_epochs=1)
-    assert re.search(r"2 looks since start\n    count  3 → 4  up", summaries(said)[-1])
+    assert re.search(r"2 evaluations since start\n    count  3 → 4  up", summaries(said)[-1])
 
 
 class WritesOwnLayout(Classifier):
@@ -270,7 +270,7 @@ def test_the_audit_has_described_all_checkpoints_before_the_summary(
     keep = ModelCheckpoint(dirpath=tmp_path, save_last=True)
     fit(audit, keep, logger=False, default_root_dir=tmp_path, enable_checkpointing=True, max_epochs=1)
     (text,) = summaries(said)
-    assert "audit (CheckpointAudit), 1 look, at step 3" in text
+    assert "audit (CheckpointAudit), 1 evaluation, at step 3" in text
     assert "rewrite/median_linf" in text
     assert (tmp_path / "last.audit.json").exists()
 

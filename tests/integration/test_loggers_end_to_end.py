@@ -94,7 +94,15 @@ def test_a_trial_run_leaves_no_pictures(tmp_path: Path) -> None:
 
 def test_a_logger_that_refuses_pictures_does_not_cost_the_others_theirs(tmp_path: Path, monkeypatch: Any) -> None:
     board = tensorboard(tmp_path / "board")
-    monkeypatch.setattr(board.experiment, "add_image", lambda *_, **__: 1 / 0)
+    writer = board.experiment._get_file_writer()
+    add = writer.add_summary
+
+    def refuse_pictures(summary: Any, *arguments: Any) -> None:
+        if any(value.HasField("image") for value in summary.value):
+            raise ZeroDivisionError
+        add(summary, *arguments)
+
+    monkeypatch.setattr(writer, "add_summary", refuse_pictures)
     lines = CSVLogger(tmp_path, name="csv")
     with listening():
         run = fit(monitor(), logger=[board, lines], max_epochs=1)

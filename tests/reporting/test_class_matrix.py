@@ -13,8 +13,10 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from lightning_attngrad.reporting.canvas import DOTS_PER_INCH, figure_to_array
+from lightning_attngrad.reporting.canvas import figure_to_array
+from lightning_attngrad.reporting.page import HEADER_HEIGHT
 from lightning_attngrad.reporting.rewriting import class_matrix
+from lightning_attngrad.reporting.text import DOTS_PER_INCH
 from tests.reporting.test_figures import LONG, assert_words_lie_inside_and_apart, tiles, words
 
 RANGES = {"linf": (0.25 / 255, 32 / 255), "l2": (0.05, 10.0), "l0_patches": (0.01, 1.0)}
@@ -41,7 +43,7 @@ def cell_colours(figure: Figure, count: int) -> np.ndarray:
 
 def texts(figure: Figure, text: str) -> list[tuple[float, float]]:
     """Positions of a text on the page, in pixels."""
-    found = [item.get_position() for item in figure.axes[0].findobj(Text) if item.get_text() == text]
+    found = [item.get_position() for item in figure.findobj(Text) if item.get_text() == text]
     return [(x * DOTS_PER_INCH, y * DOTS_PER_INCH) for x, y in found]
 
 
@@ -52,8 +54,7 @@ def test_colours_are_those_of_the_norms_logarithmic_scale(norm):
     figure = draw(low * (high / low) ** positions, norm=norm)
     expected = 255 * mpl.colormaps["viridis"](np.clip(positions, 0, 1))[..., :3]
     np.testing.assert_allclose(cell_colours(figure, 3), expected, atol=4)
-    bar = figure.axes[1]
-    ends = [float(bar.get_xticklabels()[end].get_text()) for end in (0, -1)]
+    ends = [float(figure.bar.ticks[end][1]) for end in (0, -1)]
     assert ends == pytest.approx([low * unit(norm), high * unit(norm)])
 
 
@@ -66,14 +67,14 @@ def test_the_bar_has_the_colours_of_the_cells_at_its_ticks(norm):
     low, high = RANGES[norm]
     figure = draw(np.array([[math.sqrt(low * high)]]), norm=norm)
     picture = figure_to_array(figure).astype(int)
-    bar = figure.axes[1]
-    inner = [float(label.get_text()) for label in bar.get_xticklabels()][1:-1]
+    left, top, right, bottom = figure.bar.tile
+    inner = [(place, float(said)) for place, said in figure.bar.ticks][1:-1]
     assert len(inner) >= 5
-    for number in inner:
-        x, y = bar.transData.transform((number, 0.5))
+    for place, number in inner:
+        x, y = left + place * (right - left), (top + bottom) / 2
         position = math.log(number / unit(norm) / low) / math.log(high / low)
         expected = 255 * np.array(mpl.colormaps["viridis"](position)[:3])
-        np.testing.assert_allclose(picture[picture.shape[0] - 1 - round(y), round(x)], expected, atol=6)
+        np.testing.assert_allclose(picture[round(y), round(x)], expected, atol=6)
 
 
 def test_a_colour_does_not_depend_on_the_other_cells():
@@ -118,7 +119,7 @@ def test_cells_without_rows_are_blank_and_failures_marked():
     top, left = cell_corner(figure, 2, 0, 1)
     assert 0 < x - left < 120
     assert 0 < y - top < 120
-    assert "2 classes · blank: no rows · ∞: not rewritten" in words(figure)
+    assert "2 classes · blank: no image–target pair · ∞: not rewritten" in words(figure)
     assert "2 classes" in words(draw(np.full((2, 2), 0.02)))
     assert "1 class" in words(draw(np.full((1, 1), 0.02)))
 
@@ -155,7 +156,8 @@ def test_numbers_stand_out_from_their_cells():
         linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in colour]
         return float(np.dot(linear, (0.2126, 0.7152, 0.0722)))
 
-    numbers = [text for text in figure.axes[0].texts if re.fullmatch(r"[\d.]+", text.get_text())]
+    numbers = [text for text in figure.texts if re.fullmatch(r"[\d.]+", text.get_text())]
+    numbers = [text for text in numbers if text.get_position()[1] > HEADER_HEIGHT]  # not those of the bar
     assert len(numbers) == 144
     for text, colour in zip(numbers, colours, strict=True):
         darker, lighter = sorted((luminance(to_rgb(text.get_color())), luminance(colour)))
@@ -166,18 +168,18 @@ def test_of_many_classes_the_first_forty_are_shown_and_said():
     matrix = np.full((41, 41), 3 / 255)
     matrix[40, 40], matrix[39, 39] = INF, NAN
     figure = draw(matrix, [str(index) for index in range(41)])
-    assert "the first 40 of 41 classes · blank: no rows" in words(figure)
+    assert "the first 40 of 41 classes · blank: no image–target pair" in words(figure)
     assert words(figure).count("39") == 2
     assert "40" not in words(figure)
     assert cell_colours(figure, 40)[39, 39].tolist() == [255, 255, 255]
     whole = draw(matrix[1:, 1:], [str(index) for index in range(40)])
-    assert "40 classes · blank: no rows · ∞: not rewritten" in words(whole)
+    assert "40 classes · blank: no image–target pair · ∞: not rewritten" in words(whole)
 
 
 @pytest.mark.parametrize(("name", "upwards"), [("cat", False), ("black-and-tan coonhound", True)])
 def test_names_of_columns_are_turned_rather_than_cut(name, upwards):
     figure = draw(np.full((10, 10), 0.02), [name] * 10)
-    turned = [text.get_rotation() == 90 for text in figure.axes[0].texts if text.get_text() == name]
+    turned = [text.get_rotation() == 90 for text in figure.texts if text.get_text() == name]
     assert len(turned) == 20
     assert sum(turned) == (10 if upwards else 0)
 

@@ -30,7 +30,7 @@ def draw(distances, **options) -> Figure:
 
 
 def lines(figure: Figure) -> list[Line2D]:
-    return list(figure.axes[1].get_lines())
+    return list(figure.plots[0].lines)
 
 
 def height(line: Line2D, radius: float) -> float:
@@ -48,7 +48,7 @@ DISTANCES = st.lists(st.one_of(st.floats(0, 40, width=32), st.sampled_from([0.0,
 
 
 @given(DISTANCES, st.lists(st.floats(0.5, 20), max_size=8))
-def test_a_curve_is_the_share_of_rows_within_a_radius(distances, between):
+def test_a_curve_is_the_share_of_pairs_within_a_radius(distances, between):
     values = np.array(distances)
     radii, percent = success_curve(values, 0.5, 20.0)
     assert radii[0] == 0.5
@@ -73,7 +73,7 @@ def test_the_figure_holds_these_curves_in_order():
 def test_distances_of_zero_sit_at_the_left_edge():
     figure = draw(SEVERAL)
     first = lines(figure)[0]
-    assert first.get_data()[0][0] == pytest.approx(figure.axes[1].get_xlim()[0]) == pytest.approx(0.5 / 255)
+    assert first.get_data()[0][0] == pytest.approx(figure.plots[0].xlim[0]) == pytest.approx(0.5 / 255)
     assert first.get_data()[1][0] == 50.0  # 0 and 0.5/255
     assert all(height(line, 1) == 100 for line in lines(draw({"now": np.zeros(3)})))
 
@@ -89,7 +89,7 @@ def test_the_step_is_drawn_where_the_distance_is():
     picture = figure_to_array(figure).astype(int)
 
     def is_blue(radius: float, percent: float) -> bool:
-        x, y = figure.axes[1].transData.transform((radius, percent))
+        x, y = figure.plots[0].numbers.transform((radius, percent))
         red, _, blue = picture[picture.shape[0] - 1 - round(y), round(x)]
         return bool(blue - red > 60)
 
@@ -102,10 +102,11 @@ def test_the_step_is_drawn_where_the_distance_is():
 
 def test_the_axis_depends_on_the_radii_alone():
     near, far = draw({"now": np.array([1e-6])}), draw({"now": np.array([0.9, np.inf])})
-    assert near.axes[1].get_xlim() == far.axes[1].get_xlim()
-    assert near.axes[1].get_ylim() == far.axes[1].get_ylim()
-    assert near.axes[1].get_xscale() == "log"
-    left, right = near.axes[1].get_xlim()
+    assert near.plots[0].xlim == far.plots[0].xlim
+    assert near.plots[0].ylim == far.plots[0].ylim
+    places = near.plots[0].numbers.transform([(1e-3, 0), (1e-2, 0), (1e-1, 0)])[:, 0]
+    assert np.ptp(np.diff(places)) == pytest.approx(0, abs=1e-9)  # equal ratios are equally far apart
+    left, right = near.plots[0].xlim
     assert left < min(RADII)
     assert max(RADII) < right
 
@@ -120,18 +121,24 @@ def test_the_axis_depends_on_the_radii_alone():
     ],
 )
 def test_radii_are_the_ticks(norm, radii, labels):
-    axes = draw(SEVERAL, norm=norm, radii=radii).axes[1]
-    np.testing.assert_allclose(axes.get_xticks(), sorted(radii))
-    assert [tick.get_text() for tick in axes.get_xticklabels()] == labels
-    assert len(axes.get_xticks(minor=True)) == 0
-    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["0 %", "25 %", "50 %", "75 %", "100 %"]
+    figure = draw(SEVERAL, norm=norm, radii=radii)
+    plot, picture = figure.plots[0], figure_to_array(figure).astype(int)
+    np.testing.assert_allclose([number for number, _ in plot.xticks], sorted(radii))
+    assert [said for _, said in plot.xticks] == labels
+    assert [said for _, said in plot.yticks] == ["0 %", "25 %", "50 %", "75 %", "100 %"]
+    for radius, label in zip(sorted(radii), labels, strict=True):  # a mark on the paper, and its words below
+        x, y = plot.numbers.transform((radius, plot.ylim[0]))
+        below = picture[picture.shape[0] - round(y) + 2, round(x) - 1 : round(x) + 2]
+        assert below.min() < 120, label
+        places = [item.get_position()[0] * figure.dpi for item in figure.texts if item.get_text() == label]
+        assert pytest.approx(x) in places
 
 
 def test_tick_labels_without_room_are_left_out_and_their_ticks_stay():
     radii = np.geomspace(1, 16, 30) / 255
     figure = draw(SEVERAL, radii=list(radii))
-    assert len(figure.axes[1].get_xticks()) == 30
-    written = [tick.get_text() for tick in figure.axes[1].get_xticklabels() if tick.get_text()]
+    assert len(figure.plots[0].xticks) == 30
+    written = [said for _, said in figure.plots[0].xticks if said]
     assert 4 <= len(written) < 15
     assert_words_lie_inside_and_apart(figure)
 
@@ -147,8 +154,8 @@ def test_coinciding_curves_are_both_seen():
     same = np.array([2.0, 5.0]) / 255
     alone = figure_to_array(draw({"start": np.array([np.inf]), "now": same})).astype(int)
     both = figure_to_array(draw({"start": same, "now": same})).astype(int)
-    axes = draw({"start": same, "now": same}).axes[1]
-    x, y = (round(value) for value in axes.transData.transform((3.2 / 255, 50)))
+    plot = draw({"start": same, "now": same}).plots[0]
+    x, y = (round(value) for value in plot.numbers.transform((3.2 / 255, 50)))
     band = (slice(both.shape[0] - 3 - y, both.shape[0] + 2 - y), slice(x - 15, x + 15))
     assert np.abs(both[band] - alone[band]).max() > 100
     assert (both[band][..., 2] - both[band][..., 0] > 100).any()  # and the band of the last one too
@@ -157,26 +164,27 @@ def test_coinciding_curves_are_both_seen():
 def test_the_legend_stands_outside_and_looks_like_the_curves():
     figure = draw(SEVERAL)
     figure_to_array(figure)
-    plot = figure.axes[1].get_window_extent()
-    samples = figure.axes[0].get_lines()
+    plot = figure.plots[0].place
+    samples = [line for line in figure.findobj(Line2D) if line not in lines(figure)]
+    right = (plot.left + plot.width) * figure.dpi
     assert [looks(sample) for sample in samples] == [looks(line) for line in lines(figure)]
     for label, sample in zip(SEVERAL, samples, strict=True):
         (text,) = [item for item in figure.findobj(Text) if item.get_text() == label]
-        assert text.get_window_extent().x0 > sample.get_window_extent().x1 > sample.get_window_extent().x0 > plot.x1
+        assert text.get_window_extent().x0 > sample.get_window_extent().x1 > sample.get_window_extent().x0 > right
         assert text.get_position()[1] == sample.get_ydata()[0]
         assert (text.get_fontweight() == "bold") == (label == "epoch 4 (now)")
 
 
-def test_rows_are_counted():
-    assert "4 rows" in words(draw(SEVERAL))
-    assert "1 row" in words(draw({"now": np.array([0.1])}))
-    assert "2 to 4 rows" in words(draw({**SEVERAL, "later": np.array([0.1, 0.2])}))
+def test_pairs_are_counted():
+    assert "4 image–target pairs" in words(draw(SEVERAL))
+    assert "1 image–target pair" in words(draw({"now": np.array([0.1])}))
+    assert "2 to 4 image–target pairs" in words(draw({**SEVERAL, "later": np.array([0.1, 0.2])}))
 
 
 def test_of_many_curves_an_even_selection_is_shown_and_said():
     figure = draw({f"epoch {index}": np.array([0.01]) for index in range(25)})
     assert [line.get_label() for line in lines(figure)] == [f"epoch {index}" for index in range(0, 25, 4)]
-    assert "1 row · 7 of 25 curves, evenly spaced" in words(figure)
+    assert "1 image–target pair · 7 of 25 curves, evenly spaced" in words(figure)
 
 
 @pytest.mark.parametrize("name", ["now", LONG, "$5_{bill", "two\nlines", "", "日本"])

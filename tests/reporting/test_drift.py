@@ -49,22 +49,21 @@ def test_the_colours_run_from_0_to_1_in_every_figure_and_noise_has_its_own_colum
     np.testing.assert_allclose(cell_colours(figure, 0, 3, 2), expected, atol=4)
     np.testing.assert_allclose(cell_colours(figure, 1, 3, 1)[:, 0], 255 * colours([0.1, 0.2, 0.9])[..., :3], atol=4)
     assert "blank: no order of patches" in " ".join(words(figure))
-    bar = figure.axes[1]
-    assert [bar.get_xticklabels()[end].get_text() for end in (0, -1)] == ["0", "1"]
+    assert [figure.bar.ticks[end] for end in (0, -1)] == [(0, "0"), (1, "1")]
 
 
-def test_the_numbers_stand_in_the_cells_below_the_names_of_looks_and_beside_those_of_layers():
+def test_the_numbers_stand_in_the_cells_below_the_names_of_evaluations_and_beside_those_of_layers():
     figure = layers([[0.0, 0.421]], floor=[0.057], labels=["start", "epoch 1"])
-    assert [word for word in words(figure) if word[:2] == "0."][:3] == ["0.00", "0.42", "0.06"]
-    assert {"block 0", "start", "epoch 1", "noise", "1 layer 路 2 looks"} <= set(words(figure))
+    assert [word for word in words(figure) if word[:2] == "0." and len(word) == 4] == ["0.00", "0.42", "0.06"]
+    assert {"block 0", "start", "epoch 1", "noise", "1 layer 路 2 evaluations"} <= set(words(figure))
 
 
-def test_many_looks_are_thinned_evenly_with_the_first_and_the_last_and_hold_no_numbers():
+def test_many_evaluations_are_thinned_evenly_with_the_first_and_the_last_and_hold_no_numbers():
     values = np.linspace(0, 1, 100)[None].repeat(3, axis=0)
     figure = layers(values)
     shown = [word for word in words(figure) if word.startswith("epoch ")]
     assert (len(shown), shown[0], shown[-1]) == (24, "epoch 0", "epoch 99")
-    assert any("24 of 100 looks 路 evenly spaced" in word for word in words(figure))
+    assert any("24 of 100 evaluations 路 evenly spaced" in word for word in words(figure))
     assert not any(word.startswith("0.") for word in words(figure) if word not in ("0.2", "0.4", "0.6", "0.8"))
     ends = cell_colours(figure, 0, 3, 24)[0, [0, -1]]
     np.testing.assert_allclose(ends, 255 * mpl.colormaps["viridis"]([0.0, 1.0])[..., :3], atol=4)
@@ -87,9 +86,9 @@ def test_long_names_of_layers_are_cut_and_equal_short_ones_stay_whole():
 @pytest.mark.parametrize(
     ("values", "floor", "names", "labels", "said"),
     [
-        (np.zeros(3), np.zeros(3), ["a"] * 3, ["start"], "layers by looks"),
-        (np.zeros((3, 0)), np.zeros(3), ["a"] * 3, [], "layers by looks"),
-        (np.zeros((3, 1)), np.zeros(2), ["a"] * 3, ["start"], "layers by looks"),
+        (np.zeros(3), np.zeros(3), ["a"] * 3, ["start"], "layers by evaluations"),
+        (np.zeros((3, 0)), np.zeros(3), ["a"] * 3, [], "layers by evaluations"),
+        (np.zeros((3, 1)), np.zeros(2), ["a"] * 3, ["start"], "layers by evaluations"),
         (np.zeros((3, 1)), np.zeros(3), ["a"] * 2, ["start"], "layer_names: got 2; expected 3"),
         (np.zeros((3, 1)), np.zeros(3), ["a"] * 3, [], "labels: got 0; expected 1"),
     ],
@@ -107,12 +106,13 @@ def curves(looks: int = 3, height: float = 0.3, noise: float = 0.1, names=("1 鈭
 @pytest.mark.parametrize("looks", [2, 9])
 def test_every_measure_has_its_line_its_floor_and_what_it_is_now(looks):
     figure = curves(looks, 0.3, 0.1)
-    for axes in figure.axes[1:]:
-        floor, drift = axes.get_lines()
+    assert len(figure.plots) == 2
+    for plot in figure.plots:
+        floor, drift = plot.lines
         np.testing.assert_allclose(drift.get_ydata(), np.linspace(0, 0.3, looks))
         np.testing.assert_allclose(floor.get_ydata(), 0.1)
-        assert axes.get_ylim() == (0, 0.5)
-        band = axes.collections[0].get_paths()[0].vertices[:, 1]
+        assert plot.ylim == (0, 0.5)
+        band = plot.bands[0].get_xy()[:, 1]
         assert (band.min(), band.max()) == pytest.approx((0, 0.1))
     assert words(figure).count("now 0.300, 3.0 脳 noise") == 2
     assert words(figure).count("start") == words(figure).count(LABELS[looks][-1]) == 2
@@ -120,16 +120,16 @@ def test_every_measure_has_its_line_its_floor_and_what_it_is_now(looks):
 
 @pytest.mark.parametrize(("height", "top"), [(0.0, 0.2), (0.19, 0.2), (0.2, 0.5), (1.5, 2.0), (2.0, 2.0)])
 def test_the_axes_end_at_a_step_of_the_ladder(height, top):
-    assert curves(2, height).axes[1].get_ylim() == (0, top)
+    assert curves(2, height).plots[0].ylim == (0, top)
 
 
-def test_a_single_look_still_shows_its_floor_and_gaps_stay_gaps():
+def test_a_single_evaluation_still_shows_its_floor_and_gaps_stay_gaps():
     figure = drift_curves({"a": [NAN]}, {"a": [0.1]}, ["validate"], title="t")
     assert "now: no number" in words(figure)
-    np.testing.assert_allclose(figure.axes[1].get_lines()[0].get_ydata(), [0.1, 0.1])
+    np.testing.assert_allclose(figure.plots[0].lines[0].get_ydata(), [0.1, 0.1])
     figure = drift_curves({"a": [0.1, NAN, 0.2]}, {"a": [0.0, 0.0, 0.0]}, ["start", "b", "c"], title="t")
     assert "now 0.200" in words(figure)  # no ratio to a floor of 0
-    assert np.isnan(figure.axes[1].get_lines()[1].get_ydata()[1])
+    assert np.isnan(figure.plots[0].lines[1].get_ydata()[1])
 
 
 @pytest.mark.parametrize("looks", LABELS)

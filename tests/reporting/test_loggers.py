@@ -22,7 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_attngrad.reporting import loggers as loggers_module
-from lightning_attngrad.reporting.loggers import figure_writer, log_figures, scalar_step
+from lightning_attngrad.reporting.loggers import figure_writer, log_figures, log_scalars, scalar_step
 
 TAG = "attngrad/maps/grid"
 
@@ -367,7 +367,7 @@ def test_a_new_logger_is_one_function(tmp_path, monkeypatch):
 
     @figure_writer("NotebookLogger")
     def write(logger, tag, picture, step):
-        shown[tag].append((picture.shape, picture.dtype, step))
+        shown[tag].append((picture.pixels.shape, picture.pixels.dtype, step))
 
     log_figures(make_trainer(tmp_path, DerivedLogger()), {TAG: make_figure()}, 7)
     assert shown == {TAG: [((30, 40, 3), np.uint8, 7)]}
@@ -440,3 +440,112 @@ def test_wandb_and_mlflow_need_not_be_installed(tmp_path, monkeypatch):
         warnings.filterwarnings("error", message=".*could not be written.*")
         fresh["log_figures"](make_trainer(tmp_path, CSVLogger(tmp_path)), {TAG: make_figure()}, 1)
     assert png_files(tmp_path) == [f"lightning_logs/version_0/{TAG}/step-000001.png"]
+
+
+# Numbers ----------------------------------------------------------------------------------------------------------
+
+
+class Ledger(OwnLogger):
+    """Keeps what it is given, and may refuse some of it."""
+
+    def __init__(self, refuses=lambda metrics: False, saves=True) -> None:
+        super().__init__()
+        self.refuses, self.saves = refuses, saves
+        self.entries: list[tuple[int, dict[str, float]]] = []
+
+    def log_metrics(self, metrics, step=None) -> None:
+        if self.refuses(metrics):
+            raise ConnectionError("server is away")
+        self.entries.append((step, metrics))
+
+    def save(self) -> None:
+        if not self.saves:
+            raise OSError("No space left on device")
+
+
+def has_infinity(metrics) -> bool:
+    return not np.isfinite(list(metrics.values())).all()
+
+
+def test_every_logger_gets_python_floats_on_the_step(tmp_path):
+    ledger, board, lines = Ledger(), TensorBoardLogger(tmp_path, prefix="run"), CSVLogger(tmp_path, name="csv")
+    trainer = make_trainer(tmp_path, [ledger, board, lines])
+    log_scalars(trainer, {"attngrad/maps/entropy": np.float32(0.5), "attngrad/maps/seconds": 2}, 3)
+    assert ledger.entries == [(3, {"attngrad/maps/entropy": 0.5, "attngrad/maps/seconds": 2.0})]
+    assert {type(value) for value in ledger.entries[0][1].values()} == {float}
+    board.experiment.flush()
+    assert read_events(board.log_dir)[0] == {f"run-attngrad/maps/{name}": [3] for name in ("entropy", "seconds")}
+    (row,) = csv.DictReader((tmp_path / "csv" / "version_0" / "metrics.csv").open())
+    assert (row["step"], row["attngrad/maps/entropy"]) == ("3", "0.5")
+
+
+def test_infinite_and_nan_numbers_are_handed_on(tmp_path):
+    ledger = Ledger()
+    log_scalars(make_trainer(tmp_path, ledger), {"a": float("inf"), "b": float("nan"), "c": 1.0}, 0)
+    ((_, entry),) = ledger.entries
+    np.testing.assert_array_equal([entry["a"], entry["b"], entry["c"]], [np.inf, np.nan, 1.0])
+
+
+def test_a_logger_that_cannot_take_infinite_numbers_gets_the_others_and_is_named_once(tmp_path):
+    ledger = Ledger(refuses=has_infinity)
+    trainer = make_trainer(tmp_path, ledger)
+    with pytest.warns(UserWarning, match=r"Ledger: the infinite or NaN numbers of step 4 .*server is away"):
+        log_scalars(trainer, {"a": float("inf"), "c": 1.0}, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        log_scalars(trainer, {"a": float("nan"), "c": 2.0}, 5)
+        log_scalars(trainer, {"a": float("nan")}, 6)
+    assert ledger.entries == [(4, {"c": 1.0}), (5, {"c": 2.0})]
+
+
+def test_a_logger_that_fails_on_numbers_is_named_once_with_the_cause_and_the_run_goes_on(tmp_path):
+    broken, kept = Ledger(refuses=lambda metrics: "attngrad/maps/entropy" in metrics), Ledger()
+
+    class Numbers(L.Callback):
+        def on_train_batch_end(self, trainer, *arguments):
+            log_scalars(trainer, {"attngrad/maps/entropy": 0.5, "attngrad/rewrite/median": float("inf")}, 7)
+
+    trainer = make_trainer(tmp_path, [broken, kept], callbacks=[Numbers()], max_epochs=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer.fit(Model(), loader())
+    said = [str(one.message) for one in caught if "could not be written" in str(one.message)]
+    assert len(said) == 1
+    cause = "ConnectionError: server is away"
+    assert said[0].startswith(f"Ledger: the numbers of step 7 could not be written, {cause}")
+    assert trainer.global_step == 5
+    assert len([entry for entry in kept.entries if "attngrad/maps/entropy" in entry[1]]) == 5
+
+
+def test_a_logger_that_fails_to_save_is_named_as_well(tmp_path):
+    with pytest.warns(UserWarning, match="Ledger: the numbers of step 7 .* OSError: No space left on device"):
+        log_scalars(make_trainer(tmp_path, Ledger(saves=False)), {"a": 0.5}, 7)
+
+
+@pytest.mark.parametrize("option", [{"fast_dev_run": 2}, {"barebones": True}])
+def test_trial_runs_and_other_ranks_get_no_numbers(tmp_path, monkeypatch, option):
+    ledger = Ledger()
+    trainer = L.Trainer(default_root_dir=tmp_path, logger=False, **option)
+    monkeypatch.setattr(type(trainer), "loggers", [ledger])
+    log_scalars(trainer, {"a": 1.0}, 0)
+    other = make_trainer(tmp_path)
+    monkeypatch.setattr(type(other), "is_global_zero", property(lambda self: False))
+    log_scalars(other, {"a": 1.0}, 0)
+    assert ledger.entries == []
+
+
+def test_a_picture_is_encoded_once_for_all_loggers(tmp_path, monkeypatch):
+    from PIL import Image
+
+    saved = []
+    real = Image.Image.save
+    monkeypatch.setattr(Image.Image, "save", lambda self, *a, **k: (saved.append(self.size), real(self, *a, **k))[1])
+    board, lines = TensorBoardLogger(tmp_path / "board"), CSVLogger(tmp_path, name="csv")
+    log_figures(make_trainer(tmp_path, [board, lines, OwnLogger(str(tmp_path / "own"))]), {TAG: make_figure()}, 2)
+    board.experiment.flush()
+    assert saved == [(40, 30)]
+    events = EventAccumulator(str(board.log_dir), size_guidance={"images": 0})
+    events.Reload()
+    (image,) = events.Images(TAG)
+    files = {path.read_bytes() for path in tmp_path.rglob("*.png")}
+    assert files == {image.encoded_image_string}

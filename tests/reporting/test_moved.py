@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from lightning_attngrad.reporting.canvas import WRONG_INK
 from lightning_attngrad.reporting.figures import Caption, figure_to_array, map_grid
 from lightning_attngrad.reporting.moved import MovedCaption, moved_most
+from lightning_attngrad.reporting.page import WRONG_INK
 from tests.reporting.test_figures import LONG, assert_words_lie_inside_and_apart, centre_colour, tiles, words
 
 FLIPPED = MovedCaption(0.42, 0.05, "cat", 0.93, "dog", 0.51, "cat")
@@ -31,11 +31,11 @@ def test_the_maps_stand_in_the_colours_of_every_other_figure():
     grey = np.full((1, 3, 8, 8), 0.5)
     figure = moved_most(grey, before, after, [FLIPPED], title="t")
     picture, places = figure_to_array(figure), tiles(figure)
-    assert len(places) == 5  # the image, and each map on its grey image
-    assert centre_colour(picture, places[0]) == (127, 127, 127)
-    for maps, tile in ((before, places[2]), (after, places[4])):
+    assert len(places) == 3  # the image, and each map
+    assert centre_colour(picture, places[0]) == (128, 128, 128)
+    for maps, tile in ((before, places[1]), (after, places[2])):
         known = map_grid(grey, maps, [Caption("cat", 0.9)], title="t")
-        expected = centre_colour(figure_to_array(known), tiles(known)[2])
+        expected = centre_colour(figure_to_array(known), tiles(known)[1])
         np.testing.assert_allclose(centre_colour(picture, tile), expected, atol=2)
 
 
@@ -58,7 +58,7 @@ def test_without_classes_only_the_distance_is_told():
 
 
 @pytest.mark.parametrize(
-    ("drift", "floor", "verdict", "in_floors"),
+    ("drift", "floor", "verdict", "in_noise"),
     [
         (0.3, 0.1, "drift 0.30", "3.0 × noise (0.1)"),
         (0.48, 0.0047, "drift 0.48", "102.1 × noise (0.0047)"),
@@ -67,9 +67,9 @@ def test_without_classes_only_the_distance_is_told():
         (0.3, math.nan, "drift 0.30", ""),
     ],
 )
-def test_numbers_that_say_nothing_are_left_out(drift, floor, verdict, in_floors):
+def test_numbers_that_say_nothing_are_left_out(drift, floor, verdict, in_noise):
     caption = MovedCaption(drift, floor)
-    assert (caption.verdict, caption.in_floors) == (verdict, in_floors)
+    assert (caption.verdict, caption.in_noise) == (verdict, in_noise)
     assert_words_lie_inside_and_apart(draw([caption], before=np.full((1, 2, 2), math.nan)))
 
 
@@ -87,7 +87,7 @@ def test_words_never_overlap_or_leave_the_page(name, shape):
 def test_any_number_of_images(count):
     figure = draw([FLIPPED] * count)
     assert_words_lie_inside_and_apart(figure)
-    assert len(tiles(figure)) == 5 * min(count, 16)
+    assert len(tiles(figure)) == 3 * min(count, 16)
     assert any("16 of 20 images" in word for word in words(figure)) == (count == 20)
 
 

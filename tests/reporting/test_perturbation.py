@@ -29,7 +29,7 @@ def draw(looks: dict[str, PerturbationCurves] | None = None, **options: str) -> 
 
 
 def lines(figure: Figure) -> dict[str, np.ndarray]:
-    return {line.get_label(): np.asarray(line.get_ydata()) for line in figure.axes[1].get_lines()}
+    return {line.get_label(): np.asarray(line.get_ydata()) for line in figure.plots[0].lines}
 
 
 def test_means_are_drawn_and_the_gain_is_written() -> None:
@@ -50,13 +50,13 @@ def test_a_misleading_map_has_a_gain_below_zero_with_a_true_minus() -> None:
 
 def test_the_area_between_is_shaded_and_the_quartiles_are_bands() -> None:
     figure = draw({"now": NOW})
-    between, *bands = figure.axes[1].collections
+    between, *bands = figure.plots[0].bands
     assert len(bands) == 2
-    corners = between.get_paths()[0].vertices
+    corners = between.get_xy()
     middle = corners[np.isclose(corners[:, 0], 0.5), 1]
     np.testing.assert_allclose(sorted(set(middle.round(5))), sorted([MORF[:, 2].mean(), LERF[:, 2].mean()]), atol=1e-5)
     for band, values in zip(bands, (LERF, MORF), strict=True):
-        corners = band.get_paths()[0].vertices
+        corners = band.get_xy()
         middle = corners[np.isclose(corners[:, 0], 0.5), 1]
         low, high = np.quantile(values[:, 2], (0.25, 0.75))
         assert (middle.min(), middle.max()) == pytest.approx((low, high), abs=1e-5)
@@ -66,7 +66,7 @@ def test_the_earlier_look_is_seen_on_the_band_of_this_one() -> None:
     figure = draw({"start": NOW, "now": NOW})
     picture = figure_to_array(figure).astype(int)
     alone = figure_to_array(draw({"now": NOW})).astype(int)
-    x, y = (round(value) for value in figure.axes[1].transData.transform((0.25, LERF[:, 1].mean())))
+    x, y = (round(value) for value in figure.plots[0].numbers.transform((0.25, LERF[:, 1].mean())))
     around = (slice(picture.shape[0] - 12 - y, picture.shape[0] + 12 - y), slice(x - 12, x + 12))
     assert np.abs(picture[around] - alone[around]).max() > 60
 
@@ -89,8 +89,8 @@ def test_a_look_without_a_map_says_so(looks: dict[str, PerturbationCurves]) -> N
 
 def test_the_axes_are_the_same_for_all_figures() -> None:
     one, other = draw({"now": NOTHING}), draw()
-    assert one.axes[1].get_xlim() == other.axes[1].get_xlim() == (0, 1)
-    assert one.axes[1].get_ylim() == other.axes[1].get_ylim()
+    assert one.plots[0].xlim == other.plots[0].xlim == (0, 1)
+    assert one.plots[0].ylim == other.plots[0].ylim
     assert figure_to_array(one).shape == figure_to_array(other).shape
 
 
@@ -108,13 +108,13 @@ def test_tensors_draw_what_arrays_draw() -> None:
 @pytest.mark.parametrize(
     ("looks", "message"),
     [
-        ({}, "looks: got 0; expected"),
-        ({"a": NOW, "b": NOW, "c": NOW}, "looks: got 3; expected"),
-        ({"now": PerturbationCurves(SHARES[:3], MORF, LERF)}, r"looks\['now'\]: got shapes \(3,\), \(5, 5\)"),
-        ({"now": PerturbationCurves(SHARES, MORF, LERF[:2])}, r"looks\['now'\]: got shapes"),
-        ({"now": PerturbationCurves(SHARES, MORF[0], LERF[0])}, r"looks\['now'\]: got shapes"),
-        ({"now": PerturbationCurves(SHARES, MORF - 1, LERF)}, r"looks\['now'\]: got -"),
-        ({"now": PerturbationCurves(SHARES * 100, MORF, LERF)}, r"looks\['now'\]: got 0.0 to 100.0"),
+        ({}, "evaluations: got 0; expected"),
+        ({"a": NOW, "b": NOW, "c": NOW}, "evaluations: got 3; expected"),
+        ({"now": PerturbationCurves(SHARES[:3], MORF, LERF)}, r"evaluations\['now'\]: got shapes \(3,\), \(5, 5\)"),
+        ({"now": PerturbationCurves(SHARES, MORF, LERF[:2])}, r"evaluations\['now'\]: got shapes"),
+        ({"now": PerturbationCurves(SHARES, MORF[0], LERF[0])}, r"evaluations\['now'\]: got shapes"),
+        ({"now": PerturbationCurves(SHARES, MORF - 1, LERF)}, r"evaluations\['now'\]: got -"),
+        ({"now": PerturbationCurves(SHARES * 100, MORF, LERF)}, r"evaluations\['now'\]: got 0.0 to 100.0"),
     ],
 )
 def test_bad_input_is_named(looks: dict[str, PerturbationCurves], message: str) -> None:

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from lightning_attngrad.reporting.canvas import WRONG_INK
 from lightning_attngrad.reporting.figures import Caption, ColourScale, figure_to_array, map_grid
+from lightning_attngrad.reporting.page import WRONG_INK
 from lightning_attngrad.reporting.rewriting import RewriteCaption, amplification, rewrite_panels
 from tests.reporting.test_figures import LONG, assert_words_lie_inside_and_apart, centre_colour, tiles, words
 
@@ -25,7 +25,7 @@ FAILED = RewriteCaption(
     "cat", 0.98, "owl", 0.4, "dog", success=False, distance="∞", psnr=28.0, note="gradient was zero in 40 % of steps"
 )
 LADDER = [0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000]
-ORIGINAL, DIFFERENCE, REWRITTEN, BEFORE, AFTER, TILES = 0, 1, 2, 4, 6, 7  # of a row, in the order of drawing
+ORIGINAL, DIFFERENCE, REWRITTEN, BEFORE, AFTER, TILES = 0, 1, 2, 3, 4, 5  # of a pair, in the order of drawing
 
 
 def panels(original, rewritten, captions=None, grid=(2, 2), **options) -> Figure:
@@ -148,11 +148,11 @@ def test_maps_are_drawn_as_the_other_figures_draw_them(scale):
     for row, (before, after) in enumerate(((0, 1), (1, 0))):
         for tile, image in ((BEFORE, before), (AFTER, after)):
             assert centre_colour(picture, tiles(figure)[row * TILES + tile]) == centre_colour(
-                expected, tiles(grid)[image * 3 + 1]
+                expected, tiles(grid)[image * 2 + 1]
             )
 
 
-def test_a_row_that_was_rewritten():
+def test_a_pair_that_was_rewritten():
     figure = panels(flat(0.5), flat(0.52), [DONE])
     assert {
         "✓ rewritten",
@@ -205,12 +205,12 @@ def test_a_long_name_is_cut_and_its_probability_is_not():
     assert sum(word.startswith("great white shark") and word.endswith("…") for word in found) == 3
 
 
-def test_more_rows_than_fit_are_counted():
+def test_more_pairs_than_fit_are_counted():
     values = np.linspace(0.1, 0.8, 20)
     found = words(panels(flat(*values), flat(*(values + 0.02))))
-    assert "16 of 20 rows · patch grid 2 × 2" in found
+    assert "16 of 20 image–target pairs · patch grid 2 × 2" in found
     assert found.count("✓ rewritten") == 16
-    assert "1 row · patch grid 2 × 2" in words(panels(flat(0.5), flat(0.52)))
+    assert "1 image–target pair · patch grid 2 × 2" in words(panels(flat(0.5), flat(0.52)))
 
 
 @pytest.mark.parametrize("name", ["7", LONG, "$5_{bill", "two\nlines", "", "日本"])

@@ -15,7 +15,7 @@ from lightning_attngrad.reporting.summary import Account, summary_text
 MAPS = Account(
     name="maps",
     kind="AttentionMapMonitor",
-    looks=5,
+    evaluations=5,
     since="start",
     meanings={"entropy": "1 = spread evenly", "mass": "on the border"},
     first={"entropy": 0.9, "mass": 0.25},
@@ -31,7 +31,7 @@ def lines(account: Account = MAPS, fit_seconds: float = 50.0) -> list[str]:
 
 def test_first_last_direction_cost_and_where_the_figures_are() -> None:
     assert lines() == [
-        "maps (AttentionMapMonitor), 5 looks since start",
+        "maps (AttentionMapMonitor), 5 evaluations since start",
         "    entropy  0.9 → 0.75  down  1 = spread evenly",
         "    mass     0.25 → 0.5  up    on the border",
         "    took 2 s, 4 % of the fit; figures: attngrad/maps/",
@@ -66,18 +66,21 @@ def test_a_number_that_there_is_not_is_not_shown() -> None:
         assert not any("entropy" in line for line in lines(replace(MAPS, last=last)))
 
 
-def test_one_look_has_no_direction() -> None:
-    assert lines(replace(MAPS, looks=1, last=MAPS.first))[:2] == [
-        "maps (AttentionMapMonitor), 1 look, at start",
+def test_one_evaluation_has_no_direction() -> None:
+    assert lines(replace(MAPS, evaluations=1, last=MAPS.first))[:2] == [
+        "maps (AttentionMapMonitor), 1 evaluation, at start",
         "    entropy  0.9     1 = spread evenly",
     ]
 
 
-def test_no_look_and_the_reason() -> None:
-    account = replace(MAPS, looks=0, since="", first={}, last={}, remarks=["rests: " + "no attention in it " * 12])
+def test_no_evaluation_and_the_reason() -> None:
+    reason = "switched off: " + "no attention in it " * 12
+    account = replace(MAPS, evaluations=0, since="", first={}, last={}, remarks=[reason])
+        MAPS, evaluations=0, since="", first={}, last={}, remarks=["switched off: " + "no attention in it " * 12]
+    )
     found = lines(account)
-    assert found[0] == "maps (AttentionMapMonitor), no look"
-    assert found[2].startswith("    rests: no attention in it")
+    assert found[0] == "maps (AttentionMapMonitor), no evaluation"
+    assert found[2].startswith("    switched off: no attention in it")
     assert " ".join(line.strip() for line in found[2:]).count("no attention in it") == 12
 
 
