@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from lightning_attngrad.attention import AttentionCall, AttentionTap
 from lightning_attngrad.explain import explain
-from lightning_attngrad.explain.objectives import Contrast, Mixture, Region
 from lightning_attngrad.explain.conservative import CombineName
+from lightning_attngrad.explain.objectives import Contrast, Mixture, Region
 from tests.references import baselines, guided
 from tests.references import relevance as rules
 from tests.zoo import ZOO, ZooModel, logits_of
