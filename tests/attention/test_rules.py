@@ -43,9 +43,8 @@ class Unusual(nn.Module):
         self.embed = nn.Conv2d(3, 32, 8, 8)
         self.norms = nn.ModuleList([(first_norm or norm)(), norm(), norm(), norm(), norm()])
         self.qkv = nn.ModuleList(nn.Linear(32, 96, bias=False) for _ in range(2))
-        self.mlp = nn.ModuleList(
-            nn.ModuleList([nn.Linear(32, 64, bias=False), nn.Linear(64, 32, bias=False)]) for _ in range(2)
-        )
+        self.widen = nn.ModuleList(nn.Linear(32, 64, bias=False) for _ in range(2))
+        self.narrow = nn.ModuleList(nn.Linear(64, 32, bias=False) for _ in range(2))
         self.head = nn.Linear(32, 5, bias=False)
         self.activation = nn.SELU()
         for parameter in self.parameters():
