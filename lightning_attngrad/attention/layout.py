@@ -13,6 +13,9 @@ from lightning_attngrad.attention.tap import AttentionTap
 #: Class, distillation and register tokens in front of the patches: more than that is no plain ViT.
 _MOST_PREFIX_TOKENS = 32
 
+#: No places of tokens: a patch that becomes part of several tokens, and one that becomes part of none.
+_MIXED, _DROPPED = -1, -2
+
 _SUPPORTED = (
     "Supported are plain Vision Transformers with one grid of patch tokens throughout: timm vit, deit3, beit, "
     "eva02, siglip, dinov2, dinov3, clip; torchvision vit_*; Hugging Face ViT and DINOv2"
@@ -109,10 +112,13 @@ def check_structure(tap: AttentionTap, layout: TokenLayout, model_name: str) -> 
                 f"chain of layers. Give the part of the model that is one. {_SUPPORTED}."
             )
     with outside_autocast(tap.calls[0].tensor.device):
-        places = _tokens_of_patches(tap, layout.tokens)
-    if places is not None and not bool(
-        (places == torch.arange(layout.prefix, layout.tokens, device=places.device)).all()
-    ):
+        places = _tokens_of_patches(tap, layout)
+    if places is None:
+        return
+    astray = places != torch.arange(layout.prefix, layout.tokens, device=places.device)
+    if tap.anchor_is_image:  # a model that resizes its images mixes pixels of neighbouring patches before it cuts them
+        astray &= places != _MIXED
+    if bool(astray.any()):
         raise UnsupportedModelError(
             f"{model_name}: its {layout.grid[0]}×{layout.grid[1]} patches do not lie in order behind "
             f"{layout.prefix} prefix tokens: a class token or prompts stand behind them, or patches are dropped, "
@@ -120,8 +126,8 @@ def check_structure(tap: AttentionTap, layout: TokenLayout, model_name: str) -> 
         )
 
 
-def _tokens_of_patches(tap: AttentionTap, tokens: int) -> Tensor | None:
-    """Which token each patch becomes, (B, h·w), −1 where it becomes none; None where it cannot be told.
+def _tokens_of_patches(tap: AttentionTap, layout: TokenLayout) -> Tensor | None:
+    """Which token each patch becomes, (B, h·w), or `_MIXED` or `_DROPPED`; None where it cannot be told.
 
     Each token is given a number, and the gradient brings the number back to the patch that the token comes from: one
     digit at a time, since half precision keeps few. All that lies between is the position embedding and the like.
@@ -129,8 +135,10 @@ def _tokens_of_patches(tap: AttentionTap, tokens: int) -> Tensor | None:
     reader = tap.embedding
     if reader is None and tap.first_values is not None:
         reader = tap.first_values.transpose(1, 2).flatten(2)  # (B, N, D)
-    anchor = tap.patch_anchor
+    anchor, tokens = tap.patch_anchor, layout.tokens
     if anchor is None or reader is None or reader.shape[1] != tokens or not reader.requires_grad:
+        return None
+    if anchor.shape[-2] % layout.grid[0] or anchor.shape[-1] % layout.grid[1]:
         return None
     # No plain sum over channels: behind a LayerNorm that would be zero.
     channels = torch.arange(reader.shape[2], device=reader.device, dtype=torch.float32).mul(1.7).cos()
@@ -138,19 +146,25 @@ def _tokens_of_patches(tap: AttentionTap, tokens: int) -> Tensor | None:
 
     def brought_back(numbers: Tensor) -> Tensor:
         (gradient,) = torch.autograd.grad((read * numbers).sum(), anchor, retain_graph=True, allow_unused=True)
-        return torch.zeros_like(anchor) if gradient is None else gradient.float()  # (B, D, h, w)
+        return _by_patch(torch.zeros_like(anchor) if gradient is None else gradient.float(), layout.grid)
 
     numbers = torch.arange(tokens, device=reader.device)
     once = brought_back(torch.ones_like(read[0]))
-    size = once.square().sum(dim=1)
+    size = once.square().sum(dim=-1)
     place, base = torch.zeros_like(size), 1
     mixed = torch.zeros_like(size, dtype=torch.bool)
     while base < tokens:
-        digit = (brought_back((numbers // base % 16).float()) * once).sum(dim=1) / size.clamp_min(1e-30)
+        digit = (brought_back((numbers // base % 16).float()) * once).sum(dim=-1) / size.clamp_min(1e-30)
         mixed |= (digit - digit.round()).abs() > 0.2
         place += digit.round() * base
         base *= 16
-    return torch.where(mixed | (size == 0), -1, place).flatten(1).long()
+    return torch.where(size == 0, _DROPPED, torch.where(mixed, _MIXED, place)).long()
+
+
+def _by_patch(values: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, C, H, W), an image or its grid of patches, to (B, h·w, C·H/h·W/w)."""
+    cells: Tensor = values.unflatten(3, (grid[1], -1)).unflatten(2, (grid[0], -1))  # (B, C, h, H/h, w, W/w)
+    return cells.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 def _check_plain(call: AttentionCall, model_name: str, batch: int, tokens: int) -> None:

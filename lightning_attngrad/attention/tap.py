@@ -51,7 +51,9 @@ class AttentionTap(TorchFunctionMode):
             that the first attention call's values come from. None until then.
         first_values: values of the first attention call, (B, H, M, d), in the graph. None until then.
         patch_anchor: what the last convolution before the first attention call gave (B, D, h, w), where a graph is
-            asked for: the graph begins here, so that one can ask which token comes from which patch.
+            asked for: the graph begins here, so that one can ask which token comes from which patch. Before that, and
+            where patches are cut without a convolution, what :meth:`begin_at` was given.
+        anchor_is_image: whether it is that.
         last_normalised: output of the last normalisation before the last self-attention call (B, N, D).
         on_gradient: called with a call and the gradient at its ``tensor``, last call first, while autograd
             runs backwards.
@@ -82,6 +84,7 @@ class AttentionTap(TorchFunctionMode):
         self.embedding: Tensor | None = None
         self.first_values: Tensor | None = None
         self.patch_anchor: Tensor | None = None
+        self.anchor_is_image = False
         self.last_normalised: Tensor | None = None
         self.on_gradient: Callable[[AttentionCall, Tensor], None] | None = None
         self._names: dict[int, str] = {
@@ -123,6 +126,11 @@ class AttentionTap(TorchFunctionMode):
         if handler is not None:
             return handler(func, *args, **kwargs)
         return self._under_rules(func)(*args, **kwargs)
+
+    def begin_at(self, images: Tensor) -> Tensor:
+        """Let the graph begin at images (B, C, H, W) that no convolution will meet; returns what the model takes."""
+        self.patch_anchor, self.anchor_is_image = images.requires_grad_(), True
+        return images.clone()  # a model that works in place would fail on the anchor itself
 
     def release(self) -> None:
         """Let go of all tensors and hooks, so that nothing but the caller's results stays alive."""
@@ -283,7 +291,7 @@ class AttentionTap(TorchFunctionMode):
         self.conv_grids.append((output.shape[-2], output.shape[-1]))
         if self._start is None:
             return output
-        self.patch_anchor = output.detach().requires_grad_()
+        self.patch_anchor, self.anchor_is_image = output.detach().requires_grad_(), False
         return self.patch_anchor.clone()  # an activation that works in place would fail on the anchor itself
 
     def _on_set_grad_enabled(self, func: Callable[..., Any], enabled: bool) -> None:

@@ -155,6 +155,8 @@ def forward_pass(
             # A copy, made here: a batch that was loaded under inference mode can enter no graph, and a model that
             # normalises in place must not write into the caller's images.
             images = images.detach().clone()
+            if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
+                images = tap.begin_at(images)
             with tap, contextlib.nullcontext() if backward else _structure_only(tap):
                 output = (forward or model)(images)
             layout = infer_layout(tap, type(model).__name__, images)

@@ -42,9 +42,11 @@ def plain(value: Any) -> Plain:
 def _described(value: Any, inside: tuple[int, ...]) -> Plain:
     if value is None:
         return None
-    for kind in (bool, int, float, str):
+    for kind in (bool, int, float):
         if isinstance(value, kind):
             return kind(value)  # numpy's and enumerations' are subclasses
+    if isinstance(value, str):
+        return str.__str__(value)
     if id(value) in inside:
         return {"type": _name_of(type(value)), "inside": "itself"}
     for kinds, describe in _DESCRIPTIONS:

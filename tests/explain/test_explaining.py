@@ -43,8 +43,8 @@ VIT = ZOO["vit"]
         ({"correction": (), "method": "gradient_guided"}, "correction: got ()"),
         (
             {"correction": "signed"},
-            "correction: got 'signed'; neither explain nor method='guided_relevance' takes it: its options are combine. "
-            "correction is an option of method='gradient_guided'",
+            "correction: got 'signed'; neither explain nor method='guided_relevance' takes it: its options are "
+            "combine. correction is an option of method='gradient_guided'",
         ),
         (
             {"combine": "sum", "method": "rollout"},

@@ -159,7 +159,38 @@ class PostNormClassTokenBehind(ExplicitClassTokenBehind):
         return self.norms[layer](tokens + read.transpose(1, 2).flatten(2))
 
 
+class Reshaped(Plain):
+    """Patches cut by reshaping and projected, as vit-pytorch and NaFlex do: no convolution to begin at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(3 * 64, self.width)
+        self.project.weight.data.copy_(self.embed.weight.data.flatten(1))
+        self.project.bias.data.copy_(self.embed.bias.data)
+        del self.embed
+        self.embed = self.cut
+
+    def cut(self, images: Tensor) -> Tensor:
+        patches = images.unflatten(3, (4, 8)).unflatten(2, (4, 8)).permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        return self.project(patches).mT
+
+
+class ReshapedClassTokenBehind(Reshaped, ClassTokenBehind):
+    pass
+
+
+class ReshapedPatchesDropped(Reshaped, PatchesDropped):
+    pass
+
+
+class ReshapedPatchesShuffled(Reshaped, PatchesShuffled):
+    pass
+
+
 REFUSED = [
+    (ReshapedClassTokenBehind, "do not lie in order behind 1 prefix tokens"),
+    (ReshapedPatchesDropped, "do not lie in order"),
+    (ReshapedPatchesShuffled, "do not lie in order"),
     (ClassTokenBehind, "do not lie in order behind 1 prefix tokens"),
     (ExplicitClassTokenBehind, "do not lie in order behind 1 prefix tokens"),
     (PostNormClassTokenBehind, "do not lie in order behind 1 prefix tokens"),
@@ -233,11 +264,32 @@ class ValuesFirst(Plain):
         return torch.einsum("bhjd,bhij->bhid", value, probabilities)
 
 
-@pytest.mark.parametrize("model", [SoftmaxKeptAside, ValuesFirst])
+class ReshapedInPlace(Reshaped):
+    """Normalises its images in place: those that the graph begins at may not be written into."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images.mul_(2).div_(2))
+
+
+@pytest.mark.parametrize("model", [SoftmaxKeptAside, ValuesFirst, Reshaped, ReshapedInPlace])
 @pytest.mark.parametrize("method", METHODS)
 def test_other_spellings_give_the_same_map(model: Callable[[], nn.Module], method: str) -> None:
     expected = explain(Plain(), IMAGES, 1, method=method).token_scores
     torch.testing.assert_close(explain(model(), IMAGES, 1, method=method).token_scores, expected, rtol=1e-4, atol=1e-6)
+
+
+class ResizedThenReshaped(Reshaped):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(F.interpolate(images, size=(32, 32), mode="bilinear"))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_pixels_mixed_by_resizing_are_no_patches_mixed(method: str) -> None:
+    images = F.interpolate(IMAGES, size=(64, 64), mode="bicubic")
+    images = images + torch.rand(images.shape, generator=torch.Generator().manual_seed(2))
+    assert explain(ResizedThenReshaped(), images, 1, method=method).heatmap.shape == (2, 4, 4)
+    small = F.interpolate(images, size=(24, 24), mode="bicubic")
+    assert explain(ResizedThenReshaped(), small, 1, method=method).heatmap.shape == (2, 4, 4)
 
 
 class WideQueryKeyNorm(Plain):
