@@ -1,0 +1,9 @@
+"""What only a GPU can show. `python -m tests.gpu`, or pytest; the same code runs on the CPU, tiny, in every suite.
+
+Needs torch, lightning, timm, torchmetrics, matplotlib and tensorboard: what an image of PyTorch has or takes quickly.
+"""
+
+import os
+
+# Deterministic matrix products of CUDA: read once, when the first one is made.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
