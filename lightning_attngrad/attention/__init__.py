@@ -8,7 +8,7 @@ from lightning_attngrad.attention.call import (
 )
 from lightning_attngrad.attention.layout import TokenLayout, UnsupportedModelError, check_structure, infer_layout
 from lightning_attngrad.attention.rules import ATTN_LRP, CONSERVATIVE, PLAIN, BackwardRules
-from lightning_attngrad.attention.tap import AttentionTap, outside_inference
+from lightning_attngrad.attention.tap import AttentionTap
 
 __all__ = [
     "ATTN_LRP",
@@ -24,5 +24,4 @@ __all__ = [
     "UnsupportedModelError",
     "check_structure",
     "infer_layout",
-    "outside_inference",
 ]

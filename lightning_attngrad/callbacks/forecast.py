@@ -19,7 +19,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from lightning_attngrad.callbacks.governor import Governor
-from lightning_attngrad.probe import seeded_rng
+from lightning_attngrad.state import seeded_rng
 
 if TYPE_CHECKING:
     from lightning_attngrad.callbacks.probe_monitor import ProbeMonitor

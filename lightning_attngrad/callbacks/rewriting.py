@@ -15,7 +15,6 @@ from torch import Tensor
 from lightning_attngrad.attention import UnsupportedModelError
 from lightning_attngrad.callbacks.look import Probe
 from lightning_attngrad.explain import NonFiniteOutputError, explain, find_logits
-from lightning_attngrad.explain.evaluation import held_still
 from lightning_attngrad.metrics.functional import (
     area_under_success,
     distance_quantiles,
@@ -36,6 +35,7 @@ from lightning_attngrad.rewrite import (
     rewrite,
     survives_8_bits,
 )
+from lightning_attngrad.state import held_still
 
 _log = logging.getLogger("lightning_attngrad")
 

@@ -8,12 +8,13 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.attention import DEFAULT_MEMORY_BUDGET, outside_inference
+from lightning_attngrad.attention import DEFAULT_MEMORY_BUDGET
 from lightning_attngrad.explain.corrections import check_corrections
 from lightning_attngrad.explain.explanation import Explanation
 from lightning_attngrad.explain.forward_pass import ForwardPass, find_logits, forward_pass
 from lightning_attngrad.explain.objectives import Objective, Region, check_objective
 from lightning_attngrad.explain.registry import METHODS, CombineName, Method, Options, TokenScores
+from lightning_attngrad.state import outside_inference
 
 #: The most faithful map at the price of one backward pass: docs/faithfulness.md has the figures.
 DEFAULT_METHOD = "guided_relevance"

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointError
 
 from lightning_attngrad.attention import (
     PLAIN,
@@ -19,7 +18,7 @@ from lightning_attngrad.attention import (
     check_structure,
     infer_layout,
 )
-from lightning_attngrad.explain.evaluation import differentiable, held_still
+from lightning_attngrad.state import differentiable, held_still
 
 
 class NonFiniteOutputError(ValueError):
@@ -123,11 +122,5 @@ def forward_pass(
                     f"{len(images)} images; there is nothing to explain until it gives finite ones"
                 )
             yield ForwardPass(tap=tap, output=output, layout=layout, batch=len(images))
-        except CheckpointError as error:
-            raise ValueError(
-                f"model: {type(model).__name__} calls torch.utils.checkpoint itself, without a flag on a module that "
-                "could be switched off meanwhile, so its blocks cannot be explained. Call it only while "
-                "self.training is True."
-            ) from error
         finally:
             tap.release()

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_attngrad.attention import AttentionCall, ExplicitAttentionCall, FusedAttentionCall, outside_inference
+from lightning_attngrad.attention import AttentionCall, ExplicitAttentionCall, FusedAttentionCall
 from lightning_attngrad.explain.forward_pass import ForwardPass
 from lightning_attngrad.explain.propagation import pooling_weights
+from lightning_attngrad.state import outside_inference
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from lightning_attngrad.probe.cadence import Cadence
 from lightning_attngrad.probe.class_names import check_class_names, find_class_names
-from lightning_attngrad.probe.global_state import seeded_rng
 from lightning_attngrad.probe.isolation import isolated, probe_forward
 from lightning_attngrad.probe.jitter import jittered_copies
 from lightning_attngrad.probe.masks import MaskSource, load_mask_source, read_masks
@@ -41,6 +40,5 @@ __all__ = [
     "probe_forward",
     "read_masks",
     "resolve_model",
-    "seeded_rng",
     "split_batch",
 ]

@@ -10,7 +10,6 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_attngrad.probe.global_state import check_seed
 from lightning_attngrad.probe.isolation import isolated
 from lightning_attngrad.probe.loaders import evaluation_loaders, is_map_style
 from lightning_attngrad.probe.masks import MaskSource, load_mask_source, read_masks
@@ -25,6 +24,7 @@ from lightning_attngrad.probe.resolve import (
 )
 from lightning_attngrad.probe.selection import balanced_choice, candidate_indices, known_targets
 from lightning_attngrad.probe.transfer import transfer_batch
+from lightning_attngrad.state import check_seed
 
 logger = logging.getLogger("lightning_attngrad")
 
