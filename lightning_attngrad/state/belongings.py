@@ -75,8 +75,11 @@ class Belongings:
     Args:
         roots: objects to look at. Functions are looked at for their closures.
         modules: modules whose own tensors are lent whatever their size, and whose attributes are always looked at;
-            their children are not looked up here.
+            their children are not looked up here, nor is what their hooks hold on to.
         leave_out: objects and containers that are nobody's business, or somebody else's.
+
+    Attributes:
+        hooks: the hooks of the modules.
     """
 
     def __init__(
@@ -87,6 +90,7 @@ class Belongings:
         leave_out: Iterable[object] = (),
     ) -> None:
         self._keepers: list[Keeper] = []
+        self.hooks: list[object] = []
         self._empty: list[Any] = []  # dicts and lists: by far most of the containers of a module
         self._seen: dict[int, object] = {id(item): item for item in leave_out}  # kept alive: no id is given twice
         self._copies: dict[int, Any] = {}  # by the id of the original: a cache shared by all blocks stays one tensor
@@ -151,6 +155,9 @@ class Belongings:
                 self._empty.append(value)
             elif name in _OF_A_MODULE and isinstance(value, dict):
                 self._keep_part(value)
+            elif "_hooks" in name and isinstance(value, dict):
+                self.hooks.extend(value.values())
+                self._keep_part(value)
             elif kind_of(cls) is Kind.TENSOR:
                 self._lend_to_module(attributes.held, name, value)
             else:
@@ -161,6 +168,8 @@ class Belongings:
             self._keepers.extend(map(KeptTensor, module.buffers(recurse=False)))
 
     def _keep_part(self, part: dict[str, Any]) -> None:
+        if id(part) in self._seen:
+            return
         self._seen[id(part)] = part
         kept = KeptDict(part)
         self._keepers.append(kept)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import nn
@@ -49,6 +49,7 @@ class SavedModules(Holding):
             # would save gathered parameters.
             left_out += [vars(module).get(name) for module in modules for name in _SHARDING_HOOKS]
         self._belongings = Belongings(modules=modules, leave_out=left_out)
+        self._of_hooks: Belongings | None = None
         try:
             for module, training in self._training:
                 if training:
@@ -73,6 +74,12 @@ class SavedModules(Holding):
             _set_training(module, False)
         return woken
 
+    def look_into_hooks(self) -> None:
+        """Save also what forward hooks hold on to."""
+        for held in self._with_those_below():
+            if held._of_hooks is None:
+                held._of_hooks = Belongings(held._belongings.hooks, leave_out=held.modules)
+
     def take_tensors_back(self) -> None:
         """Let the next pass begin with the buffers that the first one began with."""
         for held in self._with_those_below():
@@ -81,19 +88,23 @@ class SavedModules(Holding):
     def undo(self) -> None:
         """Leave the modules as they were found."""
         self.wrote_gradients = any(parameter.grad is not None for parameter, _, _ in self._parameters)
-        try:
+        with ExitStack() as last_first:  # whatever fails, the rest is done
+            last_first.callback(self._put_flags_back)
+            last_first.callback(self._belongings.restore)
+            if self._of_hooks is not None:
+                last_first.callback(self._of_hooks.restore)
             for part in self._sharded:
-                part.reshard()
-            self._belongings.restore()
-        finally:
-            for parameter, flag, gradient in self._parameters:
-                if parameter.requires_grad != flag:
-                    parameter.requires_grad_(flag)
-                parameter.grad = gradient
-            # After the attributes, for modules that keep the flag elsewhere than in their __dict__ (scripted).
-            for module, flag in self._training:
-                if module.training != flag:
-                    _set_training(module, flag)
+                last_first.callback(part.reshard)
+
+    def _put_flags_back(self) -> None:
+        for parameter, flag, gradient in self._parameters:
+            if parameter.requires_grad != flag:
+                parameter.requires_grad_(flag)
+            parameter.grad = gradient
+        # After the attributes, for modules that keep the flag elsewhere than in their __dict__ (scripted).
+        for module, training in self._training:
+            if module.training != training:
+                _set_training(module, training)
 
 
 def _set_training(module: nn.Module, flag: bool) -> None:
@@ -130,7 +141,24 @@ _SAVED = Register(SavedModules)
 
 
 @contextmanager
-def untouched(root: nn.Module) -> Iterator[SavedModules]:
+def saved_modules(root: nn.Module) -> Iterator[SavedModules]:
+    """As :func:`untouched`, but what hooks hold on to keeps what they write into it."""
+    with _SAVED.over(root) as saved:
+        woken = saved.evaluate()
+        try:
+            yield saved
+        finally:
+            for module in woken:
+                _set_training(module, True)
+    if saved.wrote_gradients:
+        raise RuntimeError(
+            "untouched: the body wrote to .grad of the model's parameters (the gradients of the run were put back); "
+            "use torch.autograd.grad instead of backward()"
+        )
+
+
+@contextmanager
+def untouched(root: nn.Module) -> Iterator[None]:
     """Let the body run ``root`` in evaluation mode, and leave the module bit for bit as it was found.
 
     Inside, every ``.training`` is False and every ``.grad`` None; buffers and other tensors of the modules are lent as
@@ -139,7 +167,8 @@ def untouched(root: nn.Module) -> Iterator[SavedModules]:
     - ``.training`` of each module, ``requires_grad``, and the very same ``.grad`` objects;
     - buffers, torchmetrics state and all other attributes of the modules;
     - what lies in these, however deep: dicts, lists, deques, sets, tensors, numpy arrays, bytearrays, plain objects
-      with ``__dict__`` or ``__slots__``, variables of closures, modules that are kept out of sight in a list;
+      with ``__dict__`` or ``__slots__``, variables of closures, modules that are kept out of sight in a list; and what
+      hooks hold on to;
     - private random generators of torch, numpy and Python, and how far an open file has been read.
 
     Left alone, as it cannot be put back or is no business of the module: what was written to files, consoles, loggers
@@ -161,15 +190,6 @@ def untouched(root: nn.Module) -> Iterator[SavedModules]:
         RuntimeError: after everything has been put back, if the body left gradients in ``.grad`` (``backward()``
             instead of ``torch.autograd.grad``).
     """
-    with _SAVED.over(root) as saved:
-        woken = saved.evaluate()
-        try:
-            yield saved
-        finally:
-            for module in woken:
-                _set_training(module, True)
-    if saved.wrote_gradients:
-        raise RuntimeError(
-            "untouched: the body wrote to .grad of the model's parameters (the gradients of the run were put back); "
-            "use torch.autograd.grad instead of backward()"
-        )
+    with saved_modules(root) as saved:
+        saved.look_into_hooks()
+        yield

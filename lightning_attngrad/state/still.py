@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_attngrad.state.module import untouched
+from lightning_attngrad.state.module import saved_modules
 from lightning_attngrad.state.recomputation import checkpoint_wrappers, no_recomputation, straight
 from lightning_attngrad.state.reentry import Holding, Register
 
@@ -83,9 +83,9 @@ _STILL = Register(StillModules)
 def held_still(model: nn.Module) -> Iterator[None]:
     """Hold ``model`` still inside the block, and leave it as it was after it, also when the block raises.
 
-    As :func:`untouched`, and besides: parameters do not require gradients, as a map needs those of activations only and
-    the pass then stores far less; activation checkpointing is without effect, by flag, by wrapper or by hand; and
-    compiled models run uncompiled.
+    As :func:`untouched`, except that hooks of the model may write down for somebody else what they see. And besides:
+    parameters do not require gradients, as a map needs those of activations only and the pass then stores far less;
+    activation checkpointing is without effect, by flag, by wrapper or by hand; and compiled models run uncompiled.
 
     May be entered again inside itself, or inside ``untouched``, for the same model or a part of it, at the price of a
     look-up. Whatever tensors a pass has written to are given back to the model when the block ends, so that each begins
@@ -96,7 +96,7 @@ def held_still(model: nn.Module) -> Iterator[None]:
     Raises:
         ValueError: if a parameter is lazy, or was made in inference mode: no gradient can be taken through it.
     """
-    with untouched(model) as saved, _STILL.over(model) as still, no_recomputation():
+    with saved_modules(model) as saved, _STILL.over(model) as still, no_recomputation():
         learning = still.freeze()
         try:
             yield
