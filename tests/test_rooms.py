@@ -15,23 +15,25 @@ PACKAGE = Path(lightning_attngrad.__file__).parent
 
 #: What each room may import of this package, beside itself.
 MAY_IMPORT = {
-    "attention": set(),
-    "explain": {"attention"},
-    "rewrite": {"attention", "explain"},
-    "metrics": {"attention", "explain", "rewrite"},
-    "probe": {"attention", "explain", "rewrite"},
+    "state": set(),
+    "attention": {"state"},
+    "explain": {"attention", "state"},
+    "rewrite": {"attention", "explain", "state"},
+    "metrics": {"attention", "explain", "rewrite", "state"},
+    "probe": {"attention", "explain", "rewrite", "state"},
     "reporting": set(),
-    "callbacks": {"attention", "explain", "rewrite", "metrics", "probe", "reporting"},
+    "measure": {"attention", "explain", "rewrite", "metrics", "probe", "reporting", "state"},
+    "callbacks": {"attention", "explain", "rewrite", "metrics", "probe", "measure", "reporting", "state"},
     "demo": {"callbacks"},
     "audit": {"callbacks", "probe", "reporting"},
     "cli": {"audit", "demo", "callbacks"},
     "__init__": {"callbacks", "explain", "probe", "rewrite"},
 }
 #: Rooms that may know Lightning.
-KNOW_LIGHTNING = {"probe", "reporting", "callbacks", "demo", "audit", "cli"}
+KNOW_LIGHTNING = {"probe", "measure", "reporting", "callbacks", "demo", "audit", "cli"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities"}
 #: What the lowest rooms may use beside the standard library and this package.
-ONLY_TORCH = {"attention", "explain", "rewrite", "metrics"}
+ONLY_TORCH = {"state", "attention", "explain", "rewrite", "metrics"}
 
 
 def _imports() -> list[tuple[str, str, int, str]]:
@@ -79,6 +81,65 @@ def test_there_are_no_circles() -> None:
 
     for room in MAY_IMPORT:
         reach(room, ())
+
+
+def _files() -> dict[str, Path]:
+    """The files of the package by the name under which each is imported."""
+    return {
+        ".".join((PACKAGE.name, *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+def imports_between_files(files: dict[str, Path]) -> dict[str, set[str]]:
+    """Which file imports which, wherever the import stands: in a function or for typing alone, it is counted."""
+    found: dict[str, set[str]] = {}
+    for importer, path in files.items():
+        names = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                # `from package import name`: a file of the package if there is one of that name, or its __init__.
+                whole = {f"{node.module}.{alias.name}" for alias in node.names}
+                names |= {name if name in files else node.module for name in whole}
+        found[importer] = {name for name in names if name in files and name != importer}
+    return found
+
+
+def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of files that reach one another."""
+    reached: dict[str, set[str]] = {}
+    for start in arrows:
+        waiting, seen = [start], set()
+        while waiting:
+            for below in arrows[waiting.pop()] - seen:
+                seen.add(below)
+                waiting.append(below)
+        reached[start] = seen
+    groups = {tuple(sorted(other for other in reached[file] if file in reached[other])) for file in arrows}
+    return [list(group) for group in sorted(groups) if group]
+
+
+def test_no_file_imports_itself_by_a_detour() -> None:
+    arrows = imports_between_files(_files())
+    assert arrows[f"{PACKAGE.name}.state.still"] >= {f"{PACKAGE.name}.state.module"}  # it does see imports
+    assert circles(arrows) == []
+
+
+def test_circles_are_found(tmp_path: Path) -> None:
+    texts = {
+        "one": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from room.two import x",
+        "two": "def later():\n    from room import three",
+        "three": "import room.one",
+        "four": "from room.one import x\nfrom room import name",
+        "__init__": "from room.one import x",
+    }
+    files = {}
+    for name, text in texts.items():
+        files[f"room.{name}".removesuffix(".__init__")] = tmp_path / f"{name}.py"
+        (tmp_path / f"{name}.py").write_text(text)
+    assert circles(imports_between_files(files)) == [["room.one", "room.three", "room.two"]]
 
 
 def test_only_upper_rooms_know_lightning() -> None:

@@ -17,7 +17,7 @@ from lightning_attngrad.attention.rules import (
     constant_ratio,
     forget_backward_rule,
 )
-from lightning_attngrad.attention.tap import AttentionTap, outside_inference
+from lightning_attngrad.attention.tap import AttentionTap
 
 __all__ = [
     "ATTN_LRP",
@@ -37,5 +37,4 @@ __all__ = [
     "forget_backward_rule",
     "infer_layout",
     "outside_autocast",
-    "outside_inference",
 ]

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from lightning_attngrad.attention.call import AttentionCall, ExplicitAttentionCall, FusedAttentionCall
 from lightning_attngrad.attention.multihead import multi_head_attention
 from lightning_attngrad.attention.rules import LINEARISED, NORMALISATIONS, PLAIN, BackwardRules, scale_gradient
+from lightning_attngrad.state import outside_inference
 
 T = TypeVar("T")
 
@@ -382,17 +383,6 @@ def walk_graph(*tensors: Tensor) -> Iterator[Any]:
         seen.add(node)
         yield node
         waiting.extend(earlier for earlier, _ in node.next_functions)
-
-
-def outside_inference(argument: T) -> T:
-    """Tensors that a module cached under inference mode cannot enter a graph; a copy of them can."""
-    if isinstance(argument, Tensor):
-        return cast(T, argument.clone()) if argument.is_inference() else argument
-    if isinstance(argument, list | tuple) and any(
-        isinstance(item, Tensor) and item.is_inference() for item in argument
-    ):
-        return cast(T, type(argument)(outside_inference(item) for item in argument))
-    return argument
 
 
 def _four_dimensional(tensor: Tensor) -> Tensor:

@@ -16,9 +16,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_attngrad.callbacks.memory import Memory
 from lightning_attngrad.callbacks.summary import write_layout, write_summary
 from lightning_attngrad.callbacks.together import Together
-from lightning_attngrad.probe import Account, Evaluation, Findings, ProbeImages, ProbeSet, SharedProbe, seeded_rng
+from lightning_attngrad.probe import Account, Evaluation, Findings, ProbeImages, ProbeSet, SharedProbe
 from lightning_attngrad.probe.moment import is_fitting
 from lightning_attngrad.reporting.layout import Charts
+from lightning_attngrad.state import seeded_rng
 
 
 class ProbeCallback(Memory, ABC):

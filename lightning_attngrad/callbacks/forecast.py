@@ -18,8 +18,9 @@ import lightning.pytorch as pl
 import torch
 from torch.utils._pytree import tree_leaves
 
-from lightning_attngrad.probe import Governor, Timetable, seeded_rng
+from lightning_attngrad.probe import Governor, Timetable
 from lightning_attngrad.probe.package import PACKAGES, lightning_package
+from lightning_attngrad.state import seeded_rng
 
 #: Steps that are timed, behind two that warm up.
 _STEPS = 6

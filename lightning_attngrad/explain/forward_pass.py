@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointError
 
 from lightning_attngrad.attention import (
     PLAIN,
@@ -20,7 +19,7 @@ from lightning_attngrad.attention import (
     default_memory_budget,
     infer_layout,
 )
-from lightning_attngrad.explain.evaluation import differentiable, held_still
+from lightning_attngrad.state import differentiable, held_still
 
 #: So many images are named in a message.
 _NAMED = 8
@@ -164,12 +163,6 @@ def forward_pass(
             _check_finite(output, type(model).__name__)
             budget = default_memory_budget(images.device) if memory_budget is None else memory_budget
             yield ForwardPass(tap=tap, output=output, layout=layout, batch=len(images), memory_budget=budget)
-        except CheckpointError as error:
-            raise ValueError(
-                f"model: {type(model).__name__} calls torch.utils.checkpoint itself, without a flag on a module that "
-                "could be switched off meanwhile, so its blocks cannot be explained. Call it only while "
-                "self.training is True."
-            ) from error
         finally:
             tap.release()
 

@@ -16,11 +16,11 @@ from lightning_attngrad.attention import (
     ExplicitAttentionCall,
     FusedAttentionCall,
     outside_autocast,
-    outside_inference,
 )
 from lightning_attngrad.explain.forward_pass import ForwardPass
 from lightning_attngrad.explain.plain import Plain, plain
 from lightning_attngrad.explain.propagation import pooling_weights
+from lightning_attngrad.state import outside_inference
 
 
 @dataclass(frozen=True, eq=False)

@@ -36,6 +36,7 @@ from lightning_attngrad.rewrite import (
     rewrite,
     survives_8_bits,
 )
+from lightning_attngrad.state import held_still
 
 _log = logging.getLogger("lightning_attngrad")
 

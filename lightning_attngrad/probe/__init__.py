@@ -6,7 +6,6 @@ from lightning_attngrad.probe.cadence import Cadence
 from lightning_attngrad.probe.class_names import check_class_names, find_class_names
 from lightning_attngrad.probe.clock import Account, Clock
 from lightning_attngrad.probe.evaluation import Evaluation, Findings, shown_pixels
-from lightning_attngrad.probe.global_state import seeded_rng
 from lightning_attngrad.probe.governor import Governor
 from lightning_attngrad.probe.isolation import isolated, probe_forward
 from lightning_attngrad.probe.jitter import jittered_copies
@@ -55,7 +54,6 @@ __all__ = [
     "probe_forward",
     "read_masks",
     "resolve_model",
-    "seeded_rng",
     "shown_pixels",
     "split_batch",
 ]

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.explain.evaluation import held_still
 from lightning_attngrad.explain.forward_pass import class_logits
 from lightning_attngrad.probe.normalisation import Normalisation
 from lightning_attngrad.probe.part_sharing import IMAGES_AT_ONCE, PartSharing
 from lightning_attngrad.probe.processes import Processes
+from lightning_attngrad.state import held_still
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lightning_attngrad.probe.global_state import preserved_flags, seeded_rng
-from lightning_attngrad.probe.module_state import preserved_module
+from lightning_attngrad.state import preserved_flags, seeded_rng, untouched
 
 
 @contextmanager
@@ -20,16 +19,14 @@ def isolated(trainer: pl.Trainer, pl_module: pl.LightningModule, *, seed: int = 
     """Make a gradient computation safe inside any hook of fit, validate or test.
 
     Inside the body gradients can be taken (inference mode is off), every module of ``pl_module`` evaluates
-    (``.training`` is False, set by attribute), and all random streams start from ``seed``. Afterwards, also
-    when the body raises, the run is as it was: random streams of Python, numpy and torch on all devices;
-    buffers, torchmetrics state and attributes of the modules; ``.training``, ``requires_grad`` and ``.grad``;
-    fused-attention, cuDNN, autocast, default-dtype and determinism flags; and what ``self.log`` of a user's
+    (``.training`` is False, set by attribute), and all random streams of the process start from ``seed``. Afterwards,
+    also when the body raises, the run is as it was: random streams of Python, numpy and torch on all devices; whatever
+    the modules keep for themselves, see :func:`lightning_attngrad.state.untouched`, which also says what cannot be put
+    back; fused-attention, cuDNN, autocast, default-dtype and determinism flags; and what ``self.log`` of a user's
     forward would have written.
 
-    It covers the state of ``pl_module`` and of the process. It cannot cover what a user's forward does
-    elsewhere: files, ``self.logger.experiment``, ``print``, objects outside the module, containers nested in
-    containers, forward hooks that write to closures, and models that are kept out of ``pl_module``. Metrics
-    that synchronise in their ``forward`` do so on every rank, as all ranks run the same probe.
+    Metrics that synchronise in their ``forward`` do so on every rank, as all ranks run the same probe. May be entered
+    again inside itself.
 
     Tensors made in inference mode (the batch of a validation hook) must be cloned **inside** the body;
     ``probe_forward`` does that for its images.
@@ -40,9 +37,9 @@ def isolated(trainer: pl.Trainer, pl_module: pl.LightningModule, *, seed: int = 
         seed: of the random streams inside, 0 to 2**32 − 1.
 
     Raises:
-        ValueError: if ``seed`` is out of range.
-        RuntimeError: if a parameter is lazy or was created in inference mode (no gradient could pass), or if
-            the body left something in ``.grad``, which is undone first.
+        ValueError: if ``seed`` is out of range, or if a parameter is lazy or was created in inference mode (no gradient
+            could pass).
+        RuntimeError: if the body left something in ``.grad``, which is undone first.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -50,7 +47,7 @@ def isolated(trainer: pl.Trainer, pl_module: pl.LightningModule, *, seed: int = 
         stack.enter_context(preserved_flags())
         stack.enter_context(seeded_rng(seed))
         stack.enter_context(_discarded_log(trainer, pl_module))
-        stack.enter_context(preserved_module(pl_module))
+        stack.enter_context(untouched(pl_module))
         yield
 
 

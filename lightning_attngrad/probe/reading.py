@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any
 
-import numpy as np
-import torch
 from torch.utils.data import BatchSampler, DataLoader
 
 from lightning_attngrad.probe.loaders import dataset_chain
-from lightning_attngrad.probe.module_state import AttributeSnapshot
 from lightning_attngrad.probe.resolve import ProbeInputError
-
-_DEEPEST_OBJECT = 4
+from lightning_attngrad.state import untouched_objects
 
 
 class UnreadableItemError(ProbeInputError):
@@ -47,7 +42,7 @@ def read_batches(loader: DataLoader[Any], indices: Sequence[Any], of: str = "val
 @contextmanager
 def reader(loader: DataLoader[Any], of: str = "validation data") -> Iterator[Callable[[Sequence[Any]], list[Any]]]:
     """As `read_batches`, for several calls: the data set is put back once, when all have been made."""
-    with untouched_dataset(loader.dataset):
+    with untouched_dataset(loader.dataset), untouched_objects(loader.collate_fn):
         yield partial(_read, loader, of)
 
 
@@ -109,66 +104,6 @@ def _read(loader: DataLoader[Any], of: str, indices: Sequence[Any]) -> list[Any]
         ) from error
 
 
-@contextmanager
-def untouched_dataset(dataset: Any) -> Iterator[None]:
-    """Leave the attributes and the private random generators of a data set and its transforms as they were.
-
-    A file handle or cache that the data set opens at its first item is thus dropped again: a handle inherited
-    by forked workers would be shared between them. Left uncovered: what lies deeper than a container in an
-    attribute.
-    """
-    objects = _reachable(dataset)
-    snapshot = AttributeSnapshot(objects)
-    generators: list[Any] = [
-        value
-        for item in objects
-        for value in vars(item).values()
-        if isinstance(value, random.Random | np.random.Generator | np.random.RandomState | torch.Generator)
-    ]
-    states = [_generator_state(generator) for generator in generators]
-    try:
-        yield
-    finally:
-        snapshot.restore()
-        for generator, state in zip(generators, states, strict=True):
-            _set_generator_state(generator, state)
-
-
-def _reachable(dataset: Any) -> list[Any]:
-    """The chain of data sets, and the transforms they hold."""
-    found: dict[int, Any] = {}
-
-    def visit(item: Any, depth: int) -> None:
-        if isinstance(item, list | tuple):
-            for step in item:
-                visit(step, depth + 1)
-            return
-        if depth > _DEEPEST_OBJECT or id(item) in found or not isinstance(getattr(item, "__dict__", None), dict):
-            return
-        if isinstance(item, type) or callable(getattr(item, "__get__", None)):
-            return  # classes and functions: their attributes belong to everyone
-        found[id(item)] = item
-        for name, value in list(vars(item).items()):
-            if "transform" in name:
-                visit(value, depth + 1)
-
-    for part in dataset_chain(dataset):
-        visit(part, 0)
-    return list(found.values())
-
-
-def _generator_state(generator: Any) -> Any:
-    if isinstance(generator, random.Random):
-        return generator.getstate()
-    if isinstance(generator, np.random.Generator):
-        return generator.bit_generator.state
-    return generator.get_state()
-
-
-def _set_generator_state(generator: Any, state: Any) -> None:
-    if isinstance(generator, random.Random):
-        generator.setstate(state)
-    elif isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = state
-    else:
-        generator.set_state(state)
+def untouched_dataset(dataset: Any) -> AbstractContextManager[None]:
+    """Leave a data set, those that it wraps and its transforms as they were: see :func:`untouched_objects`."""
+    return untouched_objects(*dataset_chain(dataset))

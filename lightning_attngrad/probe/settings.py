@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from lightning_attngrad.probe.class_names import check_class_names
 from lightning_attngrad.probe.given import GivenImages, check_images
-from lightning_attngrad.probe.global_state import check_seed
 from lightning_attngrad.probe.masks import MaskSource, load_mask_source
 from lightning_attngrad.probe.normalisation import Normalisation, check_normalisation
 from lightning_attngrad.probe.resolve import BatchAdapter, Key, import_callable, load_batch_adapter
+from lightning_attngrad.state import check_seed
 
 ModelForward: TypeAlias = Callable[[nn.Module, Tensor], Any]
 

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.explain.evaluation import held_still
 from lightning_attngrad.rewrite.margins import class_scores, in_type
 from lightning_attngrad.rewrite.pixels import Normalisation
 from lightning_attngrad.rewrite.result import Rewrite
+from lightning_attngrad.state import held_still
 
 
 def rounded_to_8_bits(pixels: Tensor) -> Tensor:

@@ -9,9 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.attention import outside_inference
 from lightning_attngrad.explain import NonFiniteOutputError
-from lightning_attngrad.explain.evaluation import differentiable, held_still
 from lightning_attngrad.rewrite.fixed_radius import fixed_radius
 from lightning_attngrad.rewrite.margins import TargetMargin, class_scores, in_type
 from lightning_attngrad.rewrite.minimal_norm import minimal_norm
@@ -21,6 +19,7 @@ from lightning_attngrad.rewrite.pixels import Normalisation, check_normalisation
 from lightning_attngrad.rewrite.result import Rewrite, joined
 from lightning_attngrad.rewrite.search import Search
 from lightning_attngrad.rewrite.targets import TARGET_KINDS, choose_targets
+from lightning_attngrad.state import differentiable, held_still, outside_inference
 
 Forward: TypeAlias = Callable[[Tensor], Any]
 NORM_NAMES = (*NORMS, "l0_patches")

@@ -12,20 +12,12 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.explain import explain
+from lightning_attngrad.explain import METHODS, explain
 from lightning_attngrad.explain.objectives import Contrast, Mixture, Region
+from tests.state.checkpointed import WAYS, Vit
 from tests.zoo import ZOO
 
 TARGET = torch.tensor([2, 5])
-METHODS = [
-    "gradient_guided",
-    "conservative",
-    "attn_lrp",
-    "guided_relevance",
-    "raw_attention",
-    "rollout",
-    "grad_cam",
-]
 
 
 @cache
@@ -97,6 +89,18 @@ def test_gradient_checkpointing_gives_the_same_map(name: str, method: str) -> No
     expected = explain(model_of(name), zoo.images(), TARGET, method=method).heatmap
     assert torch.equal(explain(model, zoo.images(), TARGET, method=method).heatmap, expected)
     assert [{k: v for k, v in vars(m).items() if "checkpointing" in k} for m in model.modules()] == flags
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("way", WAYS)
+def test_checkpointing_by_wrapper_or_by_hand_gives_the_same_map(way: str, method: str) -> None:
+    model, images = WAYS[way]().train(), torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    target = torch.tensor([2, 4])
+    expected = explain(Vit(), images, target, method=method)
+    found = explain(model, images, target, method=method)
+    assert expected.heatmap.amax() > 0
+    torch.testing.assert_close(found.heatmap, expected.heatmap, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["vit", "siglip", "torchvision", "hf_vit"])

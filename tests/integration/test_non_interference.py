@@ -16,9 +16,10 @@ from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, Wei
 from torch import Tensor, nn
 
 from lightning_attngrad.callbacks import image_probe
-from lightning_attngrad.explain import evaluation, forward_pass
+from lightning_attngrad.explain import forward_pass
 from lightning_attngrad.probe import Evaluation, Findings, isolation, probe_set
 from lightning_attngrad.rewrite import quality, rewriting
+from lightning_attngrad.state import module as module_state
 from tests.integration import harness
 from tests.integration.harness import (
     Steps,
@@ -449,11 +450,11 @@ MUTATIONS: dict[str, tuple[list[tuple[Any, str, Any]], set[str]]] = {
         {"weights", "optimizer", "random streams", "steps", "metrics"},
     ),
     "flags never put back": (
-        [(isolation, "preserved_module", nothing), (forward_pass, "held_still", evaluated_for_good)],
+        [(isolation, "untouched", nothing), (forward_pass, "held_still", evaluated_for_good)],
         {"weights", "buffers", "optimizer", "flags", "steps"},
     ),
     "flags put back by train()": (
-        [(isolation, "preserved_module", nothing), (forward_pass, "held_still", trained_again)],
+        [(isolation, "untouched", nothing), (forward_pass, "held_still", trained_again)],
         {"weights", "buffers", "optimizer", "flags", "steps"},
     ),
 }
@@ -500,13 +501,23 @@ def test_without_the_isolation_a_run_that_rewrites_is_disturbed(
 
 
 def test_without_either_keeper_of_buffers_they_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Each of the two alone is enough: explain() lends copies of tensors, the probe puts tensors back.
+    # Each of the two alone is enough, as both save everything: the evaluation, and each explain() in it.
     def once(monitors: list[pl.Callback]) -> dict[str, Any]:
         seed_everything(0)
         return fit(checkpointed(), monitors)
 
+    class Forgetful(module_state.Belongings):
+        """Lends no copies and puts nothing back."""
+
+        def __init__(self, **_: Any) -> None:
+            super().__init__()
+
     without = once([])
-    monkeypatch.setattr(isolation, "preserved_module", nothing)
-    assert differences(without, once([WatchedMonitor()])) == set()
-    monkeypatch.setattr(evaluation, "_tensors_beside_parameters", lambda modules: [])
+    with monkeypatch.context() as patch:
+        patch.setattr(isolation, "untouched", nothing)
+        assert differences(without, once([WatchedMonitor()])) == set()
+    with monkeypatch.context() as patch:
+        patch.setattr(forward_pass, "held_still", evaluated_for_good)
+        assert differences(without, once([WatchedMonitor()])) <= {"flags", "steps"}
+    monkeypatch.setattr(module_state, "Belongings", Forgetful)
     assert {"buffers", "saved state"} <= differences(without, once([WatchedMonitor()]))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_attngrad.rewrite import Rewrite, rewrite
 from tests.rewrite.models import PIXELS, assert_true_report, random, tiny_vit
+from tests.state.checkpointed import WAYS, Vit
 
 SEARCHES: dict[str, dict[str, Any]] = {
     "linf": {"norm": "linf"},
@@ -144,6 +145,17 @@ def test_frozen_parameters_do_not_matter(search: str) -> None:
     frozen = tiny_vit(3).requires_grad_(False)
     assert same(rewrite(frozen, IMAGES, **options), rewrite(tiny_vit(3), IMAGES, **options))
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+@pytest.mark.parametrize("way", WAYS)
+def test_activation_checkpointing_does_not_matter(way: str, search: str) -> None:
+    options = {"target": "random", "steps": 2, **SEARCHES[search], **PIXELS}
+    model = WAYS[way]().train()
+    found, expected = rewrite(model, IMAGES, **options), rewrite(Vit(), IMAGES, **options)
+    torch.testing.assert_close(found.images, expected.images, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.margin, expected.margin, rtol=0, atol=1e-5)
+    assert all(module.training for module in model.modules())
 
 
 def test_the_global_streams_do_not_matter() -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_attngrad.explain import find_logits
-from lightning_attngrad.explain.evaluation import held_still
+from lightning_attngrad.state import held_still
 
 Replacement = Literal["mean", "blur"]
 REPLACEMENTS: tuple[Replacement, ...] = ("mean", "blur")

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.probe.module_state import AttributeSnapshot, TensorSnapshot, preserved_module
+from lightning_attngrad.state import untouched, untouched_objects
+from lightning_attngrad.state.keepers import KeptTensor
 from tests.probe.runs import bytes_of, fail
 
 
@@ -58,7 +59,7 @@ def test_whatever_a_forward_writes_is_undone(fails: bool) -> None:
     module = Writer()
     before = written(module)
     try:
-        with preserved_module(module):
+        with untouched(module):
             module(torch.ones(3))
             assert module.calls == 1
             if fails:
@@ -80,7 +81,7 @@ def test_batch_normalisation_put_into_train_mode_by_the_forward_is_undone() -> N
 
     module = TrainsItself().eval()
     before = {name: bytes_of(value) for name, value in module.state_dict().items()}
-    with preserved_module(module):
+    with untouched(module):
         module(torch.rand(4, 2, 3, 3))
         assert int(module.norm.num_batches_tracked) == 1
     assert {name: bytes_of(value) for name, value in module.state_dict().items()} == before
@@ -90,9 +91,9 @@ def test_batch_normalisation_put_into_train_mode_by_the_forward_is_undone() -> N
 def test_values_that_equality_cannot_tell_apart_are_restored_bit_by_bit() -> None:
     tensor = torch.tensor([0.0, float("nan"), 1.0])
     before = bytes_of(tensor)
-    snapshot = TensorSnapshot([tensor])
+    kept = KeptTensor(tensor)
     tensor.mul_(-1)  # 0 becomes −0, which equals 0
-    snapshot.restore()
+    kept.restore()
     assert bytes_of(tensor) == before
 
 
@@ -100,7 +101,7 @@ def test_an_unchanged_buffer_keeps_its_version_so_that_a_pending_backward_still_
     norm = nn.BatchNorm2d(2).eval()
     loss = norm(torch.rand(3, 2, 2, 2)).sum()  # has saved the running statistics
     versions = [buffer._version for buffer in norm.buffers()]
-    with preserved_module(norm):
+    with untouched(norm):
         norm(torch.rand(3, 2, 2, 2))
     assert [buffer._version for buffer in norm.buffers()] == versions
     torch.autograd.grad(loss, norm.weight)
@@ -112,7 +113,7 @@ def test_gradients_come_back_as_the_same_objects_and_backward_is_reported() -> N
     gradients = [(id(p.grad), bytes_of(p.grad)) for p in module.parameters()]
 
     def careless() -> None:
-        with preserved_module(module):
+        with untouched(module):
             assert all(p.grad is None for p in module.parameters())
             module(torch.ones(1, 3)).sum().backward()
 
@@ -125,7 +126,7 @@ def test_an_error_in_the_body_is_not_hidden_by_the_report_of_gradients() -> None
     module = nn.Linear(3, 1)
 
     def careless() -> None:
-        with preserved_module(module):
+        with untouched(module):
             module(torch.ones(1, 3)).sum().backward()
             fail()
 
@@ -137,7 +138,7 @@ def test_an_error_in_the_body_is_not_hidden_by_the_report_of_gradients() -> None
 def test_requires_grad_is_restored() -> None:
     module = nn.Linear(3, 1)
     module.bias.requires_grad_(False)
-    with preserved_module(module):
+    with untouched(module):
         module.weight.requires_grad_(False)
         module.bias.requires_grad_(True)
     assert module.weight.requires_grad
@@ -168,7 +169,7 @@ def test_caches_filled_in_inference_mode_do_not_stop_the_gradient() -> None:
         module(torch.ones(2))
     before = (module.table, module.plain, module.pair, module.listed[0])
     assert all(tensor.is_inference() for tensor in (*before[:2], *before[2], before[3]))
-    with preserved_module(module):
+    with untouched(module):
         assert module.table is not before[0]
         (gradient,) = torch.autograd.grad(module(torch.ones(2)).sum(), module.weight)
     assert gradient.tolist() == [1.0, 1.0]
@@ -185,7 +186,7 @@ def test_buffers_made_in_inference_mode_can_be_written_inside_and_are_untouched_
     module = Counter()
     with torch.inference_mode():
         module.register_buffer("count", torch.zeros(1))
-    with torch.inference_mode(), torch.inference_mode(False), preserved_module(module):
+    with torch.inference_mode(), torch.inference_mode(False), untouched(module):
         module(torch.ones(1))
         assert float(module.count) == 1
     assert float(module.count) == 0
@@ -195,9 +196,9 @@ def test_buffers_made_in_inference_mode_can_be_written_inside_and_are_untouched_
 def test_parameters_that_cannot_be_differentiated_are_named() -> None:
     with torch.inference_mode():
         module = nn.Sequential(nn.Linear(2, 2))
-    with pytest.raises(RuntimeError, match=r"'0\.weight' was created in inference mode"), preserved_module(module):
+    with pytest.raises(ValueError, match=r"'0\.weight' of Sequential was created in inference mode"), untouched(module):
         pass
-    with pytest.raises(RuntimeError, match=r"'weight' has no shape yet"), preserved_module(nn.LazyLinear(2)):
+    with pytest.raises(ValueError, match=r"'weight' of LazyLinear has no shape yet"), untouched(nn.LazyLinear(2)):
         pass
 
 
@@ -208,12 +209,11 @@ def test_containers_are_restored_in_place() -> None:
 
     holder = Holder()
     listed, named, several = holder.listed, holder.named, holder.several
-    snapshot = AttributeSnapshot([holder, 3])
-    listed.append(3)
-    named["a"] = 2
-    several.clear()
-    holder.listed = []
-    snapshot.restore()
+    with untouched_objects(holder, 3):
+        listed.append(3)
+        named["a"] = 2
+        several.clear()
+        holder.listed = []
     assert (holder.listed, holder.named, holder.several) == ([1, 2], {"a": 1}, {1})
     assert holder.listed is listed
     assert holder.named is named
@@ -224,6 +224,6 @@ def test_containers_are_restored_in_place() -> None:
 def test_a_scripted_module_which_keeps_its_flag_elsewhere_gets_it_back() -> None:
     module = nn.Sequential(torch.jit.script(nn.Dropout(0.5)))
     assert "training" not in vars(module[0])
-    with preserved_module(module):
+    with untouched(module):
         assert not module[0].training
     assert module[0].training

@@ -1,0 +1,19 @@
+"""What a forward pass can write into a module or a process: saved once, put back. Needs torch only."""
+
+from lightning_attngrad.state.belongings import untouched_objects
+from lightning_attngrad.state.flags import preserved_flags
+from lightning_attngrad.state.inference import differentiable, outside_inference
+from lightning_attngrad.state.module import untouched
+from lightning_attngrad.state.randomness import check_seed, seeded_rng
+from lightning_attngrad.state.still import held_still
+
+__all__ = [
+    "check_seed",
+    "differentiable",
+    "held_still",
+    "outside_inference",
+    "preserved_flags",
+    "seeded_rng",
+    "untouched",
+    "untouched_objects",
+]
