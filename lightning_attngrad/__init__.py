@@ -5,6 +5,8 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from lightning_attngrad.version import VERSION
+
 if TYPE_CHECKING:
     from lightning_attngrad.callbacks import (
         AttentionDriftMonitor,
@@ -50,7 +52,7 @@ __all__ = [
     "register_method",
     "rewrite",
 ]
-__version__ = "0.1.0"
+__version__ = VERSION
 
 #: Where public names live that are not in `callbacks`. A room is loaded when one of its names is asked for: explaining
 #: needs no Lightning, the command's `--help` needs no torch, and importing either takes seconds.

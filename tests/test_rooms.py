@@ -15,6 +15,7 @@ PACKAGE = Path(lightning_attngrad.__file__).parent
 
 #: What each room may import of this package, beside itself.
 MAY_IMPORT = {
+    "version": set(),
     "state": set(),
     "attention": {"state"},
     "explain": {"attention", "state"},
@@ -22,12 +23,12 @@ MAY_IMPORT = {
     "metrics": {"attention", "explain", "rewrite", "state"},
     "probe": {"attention", "explain", "rewrite", "state"},
     "reporting": set(),
-    "measure": {"attention", "explain", "rewrite", "metrics", "probe", "reporting", "state"},
+    "measure": {"version", "attention", "explain", "rewrite", "metrics", "probe", "reporting", "state"},
     "callbacks": {"attention", "explain", "rewrite", "metrics", "probe", "measure", "reporting", "state"},
-    "demo": {"callbacks"},
-    "audit": {"callbacks", "probe", "reporting"},
+    "demo": {"callbacks", "probe"},
+    "audit": {"callbacks", "measure", "probe", "reporting"},
     "cli": {"audit", "demo", "callbacks"},
-    "__init__": {"callbacks", "explain", "probe", "rewrite"},
+    "__init__": {"version", "callbacks", "explain", "probe", "rewrite"},
 }
 #: Rooms that may know Lightning.
 KNOW_LIGHTNING = {"probe", "measure", "reporting", "callbacks", "demo", "audit", "cli"}

@@ -42,24 +42,24 @@ class AttentionDriftMonitor(Monitor):
 
     - ``attngrad/drift/spearman``, ``cosine``, ``ssim``, ``top_iou``, ``jensen_shannon``, ``centroid``: the distance to
       the reference, mean of the images, exactly 0 for equal maps;
-    - ``floor/<measure>``: the noise floor, that is the same distance between the maps of the image and of slightly jittered copies of it (one
-      pixel aside, but at most an eighth of a patch; 1 % of noise), by the weights of now;
+    - ``floor/<measure>``: the noise floor, that is the same distance between the maps of the image and of slightly
+      jittered copies of it (one pixel aside, but at most an eighth of a patch; 1 % of noise), by the weights of now;
     - ``ratio/<measure>``: mean drift over mean floor. About 1 says nothing;
     - ``per_class/<name>``: Spearman drift of the images of a true class, of the first 20 classes;
-    - ``prediction_changed_map_stable``: how many images are predicted otherwise than at the reference while their map is
-      no further from it than its own noise floor; ``map_changed_prediction_stable``: how many have a map further than
-      ``alarm`` (else 2) times its own noise floor under an unchanged prediction; both by Spearman;
+    - ``prediction_changed_map_stable``: how many images are predicted otherwise than at the reference while their map
+      is no further from it than its own noise floor; ``map_changed_prediction_stable``: how many have a map further
+      than ``alarm`` (else 2) times its own noise floor under an unchanged prediction; both by Spearman;
     - ``alarm``, where one is set: 1 while it is raised, else 0;
-    - figures ``layers`` (drift of each layer over the evaluations), ``moved`` (the images that moved most, before and after)
-      and ``curves`` (every measure against its noise floor).
+    - figures ``layers`` (drift of each layer over the evaluations), ``moved`` (the images that moved most, before and
+      after) and ``curves`` (every measure against its noise floor).
 
     The first evaluation is its own reference, so that all distances start at 0. Maps without an order of patches, as a
     zero-initialised classifier gives them, are no reference: the next evaluation is taken. The reference lies in the
     checkpoint, with the conditions that it was measured under (images, question, part of the model, precision); a
     resumed run compares with the same one, or says what differs and takes a new one.
 
-    Where several corrections are asked for, the figures and the plain names are of the first; numbers of the others have
-    the correction behind the name, as in ``spearman/negative``.
+    Where several corrections are asked for, the figures and the plain names are of the first; numbers of the others
+    have the correction behind the name, as in ``spearman/negative``.
 
     Args:
         probe: the images and how they are read; None shares the default of the Trainer's other monitors.
@@ -68,8 +68,8 @@ class AttentionDriftMonitor(Monitor):
         every_n_steps: evaluate after every n-th optimizer step instead.
         max_overhead: share of the fit's time that this monitor may take, such as 0.05: evaluations that are due are
             skipped rather than take more, and never made with less care. None is no limit.
-        reference: ``start`` compares with the starting weights, ``previous`` with the evaluation before; anything else is the
-            path of a checkpoint of this model, whose weights are compared with.
+        reference: ``start`` compares with the starting weights, ``previous`` with the evaluation before; anything else
+            is the path of a checkpoint of this model, whose weights are compared with.
         method: any that :func:`lightning_attngrad.explain` knows.
         objective: as for :class:`AttentionMapMonitor`.
         method_options: likewise.

@@ -36,11 +36,12 @@ class AttentionMapMonitor(Monitor):
     share of its map in multiples of an equal share, on one scale for all epochs.
 
     With ``ProbeImages(mask=…)``, which says where the object is, also ``mass_in_mask``, ``mass_outside_mask``,
-    ``pointing`` (whether the largest patch lies on the object) and ``mask_average_precision``, and the overlay draws its
-    outline. An image whose mask is empty or full counts in none of them; where all are, none of them is logged.
+    ``pointing`` (whether the largest patch lies on the object) and ``mask_average_precision``, and the overlay draws
+    its outline. An image whose mask is empty or full counts in none of them; where all are, none of them is logged.
 
-    Where several corrections are asked for, the figures and the plain names are of the first; numbers of the others have
-    the correction behind the name, as in ``entropy/negative``, and a figure ``corrections`` shows all side by side.
+    Where several corrections are asked for, the figures and the plain names are of the first; numbers of the others
+    have the correction behind the name, as in ``entropy/negative``, and a figure ``corrections`` shows all side by
+    side.
 
     Args:
         probe: the images and how they are read; None shares the default of the Trainer's other monitors.

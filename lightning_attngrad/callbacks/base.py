@@ -40,7 +40,8 @@ class ProbeCallback(Memory, ABC):
         name: stands in ``attngrad/<name>/…``.
         probe: the images and how they are read; None shares the default of the Trainer's other monitors.
         num_images: short for ``probe=ProbeImages(num_images=…)``.
-        on_error: ``log`` reports an error inside an evaluation once and switches this callback off; ``raise`` raises it.
+        on_error: ``log`` reports an error inside an evaluation once and switches this callback off; ``raise`` raises
+            it.
 
     Raises:
         ValueError: for another ``on_error``, a name that is no word, or both ``probe`` and ``num_images``.

@@ -57,7 +57,8 @@ class CheckpointAudit(ProbeCallback):
         target: which class images are rewritten to.
         radii: at which success is reported.
         name: of this callback, where a run has several.
-        on_error: ``log`` reports an error inside an evaluation once and switches this callback off; ``raise`` raises it.
+        on_error: ``log`` reports an error inside an evaluation once and switches this callback off; ``raise`` raises
+            it.
 
     Raises:
         ValueError: for an argument that does not fit, at construction; for a wrong ``model`` path before training.
@@ -173,7 +174,8 @@ class CheckpointAudit(ProbeCallback):
     ) -> None:
         """Evaluate no more: another process may be waiting somewhere else.
 
-        What is saved from now on says in itself that it was not evaluated: no hook follows in which a file could be written.
+        What is saved from now on says in itself that it was not evaluated: no hook follows in which a file could be
+        written.
         """
         self._may_evaluate = False
         self._describe_checkpoints(trainer, pl_module)
@@ -186,11 +188,8 @@ class CheckpointAudit(ProbeCallback):
 
     def evaluate(self, evaluation: Evaluation) -> Findings:
         """Maps and rewrites of the frozen images."""
-        kind, seed = self.rewriting.target, evaluation.seed
         if self._frozen is None:
-            self._frozen = evaluation.in_this_run.once(
-                ("targets", kind), lambda: FrozenTargets.choose(evaluation, kind, seed)
-            )
+            self._frozen = FrozenTargets.of_this_run(evaluation, self.rewriting.target)
         self.hash = comparison_hash(evaluation, self.rewriting, self._frozen)
         numbers = {f"maps/{name}": value for name, value in _map_numbers(evaluation).items()}
         pairs, shown = rewrite_images(evaluation, self.rewriting, self._frozen)

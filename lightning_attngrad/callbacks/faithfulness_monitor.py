@@ -40,8 +40,8 @@ class FaithfulnessMonitor(Monitor):
     - ``seconds`` and ``overhead``;
     - a figure ``curves``: both curves of this evaluation, against those of the first one.
 
-    All are means over the images; one whose map is zero everywhere, as with a zero-initialised classifier, counts in none. The
-    class of an image is its true one, or, where the data has none, the one predicted at the first evaluation.
+    All are means over the images; one whose map is zero everywhere, as with a zero-initialised classifier, counts in
+    none. The class of an image is its true one, or, where the data has none, the one predicted at the first evaluation.
 
     ``deletion`` and ``insertion`` also rise with the confidence of the model: compare ``srg`` across epochs. Numbers of
     other images, methods, steps or replacements do not compare.

@@ -71,7 +71,8 @@ class CostForecast:
     def __str__(self) -> str:
         """As it is printed."""
         lines = [
-            f"an evaluation takes {self.evaluation_seconds:.2g} s, as long as {self.evaluation_seconds / self.step_seconds:.2g} training "
+            f"an evaluation takes {self.evaluation_seconds:.2g} s, as long as "
+            f"{self.evaluation_seconds / self.step_seconds:.2g} training "
             f"steps of {self.step_seconds:.2g} s"
         ]
         if math.isinf(self.steps_between):
@@ -148,8 +149,8 @@ def forecast(
         trainer.fit(copied, train_dataloaders, val_dataloaders, datamodule=datamodule)
     if watching.governor.taken < 2 or not timer.seconds:
         raise ValueError(
-            "dry_cost: there was no evaluation, or no training step, that could be timed; expected validation images that "
-            "can be read before training (no stream), and at least two training batches"
+            "dry_cost: there was no evaluation, or no training step, that could be timed; expected validation images "
+            "that can be read before training (no stream), and at least two training batches"
         )
     cadence = watching.timetable.cadence
     between = float(cadence.every_n_steps or 0) or timer.batches_an_epoch / accumulated * (cadence.every_n_epochs or 1)

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 
 from lightning_attngrad.callbacks.switch import Switch
 from lightning_attngrad.measure.story import Story
+from lightning_attngrad.probe import Evaluation
 from lightning_attngrad.probe.conditions import differences
 
 _log = logging.getLogger("lightning_attngrad")
@@ -93,14 +94,20 @@ class Memory(Switch):
         return self._generate_state_key(name=self.name)
 
     def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+        self,
+        trainer: pl.Trainer,  # noqa: ARG002
+        pl_module: pl.LightningModule,  # noqa: ARG002
+        checkpoint: dict[str, Any],
     ) -> None:
         """Put what a resumed run needs into the checkpoint."""
         if "callbacks" in checkpoint:
             checkpoint["callbacks"][self.state_key] = self.saved_state()
 
     def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+        self,
+        trainer: pl.Trainer,  # noqa: ARG002
+        pl_module: pl.LightningModule,  # noqa: ARG002
+        checkpoint: dict[str, Any],
     ) -> None:
         """Take it up again."""
         if (state := (checkpoint.get("callbacks") or {}).get(self.state_key)) is not None:
@@ -129,8 +136,8 @@ class Memory(Switch):
         if found_format > FORMAT:
             raise ValueError(
                 f"{type(self).__name__}: the checkpoint holds its state in format {found_format}, which a later version "
-                f"has written; this version reads format {FORMAT}. Upgrade lightning-attngrad, or resume without this "
-                "callback"
+                f"has written, and this version reads format {FORMAT}. Upgrade lightning-attngrad, or resume without "
+                "this callback"
             )
         if found_format < FORMAT:
             _log.warning(

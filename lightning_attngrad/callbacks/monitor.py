@@ -23,15 +23,16 @@ class Monitor(ProbeCallback):
 
     The first evaluation is of the starting weights. Later ones happen at the start of a validation, when averaged
     weights, if the run validates with them, are in place; their scalars are logged at its end, where
-    ``ModelCheckpoint`` and ``EarlyStopping`` find them. A run without validation is evaluated at the end of its training
-    epochs. On epochs without an evaluation the last values are logged again, so that the key is always there. A run that
-    ends between two evaluations gets one more. All processes log the numbers of the first one, whose weights and buffers
-    a checkpoint holds.
+    ``ModelCheckpoint`` and ``EarlyStopping`` find them. A run without validation is evaluated at the end of its
+    training epochs. On epochs without an evaluation the last values are logged again, so that the key is always there.
+    A run that ends between two evaluations gets one more. All processes log the numbers of the first one, whose weights
+    and buffers a checkpoint holds.
 
     ``seconds`` is the time that the monitor took by itself since it was last logged: evaluating, drawing and writing
     figures. What monitors do once for all of them (reading images, holding the model still, maps that several use) is
     ``attngrad/probe/seconds``. ``overhead`` is the share of the fit's time that the monitor, with its part of what is
-    shared, has taken so far; with ``max_overhead`` also ``stretch``: of how many evaluations that were due one was made.
+    shared, has taken so far; with ``max_overhead`` also ``stretch``: of how many evaluations that were due one was
+    made.
 
     Args:
         name: stands in ``attngrad/<name>/…``; None is the name of the class.
@@ -87,7 +88,7 @@ class Monitor(ProbeCallback):
         datamodule: pl.LightningDataModule | None = None,
         **trainer_options: Any,
     ) -> CostForecast:
-        """Print what this monitor will cost, before training: from a few steps and an evaluation of a copy of the module.
+        """Print what this monitor will cost, before training: from a few steps and an evaluation of a copied module.
 
         Neither the module nor this monitor nor a random stream is changed; a datamodule is set up. On one device, and
         without the time of validations: what the fit really spends is logged as ``overhead``.
@@ -296,7 +297,7 @@ class Monitor(ProbeCallback):
         return costs if self.governor.limit is None else costs | {"stretch": self.governor.stretch}
 
     def _shared_seconds(self, trainer: pl.Trainer) -> dict[str, float]:
-        """What all monitors did together since this was last logged; the first logs it, with the first process's time."""
+        """What monitors did once for all since this was last logged; the first one logs it."""
         if not self._leads(trainer):
             return {}
         return {"attngrad/probe/seconds": trainer.strategy.broadcast(self._together.shared_cost.take())}

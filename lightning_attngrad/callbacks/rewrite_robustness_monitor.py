@@ -50,7 +50,8 @@ class RewriteRobustnessMonitor(Monitor):
     history begins anew, and says why, where they differ.
 
     Args:
-        probe: the images and how they are read; None shares the default of the Trainer's other monitors. Distances are in
+        probe: the images and how they are read; None shares the default of the Trainer's other monitors. Distances are
+            in
             pixels: where nothing tells for sure how the images were normalised, this monitor asks for
             ``ProbeImages(mean=…, std=…)`` and is switched off.
         num_images: short for ``probe=ProbeImages(num_images=…)``.
@@ -129,7 +130,13 @@ class RewriteRobustnessMonitor(Monitor):
             "map_shift": "of the map when rewritten; 0 = none",
             "health/never_rewritten": "share; above 0.05 the search is ill",
         }
-        self.forget()
+        self._frozen: FrozenTargets | None = None
+        self._first: tuple[str, list[float]] | None = None  # label and distances
+        self._before: tuple[str, list[float]] | None = None
+        self._compared: list[float] | None = None  # distances at the reference
+        self._evaluations = 0  # since the start
+        self._short_over_long = math.nan
+        self.rewrite_hash: str | None = None
 
     def evaluate(self, evaluation: Evaluation) -> Findings:
         """Rewrite the images, and compare with earlier evaluations."""
@@ -166,10 +173,7 @@ class RewriteRobustnessMonitor(Monitor):
     def _targets(self, evaluation: Evaluation) -> FrozenTargets:
         """Those of the history, else those that another callback of the same settings has chosen, else new ones."""
         if self._frozen is None:
-            kind, seed = self.rewriting.target, evaluation.seed
-            self._frozen = evaluation.in_this_run.once(
-                ("targets", kind), lambda: FrozenTargets.choose(evaluation, kind, seed)
-            )
+            self._frozen = FrozenTargets.of_this_run(evaluation, self.rewriting.target)
         return self._frozen
 
     def knows_enough(self) -> bool:
@@ -215,13 +219,9 @@ class RewriteRobustnessMonitor(Monitor):
     def forget(self) -> None:
         """Drop the history of another run, of other images or of other settings."""
         super().forget()
-        self._frozen: FrozenTargets | None = None
-        self._first: tuple[str, list[float]] | None = None  # label and distances
-        self._before: tuple[str, list[float]] | None = None
-        self._compared: list[float] | None = None  # distances at the reference
-        self._evaluations = 0  # since the start
+        self._frozen = self._first = self._before = self._compared = self.rewrite_hash = None
+        self._evaluations = 0
         self._short_over_long = math.nan
-        self.rewrite_hash: str | None = None
 
     def charts(self) -> Charts:
         """Distances and their ratio with bands, success at the radii, and what tells of the search."""

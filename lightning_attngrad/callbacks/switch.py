@@ -1,4 +1,4 @@
-"""Switch: an error inside a callback is reported once and switches the callback off, on all processes; the run goes on."""
+"""Switch: an error inside a callback is reported once and switches it off, on all processes; the run goes on."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
@@ -36,7 +36,7 @@ class Together:
         members: how many monitors there are.
     """
 
-    _of: WeakKeyDictionary[pl.Trainer, Together] = WeakKeyDictionary()
+    _of: ClassVar[WeakKeyDictionary[pl.Trainer, Together]] = WeakKeyDictionary()
 
     def __init__(self) -> None:
         self.clock = Clock()
@@ -101,7 +101,7 @@ class Together:
             self._warned_at = now[1]
             names = ", ".join(type(callback).__name__ for callback in averaging(trainer))
             rank_zero_warn(
-                f"attngrad: {names} has not updated its average since step {before[0] if before else 0}: the run is at step "
-                f"{now[0]}, and figures and numbers still show the {whose}. They will follow the training once it "
+                f"attngrad: {names} has not updated its average since step {before[0] if before else 0}: the run is at "
+                f"step {now[0]}, and figures and numbers still show the {whose}. They will follow the training once it "
                 "updates (see its update_starting_at_step, update_starting_at_epoch, update_every_n_steps)."
             )

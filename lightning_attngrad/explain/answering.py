@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.attention import outside_autocast, outside_inference
+from lightning_attngrad.attention import outside_autocast
 from lightning_attngrad.explain.explanation import Explanation
 from lightning_attngrad.explain.forward_pass import (
     ForwardPass,
@@ -20,6 +20,7 @@ from lightning_attngrad.explain.forward_pass import (
 )
 from lightning_attngrad.explain.objectives import Objective
 from lightning_attngrad.explain.registry import Method, TokenScores
+from lightning_attngrad.state import outside_inference
 
 Target = int | Sequence[int] | Tensor | None
 

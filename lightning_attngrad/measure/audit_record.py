@@ -11,8 +11,8 @@ from typing import Any
 import lightning
 import torch
 
-import lightning_attngrad
 from lightning_attngrad.reporting.files import write_to
+from lightning_attngrad.version import VERSION
 
 #: Of the layout of the record; raised when a reader of the old one would misread the new.
 FORMAT = 1
@@ -49,7 +49,7 @@ class AuditRecord:
     format: int = FORMAT
     versions: dict[str, str] = field(
         default_factory=lambda: {
-            "lightning-attngrad": lightning_attngrad.__version__,
+            "lightning-attngrad": VERSION,
             "lightning": str(lightning.__version__),
             "torch": str(torch.__version__),
         }

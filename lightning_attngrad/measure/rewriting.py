@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,7 +37,6 @@ from lightning_attngrad.rewrite import (
     rewrite,
     survives_8_bits,
 )
-from lightning_attngrad.state import held_still
 
 _log = logging.getLogger("lightning_attngrad")
 
@@ -127,6 +127,13 @@ class FrozenTargets:
         if target >= classes:
             raise ValueError(f"target: got {target}; the model's classes are 0 to {classes - 1}")
         return cls(own, torch.full_like(own, target)[:, None])
+
+    @classmethod
+    def of_this_run(cls, evaluation: Evaluation, target: str | int) -> FrozenTargets:
+        """Those that any callback of this run has chosen for the same images, else new ones; a collective operation."""
+        choose = partial(cls.choose, evaluation, target, evaluation.seed)
+        found: FrozenTargets = evaluation.in_this_run.once(("targets", target), choose)
+        return found
 
     def pairs(self) -> tuple[Tensor, Tensor]:
         """Number of the image, and target, of each of M image–target pairs; an image of its target class has none.

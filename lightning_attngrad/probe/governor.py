@@ -10,9 +10,9 @@ class Governor:
     """Lets evaluations that are due be skipped, until the monitor has the time for one.
 
     What an evaluation asks of the images never changes, only how many there are: numbers stay comparable. An evaluation
-    has the time if with it, and with one more that is kept for the end of the fit, the monitor has taken no more than its
-    share so far; how long it will take is told by the one before. The evaluation of the starting weights, before which there
-    is no time to share, is always taken.
+    has the time if with it, and with one more that is kept for the end of the fit, the monitor has taken no more than
+    its share so far; how long it will take is told by the one before. The evaluation of the starting weights, before
+    which there is no time to share, is always taken.
 
     Args:
         limit: of the time of the fit, the share that the monitor may take; None is no limit.

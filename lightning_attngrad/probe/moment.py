@@ -33,10 +33,11 @@ def fingerprint(model: nn.Module) -> tuple[float, ...]:
     by_kind: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for part in parts:
         by_kind.setdefault((part.device, part.dtype), []).append(part)
-    lengths = [
-        torch.stack(list(torch._foreach_norm(same))).float() for same in by_kind.values()
-    ]  # a launch or two each
-    return tuple(value for some in lengths for value in some.tolist())
+    described = []
+    for same in by_kind.values():
+        described.append(torch.stack(list(torch._foreach_norm(same))).float())
+        described.append(torch.stack([part.sum(dtype=torch.float32) for part in same]))
+    return tuple(value for some in described for value in some.tolist())
 
 
 def averaging(trainer: pl.Trainer) -> list[Any]:
@@ -77,7 +78,7 @@ def is_fitting(trainer: pl.Trainer) -> bool:
 
 
 def label_of_validation(trainer: pl.Trainer) -> str:
-    """What an evaluation in the validation that now runs is called: ``epoch 3``, ``step 200``, ``validate``, ``test``."""
+    """What an evaluation in the validation that now runs is called, as in ``epoch 3``, ``step 200``, ``validate``."""
     if not is_fitting(trainer):
         return str(getattr(trainer.state.fn, "value", "now"))
     if trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:

@@ -164,10 +164,11 @@ class SharedProbe:
     ) -> Evaluation:
         images, targets = self.images.to_device(trainer, pl_module)
         stated = self.images.normalisation(trainer, pl_module)
+        call: Any = self.settings.forward  # imported by the settings, where it was a path
         shown = self.images.normalisation(trainer, pl_module, images)
         return Evaluation(
             model=model,
-            forward=probe_forward(trainer, model, call=self.settings.forward),
+            forward=probe_forward(trainer, model, call=call),
             images=images,
             targets=None if targets is None else targets.cpu(),
             pixels=self._in_this_run.once("pixels", lambda: shown_pixels(images, shown)),
@@ -182,6 +183,6 @@ class SharedProbe:
             images_hash=self.images.hash,
             processes=Processes.of(trainer),
             sharing=self._sharing,
-            forward_with=lambda weights: probe_forward(trainer, model, weights, call=self.settings.forward),
+            forward_with=lambda weights: probe_forward(trainer, model, weights, call=call),
             in_this_run=self._in_this_run,
         )

@@ -541,7 +541,7 @@ def test_figures_that_cannot_be_drawn_leave_the_numbers(monkeypatch: Any) -> Non
         ("method", "gradcam", "grad_cam"),
         ("method", ["rollout"], "rollout"),
         ("objective", "logits", "logit"),
-                ("top_k", 0, "positive int"),
+        ("top_k", 0, "positive int"),
         ("top_k", "3", "positive int"),
         ("classes", [-1], "class numbers from 0"),
         ("classes", ["cat"], "class numbers from 0"),

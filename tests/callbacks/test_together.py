@@ -114,7 +114,7 @@ def test_an_error_in_one_monitor_leaves_the_others_alone() -> None:
     assert before.labels == after.labels == ["start", "epoch 1", "epoch 2"]
     (message,) = run.messages
     assert message.startswith(
-        "Fails is switched off for the remainder of this run, training goes on: in its evaluation"
+        "FailingMonitor is switched off for the remainder of this run, training goes on: in its evaluation"
     )
 
 

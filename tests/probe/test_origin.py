@@ -103,7 +103,9 @@ def test_reading_training_data_leaves_the_run_as_it_was() -> None:
 
 
 def test_several_views_are_pointed_to_where_nothing_says_where_the_images_are() -> None:
-    with pytest.raises(ProbeInputError, match=r"set image_key to the name, index or path of the images, such as \[0, 0"):
+    with pytest.raises(
+        ProbeInputError, match=r"set image_key to the name, index or path of the images, such as \[0, 0"
+    ):
         probe = ProbeSet(ProbeImages(6))
         run("fit", TrainingOnly(Views()), InHook("on_train_start", probe.read), loader="the module's own")
 
@@ -709,5 +711,13 @@ def test_the_datamodule_is_asked_as_little() -> None:
 
     data = Counting(class_names=["a", "b", "c"], transform=nn.Sequential(v2.Normalize([0.5], [0.5])))
     probes = (set_of(4), set_of(2))
-    run("fit", TinyModule(), *evaluating(*probes), datamodule=data, max_epochs=4, check_val_every_n_epoch=2, num_sanity_val_steps=0)
+    run(
+        "fit",
+        TinyModule(),
+        *evaluating(*probes),
+        datamodule=data,
+        max_epochs=4,
+        check_val_every_n_epoch=2,
+        num_sanity_val_steps=0,
+    )
     assert Counting.asked == 2
