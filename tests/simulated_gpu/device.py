@@ -245,6 +245,8 @@ class _Constructors(TorchFunctionMode):
                 return args[0] if kwargs.get("dtype") is None else args[0].to(kwargs["dtype"])
             del kwargs["device"]
             return self._gpu.upload(func(*args, **kwargs))
+        if func is Tensor.new_tensor and isinstance(args[0], SimulatedTensor):
+            return self._gpu.upload(torch.tensor(*args[1:], **{"dtype": args[0].dtype, **kwargs}))
         if func is Tensor.tolist and isinstance(args[0], SimulatedTensor):
             return args[0].cpu().tolist()
         return func(*args, **kwargs)

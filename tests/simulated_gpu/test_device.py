@@ -24,6 +24,7 @@ def test_it_computes_what_the_cpu_computes() -> None:
         assert torch.equal(doubled.cpu(), host * 2 + torch.arange(4))
         assert torch.equal(on_host(torch.tensor([1.0, 2.0], device=tensor.device)), torch.tensor([1.0, 2.0]))
         assert torch.equal(on_host(torch.as_tensor([1, 2], device=tensor.device)), torch.tensor([1, 2]))
+        assert torch.equal(on_host(tensor.new_tensor([1, 2])), torch.tensor([1.0, 2.0]))
         assert tensor.tolist() == host.tolist()
 
 
