@@ -375,7 +375,7 @@ class Tracker:
         self.calls += 1
         self.noted.append(self.calls)
         self.sum += 1
-        return (self.calls + len(self.noted) + float(self.sum)) % 4
+        return (0.618 * (self.calls + len(self.noted) + float(self.sum))) % 1
 
 
 class Slotted:
@@ -388,7 +388,7 @@ class Slotted:
 
     def step(self) -> float:
         self.calls[0] += 1
-        return float(self.calls[0] % 3)
+        return 0.618 * self.calls[0] % 1
 
 
 def counting() -> Callable[[], float]:
@@ -397,14 +397,14 @@ def counting() -> Callable[[], float]:
     def step() -> float:
         nonlocal calls
         calls += 1
-        return float(calls % 3)
+        return 0.618 * calls % 1
 
     return step
 
 
 def _step_of_a_counter(stats: dict[str, list[int]]) -> float:
     stats["calls"][0] += 1
-    return float(stats["calls"][0] % 3)
+    return 0.618 * stats["calls"][0] % 1
 
 
 #: What is kept, and the number that it gives each time that it is asked.
@@ -530,6 +530,7 @@ def checkpointed_by_hand(use_reentrant: bool) -> TinyModule:
     class ByHand(TinyModule):
         def forward(self, images: Tensor) -> Tensor:
             self.forwards += 1
+            self.brightness.update(images.detach().float().mean())
             tokens = self.backbone._pos_embed(self.backbone.patch_embed(self.stem(images)))
             for block in self.backbone.blocks:
                 tokens = checkpoint(block, tokens, use_reentrant=use_reentrant)
