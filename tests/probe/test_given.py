@@ -48,7 +48,6 @@ class WithTransform(Images):
         self.transform = transform
 
 
-
 def read(settings: ProbeImages, said: list[str] | None = None, **options: Any) -> ProbeSet:
     probe = ProbeSet(settings)
     if said is not None:

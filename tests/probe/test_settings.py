@@ -132,7 +132,10 @@ def test_they_are_frozen_and_what_was_given_can_be_changed_afterwards() -> None:
         ({"images": {"image": torch.rand(1, 3, 4, 4)}}, "for a single batch, give a list of it"),
         ({"images": Images()}, "for a data set, give a DataLoader of it"),
         ({"images": 3}, "images: got int 3"),
-        ({"images": torch.rand(1, 3, 4, 4), "mask": "mask"}, "mask: got 'mask', but images= is a tensor, without a bat"),
+        (
+            {"images": torch.rand(1, 3, 4, 4), "mask": "mask"},
+            "mask: got 'mask', but images= is a tensor, without",
+        ),
         ({"images": torch.rand(1, 3, 4, 4), "image_key": 0}, "image_key: got 0, but images= is a tensor"),
         ({"transform": run_part}, "transform: it is for the files or pictures of images=, which is None"),
         ({"images": torch.rand(1, 3, 4, 4), "transform": run_part}, "which is a tensor; leave it out"),
