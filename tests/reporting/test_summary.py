@@ -76,8 +76,6 @@ def test_one_evaluation_has_no_direction() -> None:
 def test_no_evaluation_and_the_reason() -> None:
     reason = "switched off: " + "no attention in it " * 12
     account = replace(MAPS, evaluations=0, since="", first={}, last={}, remarks=[reason])
-        MAPS, evaluations=0, since="", first={}, last={}, remarks=["switched off: " + "no attention in it " * 12]
-    )
     found = lines(account)
     assert found[0] == "maps (AttentionMapMonitor), no evaluation"
     assert found[2].startswith("    switched off: no attention in it")
