@@ -69,7 +69,7 @@ def test_the_host_does_not_wait_at_every_step(search: str) -> None:
 def test_a_step_costs_few_kernels_beside_the_model_s_own(search: str) -> None:
     counted: Callable[[int], int] = lambda steps: (
         run("gpu", **{**SEARCHES[search], "steps": steps})[1].number_of_launches
-    )  # noqa: E731
+    )
     per_step = (counted(8) - counted(4)) / 4
     with SimulatedGpu() as gpu:
         model, images = gpu.move(VIT.build()), gpu.upload(VIT.images())
