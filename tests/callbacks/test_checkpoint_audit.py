@@ -505,7 +505,7 @@ def test_without_validation_the_images_are_those_of_training(tmp_path: Path) -> 
     audit = attngrad.CheckpointAudit(**with_probe({**CHEAP, "on_error": "log"}))
     run = fit_and_save(audit, saving(tmp_path, every_n_train_steps=2), module=bright, val=None)
     (message,) = run.messages
-    assert "the run has no validation loader" in message
+    assert "the run has no validation loader: the probe images come from the training data" in message
     assert [bool(record["figures"]) for record in records(tmp_path).values()] == [True] * 3
     training = [image for image, _ in Squares()]
     assert audit.probe_set.images is not None
