@@ -6,13 +6,20 @@ ARGS ?=
 # The suite starts processes of its own and every one of them is given a single thread.
 JOBS ?= 2
 
-.PHONY: demo test lint bench clean
+# `make test-gpu`: the Python of an image of PyTorch, into which nothing is installed.
+GPU_PYTHON ?= $(PYTHON)
+# `make dist`: an environment to install the wheel into; without one it goes into a new and empty one, for this once.
+DIST_VENV ?=
+
+.PHONY: demo test test-gpu lint bench dist clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo   fine-tune a small ViT with the monitor attached (about three minutes)"
 	@echo "make test   tests, doctests, ruff, mypy --strict, import directions"
 	@echo "make bench  time and memory of every map, side by side with other libraries"
+	@echo "make test-gpu  what only a GPU can show; GPU_PYTHON= is a Python with torch, lightning, timm, torchmetrics"
+	@echo "make dist   build the wheel, install it into an empty environment, and run the demo from it"
 
 # Stamps carry the extras and the dependency list, so that a changed pyproject.toml installs again.
 # This clone is put on PYTHONPATH rather than installed: a shared VENV then never runs another clone's code.
@@ -35,5 +42,26 @@ test: lint
 bench: $(VENV)/.installed-dev $(VENV)/.installed-bench
 	PYTHONPATH="$(CURDIR)" $(BIN)/python -m benchmarks.maps $(ARGS)
 
+test-gpu:
+	PYTHONPATH="$(CURDIR)" $(GPU_PYTHON) -m tests.gpu $(ARGS)
+
+# Outside the checkout, and without it on the path: what runs is what is in the wheel.
+dist:
+	rm -rf dist
+	set -e; place="$$(mktemp -d)"; trap 'rm -rf "$$place"' EXIT; \
+	environment="$(abspath $(DIST_VENV))"; test -n "$$environment" || environment="$$place/environment"; \
+	test -x "$$environment/bin/python" || $(PYTHON) -m venv "$$environment"; \
+	"$$environment/bin/python" -m pip wheel --quiet --no-deps --wheel-dir dist .; \
+	wheel="$$(echo "$(CURDIR)"/dist/*.whl)"; \
+	"$$environment/bin/python" -m pip install --quiet "lightning-attngrad[demo] @ file://$$wheel"; \
+	"$$environment/bin/python" -m pip install --quiet --no-deps --force-reinstall "$$wheel"; \
+	cd "$$place"; unset PYTHONPATH; \
+	"$$environment/bin/python" -c "import lightning_attngrad as one; print(one.__version__, 'of', one.__file__)"; \
+	"$$environment/bin/lightning-attngrad" --help > /dev/null; \
+	"$$environment/bin/lightning-attngrad" audit --help > /dev/null; \
+	"$$environment/bin/lightning-attngrad" demo --epochs 1 --max-steps 20 --accelerator cpu --output demo $(ARGS); \
+	find demo -name "events.*" | grep -q . && find demo -name "*.png" | grep -q .; \
+	echo "the wheel works: $$(basename "$$wheel")"
+
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache lightning_logs attngrad_demo
+	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache lightning_logs attngrad_demo

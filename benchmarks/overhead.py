@@ -1,7 +1,8 @@
 """What the monitors take of the demo: ``python -m benchmarks.overhead``.
 
-The demo with every look that is due, and within ``--max-overhead``: seconds of each monitor over the seconds of the fit
-that it was in. The demo's checkpoint audit, which goes with checkpoints rather than with looks, is no monitor here.
+The demo with every evaluation that is due, and within ``--max-overhead``: seconds of each monitor, and of what is done once
+for all of them (``probe``), over the seconds of the fit that they were in. The demo's checkpoint audit, which goes with
+checkpoints, is no monitor here; what it shares with them is in ``probe``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import torch
 
 from lightning_attngrad.demo import DemoOptions, run_demo
 
-MONITORS = ("maps", "drift", "rewrite")
+#: What each monitor takes by itself, and last what they share.
+ACCOUNTS = ("maps", "drift", "rewrite", "probe")
 
 
 def main() -> None:
@@ -31,15 +33,15 @@ def main() -> None:
         f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}; torch {torch.__version__}, lightning "
         f"{lightning.__version__}, timm {timm.__version__}; the demo, {options.epochs} epochs, one thread\n"
     )
-    print("| limit | " + " | ".join(MONITORS) + " | together |\n|---|" + "---|" * (len(MONITORS) + 1))
+    print("| limit | " + " | ".join(ACCOUNTS) + " | together |\n|---|" + "---|" * (len(ACCOUNTS) + 1))
     for limit in (None, options.max_overhead):
         with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(io.StringIO()):
             ran = run_demo(DemoOptions(epochs=options.epochs, max_overhead=limit, output=Path(directory)))
         shares = [
             sum(scalars.get(f"attngrad/{name}/seconds", 0.0) for scalars in ran.history) / ran.training_seconds
-            for name in MONITORS
+            for name in ACCOUNTS
         ]
-        said = "every look that is due" if limit is None else f"max_overhead={limit:g}"
+        said = "every evaluation that is due" if limit is None else f"max_overhead={limit:g}"
         print(f"| {said} | " + " | ".join(f"{share:.1%}" for share in shares) + f" | **{sum(shares):.1%}** |")
 
 

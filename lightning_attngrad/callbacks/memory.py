@@ -135,8 +135,8 @@ class Memory(Switch):
         found_format = state.get("format", 1)
         if found_format > FORMAT:
             raise ValueError(
-                f"{type(self).__name__}: the checkpoint holds its state in format {found_format}, which a later version "
-                f"has written, and this version reads format {FORMAT}. Upgrade lightning-attngrad, or resume without "
+                f"{type(self).__name__}: the checkpoint holds its state in format {found_format}, which a later "
+                f"version has written, and this version reads format {FORMAT}. Upgrade lightning-attngrad, or resume without "
                 "this callback"
             )
         if found_format < FORMAT:

@@ -92,22 +92,30 @@ def explain_classes(
     evaluation: Evaluation, question: Question, classes: Tensor, *, memory_budget: int | None = None
 ) -> Tensor:
     """Maps of the first n images for K classes each, (n, K) to (n, K, h, w); a collective operation."""
-    single = question.of_first_panel()
+    single = _with_masks(evaluation, question.of_first_panel())
 
     def work(part: Tensor) -> Tensor:
         images = evaluation.images[part.to(evaluation.images.device)]
         asked = classes[part].to(images.device)
-        return single.explain(
-            evaluation.model, images, asked, forward=evaluation.forward, memory_budget=memory_budget
-        ).heatmap.cpu()
+        return (
+            single.of_images(part)
+            .explain(evaluation.model, images, asked, forward=evaluation.forward, memory_budget=memory_budget)
+            .heatmap.cpu()
+        )
 
     return torch.cat(evaluation.each(len(classes), work, at_most=_IMAGES_OF_SEVERAL_CLASSES))
 
 
+def _with_masks(evaluation: Evaluation, question: Question) -> Question:
+    """A region without a mask of its own takes those of the images."""
+    if isinstance(question.objective, Region) and question.objective.mask is None:
+        return replace(question, objective=Region(evaluation.masks))
+    return question
+
+
 def _explained(evaluation: Evaluation, question: Question, images: Tensor, memory_budget: int | None) -> Maps:
     target = evaluation.classes() if question.needs_target else None
-    if isinstance(question.objective, Region) and question.objective.mask is None:
-        question = replace(question, objective=Region(evaluation.masks))
+    question = _with_masks(evaluation, question)
 
     def work(part: Tensor) -> Maps:
         some = images[part.to(images.device)]

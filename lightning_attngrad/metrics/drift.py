@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from lightning_attngrad.metrics.functional.drift import DRIFT_MEASURES, map_drift
-from lightning_attngrad.metrics.row_metric import RowMetric
+from lightning_attngrad.metrics.plotted_metric import PlottedMetric
 
 
-class MapDrift(RowMetric):
+class MapDrift(PlottedMetric):
     """How far maps have moved from a reference, by each distance of :func:`~.functional.map_drift`, beside its floor.
 
     The floor is the same distance between the maps of now and those that the same weights give on slightly jittered

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities.plot import plot_curve
 
-from lightning_attngrad.metrics.functional import rows
+from lightning_attngrad.metrics.functional import pairs
 from lightning_attngrad.metrics.functional.faithfulness import area_under_curve, replaced_shares
-from lightning_attngrad.metrics.row_metric import RowMetric
+from lightning_attngrad.metrics.plotted_metric import PlottedMetric
 
 _AXES = ("share of patches replaced", "probability of the target")
 _ROUNDING = 1e-3  # of a probability in half precision
 
 
-class _MeanCurves(RowMetric):
+class _MeanCurves(PlottedMetric):
     """Sums of curves over the images, from which means and areas follow."""
 
     shares: Tensor
@@ -29,8 +29,8 @@ class _MeanCurves(RowMetric):
 
     def __init__(self, patches: int, steps: int = 16, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        rows.check_count("patches", patches)
-        rows.check_count("steps", steps)
+        pairs.check_count("patches", patches)
+        pairs.check_count("steps", steps)
         self.add_state("shares", replaced_shares(patches, steps).to(self.dtype), dist_reduce_fx="max")
         for name in self.curves:
             self.add_state(f"{name}_sum", torch.zeros(steps + 1, dtype=self.dtype), dist_reduce_fx="sum")
@@ -90,7 +90,7 @@ class _MeanCurves(RowMetric):
                 raise ValueError(f"{name}: got values from {span}; expected probabilities")
         counts = [len(curve) for curve in curves.values()]
         if len(set(counts)) > 1:
-            raise ValueError(f"{', '.join(curves)}: got {counts} rows; expected both curves of each image")
+            raise ValueError(f"{', '.join(curves)}: got {counts} images; expected both curves of each")
         known = ~torch.stack([curve.isnan().any(dim=1) for curve in curves.values()]).any(dim=0)
         for name, curve in curves.items():
             state = f"{name}_sum"

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_attngrad.metrics.functional import rows
-from lightning_attngrad.metrics.row_metric import RowMetric
+from lightning_attngrad.metrics.functional import pairs
+from lightning_attngrad.metrics.plotted_metric import PlottedMetric
 
 _OF_HEADS = ("entropy", "distance", "prefix_mass")
 _SHARES = ("entropy", "prefix_mass", "high_norm_share")
 
 
-class AttentionHeadStatistics(RowMetric):
+class AttentionHeadStatistics(PlottedMetric):
     """Means over images of what each attention head does: those of :func:`~.functional.head_statistics`.
 
     Numbers that are NaN or infinite (a layer without a normalisation before it has no ``high_norm_share``) are left
@@ -44,8 +44,8 @@ class AttentionHeadStatistics(RowMetric):
 
     def __init__(self, layers: int, heads: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        rows.check_count("layers", layers)
-        rows.check_count("heads", heads)
+        pairs.check_count("layers", layers)
+        pairs.check_count("heads", heads)
         self.sizes = {**dict.fromkeys(_OF_HEADS, (layers, heads)), "high_norm_share": (layers,)}
         for name, size in self.sizes.items():
             self.add_state(f"{name}_total", torch.zeros(size, dtype=self.dtype), dist_reduce_fx="sum")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_attngrad.metrics.functional.maps import MAP_STATISTICS, map_centroid
-from lightning_attngrad.metrics.row_metric import Share
+from lightning_attngrad.metrics.plotted_metric import Share
 
 _NAMES = (*MAP_STATISTICS, "centroid_row", "centroid_column")
 

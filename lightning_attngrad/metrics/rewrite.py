@@ -1,11 +1,11 @@
-"""Class rewriting as torchmetrics: classes that gather rows batch by batch and reduce over processes.
+"""Class rewriting as torchmetrics: classes that gather image–target pairs batch by batch and reduce over processes.
 
-Each agrees with its function in :mod:`lightning_attngrad.metrics.functional` on all rows together, in however many
-batches and processes they came; a process may have no row at all. Where sums are enough, only sums are kept. Keyword
+Each agrees with its function in :mod:`lightning_attngrad.metrics.functional` on all pairs together, in however many
+batches and processes they came; a process may have no pair at all. Where sums are enough, only sums are kept. Keyword
 arguments beside the named ones are those of :class:`torchmetrics.Metric`.
 
-Rows that have to be kept are stored in the metric's own type and in one dimension: for a process that never had a
-row, torchmetrics sends an empty tensor of that type and shape, and gathering anything else would fail or hang.
+Pairs that have to be kept are stored in the metric's own type and in one dimension: for a process that never had a
+pair, torchmetrics sends an empty tensor of that type and shape, and gathering anything else would fail or hang.
 
 States have names of their own in each class, and settings that change what is summed are states too. A
 MetricCollection lets two metrics whose states agree after the first batch share them from then on; counts of other
@@ -21,19 +21,19 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities.plot import plot_confusion_matrix
 
+from lightning_attngrad.metrics.functional import pairs
 from lightning_attngrad.metrics.functional import rewrite as functional
-from lightning_attngrad.metrics.functional import rows
-from lightning_attngrad.metrics.row_metric import RowMetric, Share, ShareAtRadii
+from lightning_attngrad.metrics.plotted_metric import PlottedMetric, Share, ShareAtRadii
 
 
 class RewriteSuccess(ShareAtRadii):
-    """Share of rows that are rewritten within each radius: :func:`~.functional.success_at`.
+    """Share of pairs that are rewritten within each radius: :func:`~.functional.success_at`.
 
     Args:
         radii: R finite radii in the unit of the distance.
 
     Returns:
-        (R,), or () for a single radius, as torchmetrics has it; NaN without a row.
+        (R,), or () for a single radius, as torchmetrics has it; NaN without a pair.
 
     Raises:
         ValueError: for radii, or distances in ``update``, that are not numbers from 0 on.
@@ -53,26 +53,26 @@ class RewriteSuccess(ShareAtRadii):
         self.add_state("succeeded", torch.zeros(len(self.radii), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, distance: Tensor) -> None:
-        """Add rows: distance (M,), ∞ for a failure."""
-        distance = rows.checked_distance(distance).to(self.dtype)
-        self.succeeded += rows.rows_within(distance, self.radii).sum(dim=0)
-        self.rows += len(distance)
+        """Add pairs: distance (M,), ∞ for a failure."""
+        distance = pairs.checked_distance(distance).to(self.dtype)
+        self.succeeded += pairs.pairs_within(distance, self.radii).sum(dim=0)
+        self.pairs += len(distance)
 
     def compute(self) -> Tensor:
-        return self.succeeded / self.rows
+        return self.succeeded / self.pairs
 
 
 class RobustAccuracy(ShareAtRadii):
-    """Share of rows that are correct and not rewritten within each radius: :func:`~.functional.robust_accuracy`.
+    """Share of pairs that are correct and not rewritten within each radius: :func:`~.functional.robust_accuracy`.
 
     Args:
         radii: R finite radii in the unit of the distance.
 
     Returns:
-        (R,), or () for a single radius, as torchmetrics has it; NaN without a row.
+        (R,), or () for a single radius, as torchmetrics has it; NaN without a pair.
 
     Raises:
-        ValueError: for radii, or rows in ``update``, of other values, shapes or types.
+        ValueError: for radii, or pairs in ``update``, of other values, shapes or types.
 
     Example:
         >>> metric = RobustAccuracy(radii=[0.0, 8 / 255])
@@ -89,14 +89,14 @@ class RobustAccuracy(ShareAtRadii):
         self.add_state("robust", torch.zeros(len(self.radii), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, distance: Tensor, correct: Tensor) -> None:
-        """Add rows: distance (M,), and correct (M,) bool, whether the unchanged image is classified correctly."""
-        distance = rows.checked_distance(distance).to(self.dtype)
-        correct = rows.checked_flags("correct", correct, len(distance))
-        self.robust += rows.robust_rows(distance, correct, self.radii).sum(dim=0)
-        self.rows += len(distance)
+        """Add pairs: distance (M,), and correct (M,) bool, whether the unchanged image is classified correctly."""
+        distance = pairs.checked_distance(distance).to(self.dtype)
+        correct = pairs.checked_flags("correct", correct, len(distance))
+        self.robust += pairs.robust_pairs(distance, correct, self.radii).sum(dim=0)
+        self.pairs += len(distance)
 
     def compute(self) -> Tensor:
-        return self.robust / self.rows
+        return self.robust / self.pairs
 
 
 class AreaUnderSuccess(Share):
@@ -107,7 +107,7 @@ class AreaUnderSuccess(Share):
         high: the largest, above low.
 
     Returns:
-        (), between 0 and 1; NaN without a row.
+        (), between 0 and 1; NaN without a pair.
 
     Raises:
         ValueError: for not 0 < low < high < ∞, or distances in ``update`` that are not numbers from 0 on.
@@ -122,33 +122,34 @@ class AreaUnderSuccess(Share):
     higher_is_better: bool = False
     log_range: Tensor
     area: Tensor
-    rows: Tensor
+    pairs: Tensor
 
     def __init__(self, low: float, high: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        rows.check_range(low, high)
+        pairs.check_range(low, high)
+        self.low, self.high = low, high
         self.add_state("log_range", torch.tensor([low, high], dtype=self.dtype), dist_reduce_fx="max")
         self.add_state("area", torch.tensor(0.0, dtype=self.dtype), dist_reduce_fx="sum")
-        self.add_state("rows", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("pairs", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, distance: Tensor) -> None:
-        """Add rows: distance (M,), ∞ for a failure."""
-        low, high = self.log_range.tolist()
-        self.area += rows.area_of_rows(rows.checked_distance(distance).to(self.dtype), low, high).sum()
-        self.rows += len(distance)
+        """Add pairs: distance (M,), ∞ for a failure."""
+        distance = pairs.checked_distance(distance).to(self.dtype)
+        self.area += pairs.area_of_pairs(distance, self.low, self.high).sum()
+        self.pairs += len(distance)
 
     def compute(self) -> Tensor:
-        return self.area / self.rows
+        return self.area / self.pairs
 
 
-class RewriteDistance(RowMetric):
+class RewriteDistance(PlottedMetric):
     """Median and quartiles of the distance, failures counted as ∞: :func:`~.functional.distance_quantiles`.
 
     Args:
         q: Q shares between 0 and 1.
 
     Returns:
-        (Q,), or () for a single share, finite or ∞; NaN without a row.
+        (Q,), or () for a single share, finite or ∞; NaN without a pair.
 
     Raises:
         ValueError: for shares outside [0, 1], or distances in ``update`` that are not numbers from 0 on.
@@ -167,12 +168,12 @@ class RewriteDistance(RowMetric):
 
     def __init__(self, q: Sequence[float] = (0.25, 0.5, 0.75), **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.q = rows.checked_shares(q)
+        self.q = pairs.checked_shares(q)
         self.add_state("distance", [], dist_reduce_fx="cat")
 
     def update(self, distance: Tensor) -> None:
-        """Add rows: distance (M,), ∞ for a failure."""
-        self.distance.append(rows.checked_distance(distance).to(self.dtype))
+        """Add pairs: distance (M,), ∞ for a failure."""
+        self.distance.append(pairs.checked_distance(distance).to(self.dtype))
 
     def compute(self) -> Tensor:
         return functional.distance_quantiles(self._kept(self.distance), self.q)
@@ -181,7 +182,7 @@ class RewriteDistance(RowMetric):
         return dict(zip([f"{100 * share:g} %" for share in self.q], torch.atleast_1d(result), strict=True))
 
 
-class RewriteQuality(RowMetric):
+class RewriteQuality(PlottedMetric):
     """How much of an image its rewrite leaves as it was, over the successes: :func:`~.functional.image_quality`.
 
     Returns:
@@ -189,7 +190,7 @@ class RewriteQuality(RowMetric):
         was rewritten.
 
     Raises:
-        ValueError: for rows in ``update`` of other shapes or types, or pixels outside [0, 1].
+        ValueError: for pairs in ``update`` of other shapes or types, or pixels outside [0, 1].
 
     Example:
         >>> metric = RewriteQuality()
@@ -211,16 +212,16 @@ class RewriteQuality(RowMetric):
         self.add_state("successes", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, original: Tensor, rewritten: Tensor, success: Tensor) -> None:
-        """Add rows: original and rewritten (M, C, H, W) pixels in [0, 1], success (M,) bool."""
-        original, rewritten = rows.checked_pixels(original, rewritten)
-        success = rows.checked_flags("success", success, len(original))
+        """Add pairs: original and rewritten (M, C, H, W) pixels in [0, 1], success (M,) bool."""
+        original, rewritten = pairs.checked_pixels(original, rewritten)
+        success = pairs.checked_flags("success", success, len(original))
         quality = functional.image_quality(original[success], rewritten[success])
         self.psnr.append(quality.psnr.to(self.dtype))
         self.ssim += quality.ssim.sum()
         self.successes += success.sum()
 
     def compute(self) -> dict[str, Tensor]:
-        return {"psnr": rows.quantiles(self._kept(self.psnr), [0.5])[0], "ssim": self.ssim / self.successes}
+        return {"psnr": pairs.quantiles(self._kept(self.psnr), [0.5])[0], "ssim": self.ssim / self.successes}
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         val = self.compute() if val is None else val
@@ -236,13 +237,13 @@ class RewriteQuality(RowMetric):
 
 
 class EightBitSurvival(Share):
-    """Of the rows that were rewritten, the share that survive rounding: :func:`~.functional.share_surviving`.
+    """Of the pairs that were rewritten, the share that survive rounding: :func:`~.functional.share_surviving`.
 
     Returns:
         (), between 0 and 1; NaN where nothing was rewritten.
 
     Raises:
-        ValueError: for rows in ``update`` of other shapes or types.
+        ValueError: for pairs in ``update`` of other shapes or types.
 
     Example:
         >>> metric = EightBitSurvival()
@@ -261,26 +262,26 @@ class EightBitSurvival(Share):
         self.add_state("successes", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, survived: Tensor, success: Tensor) -> None:
-        """Add rows: (M,) bool each, whether the rounded image is of the target class, and whether the unrounded is."""
-        success = rows.checked_flags("success", success)
-        self.survivors += (rows.checked_flags("survived", survived, len(success)) & success).sum()
+        """Add pairs: (M,) bool each, whether the rounded image is of the target class, and whether the unrounded is."""
+        success = pairs.checked_flags("success", success)
+        self.survivors += (pairs.checked_flags("survived", survived, len(success)) & success).sum()
         self.successes += success.sum()
 
     def compute(self) -> Tensor:
         return self.survivors / self.successes
 
 
-class RewriteMatrix(RowMetric):
+class RewriteMatrix(PlottedMetric):
     """Median distance from each class to each other: :func:`~.functional.median_matrix`.
 
     Args:
         num_classes: C.
 
     Returns:
-        (C, C), row source, column target; ∞ where the median row failed, NaN where there is no row.
+        (C, C), row source, column target; ∞ where the median pair failed, NaN where there is no pair.
 
     Raises:
-        ValueError: for rows in ``update`` of other shapes or types, or classes outside [0, C).
+        ValueError: for pairs in ``update`` of other shapes or types, or classes outside [0, C).
 
     Example:
         >>> metric = RewriteMatrix(num_classes=2)
@@ -296,16 +297,16 @@ class RewriteMatrix(RowMetric):
 
     def __init__(self, num_classes: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        rows.check_count("num_classes", num_classes)
+        pairs.check_count("num_classes", num_classes)
         self.num_classes = num_classes
         for name in ("between", "source", "target"):
             self.add_state(name, [], dist_reduce_fx="cat")
 
     def update(self, distance: Tensor, source: Tensor, target: Tensor) -> None:
-        """Add rows: distance (M,), ∞ for a failure, and the classes source and target (M,) ints in [0, C)."""
-        distance = rows.checked_distance(distance)
-        source = rows.checked_classes("source", source, len(distance), self.num_classes)
-        target = rows.checked_classes("target", target, len(distance), self.num_classes)
+        """Add pairs: distance (M,), ∞ for a failure, and the classes source and target (M,) ints in [0, C)."""
+        distance = pairs.checked_distance(distance)
+        source = pairs.checked_classes("source", source, len(distance), self.num_classes)
+        target = pairs.checked_classes("target", target, len(distance), self.num_classes)
         for state, values in ((self.between, distance), (self.source, source), (self.target, target)):
             state.append(values.to(self.dtype))  # float32 holds every class below 2²⁴
 
@@ -321,7 +322,7 @@ class RewriteMatrix(RowMetric):
         figure, ax = plot_confusion_matrix(beyond, ax=ax, add_text=False)
         image = ax.get_images()[-1]
         image.set(cmap=image.get_cmap().with_extremes(over="0.8"), clim=(0, largest))
-        ax.figure.colorbar(image, ax=ax, extend="max", label="median distance (grey: ∞, white: no row)")
+        ax.figure.colorbar(image, ax=ax, extend="max", label="median distance (grey: ∞, white: no pair)")
         ticks = range(0, self.num_classes, 1 + self.num_classes // 20)
         ax.set(xlabel="to class", ylabel="from class")
         ax.set_xticks(ticks, ticks, rotation=0)
@@ -329,20 +330,20 @@ class RewriteMatrix(RowMetric):
         return figure, ax
 
 
-class PairedLogRatio(RowMetric):
+class PairedLogRatio(PlottedMetric):
     """How much more it takes than in the reference, with an interval: :func:`~.functional.paired_log_ratio`.
 
     Args:
         confidence: of the interval.
-        resamples: how many samples of the rows are drawn.
+        resamples: how many samples of the pairs are drawn.
         seed: of the draws.
 
     Returns:
-        ``median``, ``low`` and ``high`` of log(distance / reference), NaN where no row says anything, and how many
+        ``median``, ``low`` and ``high`` of log(distance / reference), NaN where no pair says anything, and how many
         ``pairs`` do.
 
     Raises:
-        ValueError: for options out of range, or rows in ``update`` that are no pairs of distances.
+        ValueError: for options out of range, or distances in ``update`` that are not two for each pair.
 
     Example:
         >>> metric = PairedLogRatio()
@@ -357,14 +358,14 @@ class PairedLogRatio(RowMetric):
 
     def __init__(self, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        rows.check_bootstrap(confidence, resamples)
+        pairs.check_bootstrap(confidence, resamples)
         self.options: Any = {"confidence": confidence, "resamples": resamples, "seed": seed}
         self.add_state("paired_distance", [], dist_reduce_fx="cat")
         self.add_state("reference", [], dist_reduce_fx="cat")
 
     def update(self, distance: Tensor, reference: Tensor) -> None:
-        """Add rows: distance and reference (M,), ∞ for a failure, of the same images and targets."""
-        distance, reference = rows.checked_pair(distance, reference)
+        """Add pairs: distance and reference (M,), ∞ for a failure, of the same images and targets."""
+        distance, reference = pairs.checked_pair(distance, reference)
         self.paired_distance.append(distance.to(self.dtype))
         self.reference.append(reference.to(self.dtype))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lightning_attngrad.metrics.functional import sensitivity
-from lightning_attngrad.metrics.row_metric import MeanOverImages
+from lightning_attngrad.metrics.plotted_metric import MeanOverImages
 
 
 class ClassSensitivity(MeanOverImages):

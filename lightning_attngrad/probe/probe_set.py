@@ -155,7 +155,7 @@ class ProbeSet:
         with torch.no_grad():
             part = part_of(batch, self.settings, with_masks=True)
             # Cloned, since the memory of a batch may be reused; freeze() makes normal tensors of inference ones.
-            kept = [None if rows is None else rows[:missing].detach().clone().cpu() for rows in part]
+            kept = [None if values is None else values[:missing].detach().clone().cpu() for values in part]
             self._gathered.append(Part(*kept))  # type: ignore[arg-type]  # there are images
 
     def start_over(self) -> None:
@@ -308,7 +308,7 @@ class ProbeSet:
         """
         if self.images is None:
             return dict(self._resumed or {})
-        size = sum(rows.element_size() * rows.nelement() for rows in (self.images, self.masks) if rows is not None)
+        size = sum(values.nbytes for values in (self.images, self.masks) if values is not None)
         keep_images = self.is_stream and size <= STATE_LIMIT_BYTES
         return {
             "num_images": self.settings.num_images,

@@ -22,7 +22,7 @@ _LONGEST_DESCRIPTION = 12  # entries of a batch that an error message lists
 
 
 class ProbeInputError(ValueError):
-    """The validation data hold no images that a probe could use; the message says what they hold."""
+    """The data hold no images that a probe could use; the message says what they hold."""
 
 
 class ModelPathError(ValueError):

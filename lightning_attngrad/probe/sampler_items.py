@@ -33,7 +33,7 @@ def sampler_items(loader: DataLoader[Any], count: int, seed: int) -> list[Any] |
     sampler = _sampler_of(loader)
     if _keeps_an_iterator(sampler):
         return None
-    with untouched_dataset(sampler):
+    with untouched_dataset(sampler if hasattr(sampler, "__dict__") else None):  # nothing changes in a plain list
         try:
             return list(_some(sampler, count, seed))
         except Exception:  # the user's code, in a place for which it was not written

@@ -57,7 +57,7 @@ class SharedProbe:
         Raises:
             ModelPathError: if the path in the settings leads to none.
         """
-        self.model = resolve_model(pl_module, self.settings.model)
+        self.model = resolve_model(pl_module, self.settings.model, needs_forward=self.settings.forward is None)
         self.streaming, self.failure, self._when = False, None, None
 
     def freeze(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -18,14 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from matplotlib.figure import Figure
-
 from lightning_attngrad.reporting.files import write_to
 from lightning_attngrad.reporting.layout import Charts, torch_layout, with_earlier_layout
-from lightning_attngrad.reporting.pictures import Picture
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
+    from matplotlib.figure import Figure
+
+    from lightning_attngrad.reporting.pictures import Picture
 
 __all__ = [
     "FigureWriter",
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 T = TypeVar("T")
-FigureWriter: TypeAlias = Callable[[Any, str, Picture, int], None]
+FigureWriter: TypeAlias = Callable[[Any, str, "Picture", int], None]
 TextWriter: TypeAlias = Callable[[Any, str, str, int], None]
 LayoutWriter: TypeAlias = Callable[[Any, Mapping[str, Charts]], None]
 
@@ -121,6 +121,8 @@ def log_figures(trainer: Trainer, figures: Mapping[str, Figure], step: int) -> N
     """
     if not trainer.is_global_zero or _logs_nothing(trainer):
         return
+    from lightning_attngrad.reporting.pictures import Picture  # noqa: PLC0415  # matplotlib only where it draws
+
     for tag, figure in figures.items():
         picture = Picture.of(figure)
         filled: set[str] = set()  # two loggers of one directory share a file

@@ -267,6 +267,11 @@ PICTURES = {
     "loaders of the module": Case(module=OwnLoaders, train=lambda: None, val=lambda: None),
     "loaders of a datamodule": Case(datamodule=Data),
     "loaders anew each epoch": Case(datamodule=Data, trainer={"reload_dataloaders_every_n_epochs": 1}),
+    "no validation loader, by steps": Case(
+        val=lambda: None,
+        monitor={"every_n_steps": 100},
+        note="the run has no validation loader: the probe images come from the training data",
+    ),
     "a stream": Case(val=lambda: loader(Stream()), note="gathered as validation goes by"),
     "overfit_batches": Case(trainer={"overfit_batches": 1}),
     "barebones": Case(
@@ -285,11 +290,6 @@ PICTURES = {
 MESSAGES = {
     "limit_val_batches=0": Case(trainer={"limit_val_batches": 0}, message="limit_val_batches=0): switch it on"),
     "no validation loader": Case(val=lambda: None, message="the run has no validation loader: define val_dataloader"),
-    "no validation loader, by steps": Case(
-        val=lambda: None,
-        monitor={"every_n_steps": 1},
-        message="the run has no validation loader; define val_dataloader",
-    ),
     "no validation_step": Case(module=NoValidationStep, message="has no validation_step: define one"),
     "no images in the batch": Case(
         module=images_only(Classifier),
@@ -305,7 +305,9 @@ MESSAGES = {
         message="all probe images must have one size",
     ),
     "an empty data set": Case(val=lambda: loader([]), message="the data set is empty"),
-    "no such loader": Case(monitor={"dataloader_idx": 1}, message="dataloader_idx: got 1; expected 0 to 0"),
+    "no such loader": Case(
+        monitor={"dataloader_idx": 1}, message="dataloader_idx: got 1; expected 0, as there is one validation loader"
+    ),
     "a data set that only workers can read": Case(
         val=lambda: loader(UnreadableHere(9)),
         module=NoValidationStep,

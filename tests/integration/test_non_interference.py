@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import random
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, WeightAveraging
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    CheckpointImpl,
+    apply_activation_checkpointing,
+    checkpoint_wrapper,
+)
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader, default_collate
 
 from lightning_attngrad.callbacks import base, together
 from lightning_attngrad.explain import forward_pass
@@ -350,6 +360,210 @@ def test_a_look_that_fails_halfway_leaves_nothing_changed(name: str) -> None:
     variant = VARIANTS[name]
     without = life(variant, list, "bf16-mixed")
     assert differences(without, life(variant, lambda: [FailsHalfway(on_error="log")], "bf16-mixed")) == set()
+
+
+# What modules and data sets keep for themselves --------------------------------------------------------------------
+
+
+class Tracker:
+    """A user's object: counts in attributes, in a list and in a tensor."""
+
+    def __init__(self) -> None:
+        self.calls, self.noted, self.sum = 0, [0], torch.zeros(())
+
+    def step(self) -> float:
+        self.calls += 1
+        self.noted.append(self.calls)
+        self.sum += 1
+        return (0.618 * (self.calls + len(self.noted) + float(self.sum))) % 1
+
+
+class Slotted:
+    """The same without a ``__dict__``."""
+
+    __slots__ = ("calls",)
+
+    def __init__(self) -> None:
+        self.calls = [0]
+
+    def step(self) -> float:
+        self.calls[0] += 1
+        return 0.618 * self.calls[0] % 1
+
+
+def counting() -> Callable[[], float]:
+    calls = 0
+
+    def step() -> float:
+        nonlocal calls
+        calls += 1
+        return 0.618 * calls % 1
+
+    return step
+
+
+def _step_of_a_counter(stats: dict[str, list[int]]) -> float:
+    stats["calls"][0] += 1
+    return 0.618 * stats["calls"][0] % 1
+
+
+#: What is kept, and the number that it gives each time that it is asked.
+KEPT: dict[str, tuple[Callable[[], Any], Callable[[Any], float]]] = {
+    "torch generator": (
+        lambda: torch.Generator().manual_seed(0),
+        lambda draw: float(torch.rand((), generator=draw)),
+    ),
+    "numpy generator": (lambda: np.random.default_rng(0), lambda draw: float(draw.random())),
+    "numpy random state": (lambda: np.random.RandomState(0), lambda draw: float(draw.rand())),
+    "random.Random": (lambda: random.Random(0), lambda draw: draw.random()),
+    "nested counter": (lambda: {"calls": [0]}, _step_of_a_counter),
+    "plain object": (Tracker, lambda tracker: tracker.step()),
+    "plain object in a list": (lambda: [{"tracker": Tracker()}], lambda kept: kept[0]["tracker"].step()),
+    "slots": (Slotted, lambda slotted: slotted.step()),
+    "closure": (counting, lambda step: step()),
+}
+
+
+class Keeping(TinyModule):
+    """What it keeps decides over each pass, and over each training step once more."""
+
+    def __init__(self, kept: Any, ask: Callable[[Any], float]) -> None:
+        super().__init__()
+        self.kept, self.ask = kept, ask
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images * (1 + self.ask(self.kept)))
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) * (1 + self.ask(self.kept))
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_a_module_keeps_for_itself_is_as_it_was(name: str) -> None:
+    make, ask = KEPT[name]
+
+    def once(*monitors: pl.Callback) -> tuple[dict[str, Any], list[float]]:
+        seed_everything(0)
+        kept = make()
+        outcome = fit(Keeping(kept, ask), monitors)
+        return outcome, [ask(kept) for _ in range(3)]
+
+    without, left = once()
+    monitor = WatchedMonitor(every_n_steps=2)
+    with_monitor, left_with_monitor = once(monitor)
+    assert len(monitor.explained) == 5
+    assert differences(without, with_monitor) == set()
+    assert left == left_with_monitor
+
+
+@pytest.mark.parametrize("company", COMPANIES)
+def test_whoever_looks_it_is_as_it_was(company: str, tmp_path: Path) -> None:
+    def build() -> TinyModule:
+        kept = {name: make() for name, (make, _) in KEPT.items()}
+        return Keeping(kept, lambda kept: sum(KEPT[name][1](part) for name, part in kept.items()) / len(kept))
+
+    variant = Variant(build)
+    without = life(variant, list, "32-true", tmp_path / "without")
+    assert differences(without, life(variant, COMPANIES[company], "32-true", tmp_path / "with")) == set()
+
+
+def test_what_a_hook_holds_on_to_is_as_it_was() -> None:
+    def once(*monitors: pl.Callback) -> dict[str, Any]:
+        seed_everything(0)
+        module, step = TinyModule(), counting()
+        module.stem.register_forward_hook(lambda module, inputs, output: output * (1 + step()))
+        return fit(module, monitors)
+
+    assert differences(once(), once(WatchedMonitor(every_n_steps=2))) == set()
+
+
+class Augmented(harness.Pictures):
+    """Changed at random by somebody else's object each time that it is read."""
+
+    def __init__(self, length: int, seed: int, augment: Any) -> None:
+        super().__init__(length, seed)
+        self.helpers = {"augment": [augment]}
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        item = super().__getitem__(index)
+        return {**item, "image": item["image"] * (1 + self.helpers["augment"][0]())}
+
+
+class Augment:
+    """Keeps what it asks, as augmentation libraries keep their generators."""
+
+    def __init__(self, name: str) -> None:
+        make, self.ask = KEPT[name]
+        self.parts = [SimpleNamespace(kept=make())]
+
+    def __call__(self) -> float:
+        return self.ask(self.parts[0].kept)
+
+
+@pytest.mark.parametrize("place", ["data set", "collate function"])
+@pytest.mark.parametrize("name", KEPT)
+def test_what_a_data_set_keeps_for_itself_is_as_it_was(name: str, place: str) -> None:
+    def once(*monitors: pl.Callback) -> dict[str, Any]:
+        seed_everything(0)
+        augment = Augment(name)  # one for training and validation: what the probe draws, training misses
+
+        def collate(items: list[dict[str, Any]]) -> Any:
+            batch = default_collate(items)
+            return {**batch, "image": batch["image"] * (1 + augment())}
+
+        loaders = []
+        for length in (harness.TRAINING_IMAGES, harness.VALIDATION_IMAGES):
+            pictures = Augmented(length, 1, augment if place == "data set" else float)
+            options = {} if place == "data set" else {"collate_fn": collate}
+            loaders.append(DataLoader(pictures, batch_size=harness.BATCH, **options))
+        return fit(TinyModule(), monitors, loaders=loaders)
+
+    monitor = WatchedMonitor()
+    assert differences(once(), once(monitor)) == set()
+    assert monitor.explained
+
+
+# Activation checkpointing in ways that have no flag ----------------------------------------------------------------
+
+
+def checkpointed_by_hand(use_reentrant: bool) -> TinyModule:
+    class ByHand(TinyModule):
+        def forward(self, images: Tensor) -> Tensor:
+            self.forwards += 1
+            self.brightness.update(images.detach().float().mean())
+            tokens = self.backbone._pos_embed(self.backbone.patch_embed(self.stem(images)))
+            for block in self.backbone.blocks:
+                tokens = checkpoint(block, tokens, use_reentrant=use_reentrant)
+            return self.backbone.forward_head(self.backbone.norm(tokens))  # type: ignore[no-any-return]
+
+    return ByHand(tiny_vit(**DROPOUT))
+
+
+def checkpointed_by_wrapper(implementation: CheckpointImpl) -> TinyModule:
+    module = dropping()
+    blocks = set(module.backbone.blocks)
+    apply_activation_checkpointing(
+        module,
+        checkpoint_wrapper_fn=lambda block: checkpoint_wrapper(block, checkpoint_impl=implementation),
+        check_fn=lambda part: part in blocks,
+    )
+    return module
+
+
+CHECKPOINTED: dict[str, Callable[[], TinyModule]] = {
+    "by hand": lambda: checkpointed_by_hand(use_reentrant=False),
+    "by hand, reentrant": lambda: checkpointed_by_hand(use_reentrant=True),
+    "by wrapper": lambda: checkpointed_by_wrapper(CheckpointImpl.NO_REENTRANT),
+    "by wrapper, reentrant": lambda: checkpointed_by_wrapper(CheckpointImpl.REENTRANT),
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTED)
+def test_runs_checkpointed_in_other_ways_are_bit_identical(name: str, tmp_path: Path) -> None:
+    variant = Variant(CHECKPOINTED[name])
+    without = life(variant, list, "bf16-mixed", tmp_path / "without")
+    for company, make in COMPANIES.items():
+        assert differences(without, life(variant, make, "bf16-mixed", tmp_path / company)) == set(), company
 
 
 # What is explained is what is trained -----------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Metrics over two real processes on gloo: run as ``python -m tests.metrics.two_processes DIRECTORY RANK``.
 
-Every metric of `CASES` is computed with every division of its rows in `SHARES`. Both ranks leave what they computed in
-``<rank>.pt``; a rank that is waited for in vain raises after `TIMEOUT` seconds.
+Every metric of `CASES` is computed with every division of its entries in `SHARES`. Both ranks leave what they computed
+in ``<rank>.pt``; a rank that is waited for in vain raises after `TIMEOUT` seconds.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from lightning_attngrad.metrics import functional
 
 TIMEOUT = 60
 ROOT = Path(__file__).parents[2]
-ROWS = 23
+ENTRIES = 23
 PATCHES, STEPS = 9, 4  # of faithfulness curves: shares that are rounded to whole patches
 RADII = [1 / 255, 4 / 255, 16 / 255]
 
-Rows = dict[str, Tensor]
+Entries = dict[str, Tensor]
 Division = list[list[int]]
 
 
@@ -38,40 +38,40 @@ class Case:
 
     Attributes:
         make: a new metric.
-        rows: the arguments of its ``update``, `ROWS` rows each.
+        entries: the arguments of its ``update``, `ENTRIES` entries each.
         expected: from those arguments to the result of ``compute``, by the function.
     """
 
     make: Callable[[], Metric]
-    rows: Rows
+    entries: Entries
     expected: Callable[..., Any]
 
 
-def _rows() -> Rows:
+def _entries() -> Entries:
     generator = torch.Generator().manual_seed(0)
-    distance, reference = torch.rand(2, ROWS, generator=generator) * 0.1
+    distance, reference = torch.rand(2, ENTRIES, generator=generator) * 0.1
     distance[::5], reference[::7], distance[3], reference[1] = torch.inf, torch.inf, 0, 0
-    original = torch.rand(ROWS, 3, 8, 8, generator=generator)
-    rewritten = (original + 0.2 * torch.rand(ROWS, 3, 8, 8, generator=generator)).clamp(0, 1)
-    before, after = torch.rand(2, ROWS, 4, 5, generator=generator)
+    original = torch.rand(ENTRIES, 3, 8, 8, generator=generator)
+    rewritten = (original + 0.2 * torch.rand(ENTRIES, 3, 8, 8, generator=generator)).clamp(0, 1)
+    before, after = torch.rand(2, ENTRIES, 4, 5, generator=generator)
     after[2] = 0  # a map that has no order
-    heatmap, now, jittered = torch.randn(3, ROWS, 4, 5, generator=generator)
+    heatmap, now, jittered = torch.randn(3, ENTRIES, 4, 5, generator=generator)
     heatmap[7], now[8], jittered[9] = 0, torch.nan, 1
-    mask, other_mask = torch.rand(2, ROWS, 9, 9, generator=generator) < 0.6
+    mask, other_mask = torch.rand(2, ENTRIES, 9, 9, generator=generator) < 0.6
     mask[3], mask[4] = False, True  # no object, and nothing but object
-    entropy, distance_of_heads, prefix_mass = torch.rand(3, ROWS, 3, 2, generator=generator)
-    high_norm_share = torch.rand(ROWS, 3, generator=generator)
+    entropy, distance_of_heads, prefix_mass = torch.rand(3, ENTRIES, 3, 2, generator=generator)
+    high_norm_share = torch.rand(ENTRIES, 3, generator=generator)
     high_norm_share[:, 0] = torch.nan  # a layer without a normalisation before it
-    morf, lerf = torch.rand(2, ROWS, STEPS + 1, generator=generator)
+    morf, lerf = torch.rand(2, ENTRIES, STEPS + 1, generator=generator)
     morf[4], lerf[11, 3] = torch.nan, torch.nan  # a map that is not finite, and an output that is not
     return {
         "distance": distance,
         "reference": reference,
         "success": distance.isfinite(),
-        "correct": torch.rand(ROWS, generator=generator) < 0.7,
-        "survived": torch.rand(ROWS, generator=generator) < 0.5,
-        "source": torch.randint(3, (ROWS,), generator=generator),
-        "target": torch.randint(3, (ROWS,), generator=generator),
+        "correct": torch.rand(ENTRIES, generator=generator) < 0.7,
+        "survived": torch.rand(ENTRIES, generator=generator) < 0.5,
+        "source": torch.randint(3, (ENTRIES,), generator=generator),
+        "target": torch.randint(3, (ENTRIES,), generator=generator),
         "original": original,
         "rewritten": rewritten,
         "before": before,
@@ -116,10 +116,10 @@ def _areas(curve: Tensor) -> Tensor:
 
 
 def _cases() -> dict[str, Case]:
-    rows = _rows()
+    entries = _entries()
 
     def case(make: Callable[[], Metric], names: str, expected: Callable[..., Any]) -> Case:
-        return Case(make, {name: rows[name] for name in names.split()}, expected)
+        return Case(make, {name: entries[name] for name in names.split()}, expected)
 
     return {
         "success": case(
@@ -169,17 +169,17 @@ def _cases() -> dict[str, Case]:
 
 def _map_cases() -> dict[str, Case]:
     """Metrics of maps and heads; some of their arguments have the names that others have above."""
-    rows = _rows()
+    entries = _entries()
 
     def mean_of(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return lambda *args, **kwargs: function(*args, **kwargs).nanmean()
 
-    maps, masks = {"heatmap": rows["heatmap"]}, {"mask": rows["mask"]}
+    maps, masks = {"heatmap": entries["heatmap"]}, {"mask": entries["mask"]}
     heads = {
-        "entropy": rows["entropy"],
-        "distance": rows["distance_of_heads"],
-        "prefix_mass": rows["prefix_mass"],
-        "high_norm_share": rows["high_norm_share"],
+        "entropy": entries["entropy"],
+        "distance": entries["distance_of_heads"],
+        "prefix_mass": entries["prefix_mass"],
+        "high_norm_share": entries["high_norm_share"],
     }
     return {
         "map statistics": Case(metrics.MapStatistics, maps, _map_statistics),
@@ -195,22 +195,22 @@ def _map_cases() -> dict[str, Case]:
         ),
         "two objects": Case(
             metrics.TwoObjectShare,
-            maps | {"mask_right": rows["mask"], "mask_wrong": rows["other_mask"]},
+            maps | {"mask_right": entries["mask"], "mask_wrong": entries["other_mask"]},
             mean_of(functional.two_object_share),
         ),
         "sensitivity": Case(
             metrics.ClassSensitivity,
-            {"predicted_maps": rows["heatmap"], "runner_up_maps": rows["now"]},
+            {"predicted_maps": entries["heatmap"], "runner_up_maps": entries["now"]},
             mean_of(functional.class_sensitivity),
         ),
         "sanity": Case(
             metrics.SanityCheck,
-            {"maps": rows["heatmap"], "maps_of_redrawn": rows["jittered"]},
+            {"maps": entries["heatmap"], "maps_of_redrawn": entries["jittered"]},
             mean_of(functional.sanity_correlation),
         ),
         "drift": Case(
             metrics.MapDrift,
-            {"reference": rows["heatmap"], "now": rows["now"], "jittered": rows["jittered"]},
+            {"reference": entries["heatmap"], "now": entries["now"], "jittered": entries["jittered"]},
             _drift,
         ),
     }
@@ -218,12 +218,12 @@ def _map_cases() -> dict[str, Case]:
 
 MAP_CASES = _map_cases()
 CASES = _cases() | MAP_CASES
-_ALL = list(range(ROWS))
+_ALL = list(range(ENTRIES))
 #: What each of two processes updates with, batch by batch.
 SHARES: dict[str, tuple[Division, Division]] = {
     "uneven": ([_ALL[:5], _ALL[5:15]], [_ALL[15:]]),
     "taking turns": ([_ALL[::2]], [_ALL[1::2]]),
-    "a single row": ([_ALL[:22]], [_ALL[22:]]),
+    "a single entry": ([_ALL[:22]], [_ALL[22:]]),
     "an empty batch": ([[]], [_ALL[:9], [], _ALL[9:]]),
     "the first without a batch": ([], [_ALL]),
     "the second without a batch": ([_ALL[:20], _ALL[20:]], []),
@@ -231,8 +231,8 @@ SHARES: dict[str, tuple[Division, Division]] = {
 }
 
 
-def batch(rows: Rows, chosen: list[int]) -> Rows:
-    return {name: values[chosen] for name, values in rows.items()}
+def batch(entries: Entries, chosen: list[int]) -> Entries:
+    return {name: values[chosen] for name, values in entries.items()}
 
 
 def compute_all(rank: int) -> dict[tuple[str, str], list[Any]]:
@@ -244,7 +244,7 @@ def compute_all(rank: int) -> dict[tuple[str, str], list[Any]]:
             found = []
             for _ in range(2):
                 for chosen in shares[rank]:
-                    metric.update(**batch(case.rows, chosen))
+                    metric.update(**batch(case.entries, chosen))
                 found.append(metric.compute())
                 metric.reset()
             results[division, name] = found

@@ -129,6 +129,32 @@ def test_at_most_eight_candidates_an_image_are_read() -> None:
     assert reads
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_the_records_of_a_large_data_set_are_gone_through_a_few_times_and_not_for_each_image(known: bool) -> None:
+    class Records(list[Any]):
+        through = 0
+
+        def __iter__(self) -> Any:
+            Records.through += 1
+            return super().__iter__()
+
+    class Folder(Images):
+        def __init__(self) -> None:
+            super().__init__(200)
+            records = Records((f"{index}.jpg", index % 3) for index in range(200))
+            setattr(self, "samples" if known else "records", records)
+
+    probe = set_of(16)
+
+    def body(trainer: pl.Trainer, pl_module: Any) -> None:
+        Records.through = 0
+        probe.read(trainer, pl_module)
+
+    run("fit", Step(), InHook("on_train_start", body), loader=DataLoader(Folder(), batch_size=4), max_epochs=1)
+    assert len(probe) == 16
+    assert Records.through <= 4  # put back after the choice, and after the reading
+
+
 def test_the_same_seed_gives_the_same_images_and_another_seed_others() -> None:
     sets = [read(DataLoader(Labelled(), batch_size=b), set_of(6, seed)) for b, seed in ((4, 1), (7, 1), (4, 2))]
     assert sets[0].indices == sets[1].indices != sets[2].indices

@@ -4,7 +4,6 @@ from collections import UserDict, namedtuple
 from dataclasses import dataclass
 from typing import Any
 
-import lightning.pytorch as pl
 import pytest
 import torch
 from torch import Tensor, nn
@@ -159,6 +158,21 @@ def test_a_batch_adapter_must_return_a_pair_with_images() -> None:
         split_batch(IMAGES, batch_adapter=lambda batch: (TARGETS, None))
 
 
+@pytest.mark.parametrize(
+    ("batch", "path"),
+    [
+        ([[IMAGES, IMAGES], TARGETS], r"such as \[0, 0\]"),
+        ({"views": {"one": IMAGES}, "y": TARGETS}, r"such as \['views', 'one'\]"),
+        ((TARGETS, [{"deep": [TARGETS, IMAGES]}]), r"such as \[1, 0, 'deep', 1\]"),
+        ({"photo": IMAGES}, r"such as \['photo'\]"),
+        ({"y": TARGETS}, r"such as \[0, 0\]"),
+    ],
+)
+def test_images_that_are_further_inside_are_pointed_to(batch: Any, path: str) -> None:
+    with pytest.raises(ProbeInputError, match=path):
+        split_batch(batch)
+
+
 def test_a_batch_without_images_is_described() -> None:
     batch = {"input_ids": torch.zeros(2, 5, dtype=torch.long), "views": [torch.rand(2, 3), "text"]}
     with pytest.raises(ProbeInputError) as caught:
@@ -216,13 +230,29 @@ def test_a_wrong_path_lists_what_there_is(path: str, message: str) -> None:
         resolve_model(module, path)
 
 
-def test_a_lightning_module_without_a_forward_needs_a_path() -> None:
-    class NoForward(pl.LightningModule):
+@pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
+def test_a_lightning_module_without_a_forward_needs_a_path(package: str) -> None:
+    base: Any = pytest.importorskip(package).LightningModule
+
+    class NoForward(base):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.net = nn.Linear(1, 1)
 
+    class Forward(NoForward):
+        def forward(self, images: Tensor) -> Tensor:
+            return self.net(images)  # type: ignore[no-any-return]
+
+    class LightningModule(base):  # type: ignore[misc]
+        """A base class of a user's own, of the same name."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            return images
+
     module = NoForward()
-    with pytest.raises(ModelPathError, match=r"NoForward defines no forward\(\).*one of \['net'\]"):
+    with pytest.raises(ModelPathError, match=r"NoForward defines no forward\(\).*one of \['net'\].*as forward"):
         resolve_model(module, None)
     assert resolve_model(module, "net") is module.net
+    assert resolve_model(module, None, needs_forward=False) is module
+    for other in (Forward(), type("Further", (LightningModule,), {})()):
+        assert resolve_model(other, None) is other

@@ -134,7 +134,7 @@ def test_they_are_frozen_and_what_was_given_can_be_changed_afterwards() -> None:
         ({"images": 3}, "images: got int 3"),
         (
             {"images": torch.rand(1, 3, 4, 4), "mask": "mask"},
-            "mask: got 'mask', but images= is a tensor, without a bat",
+            "mask: got 'mask', but images= is a tensor, without",
         ),
         ({"images": torch.rand(1, 3, 4, 4), "image_key": 0}, "image_key: got 0, but images= is a tensor"),
         ({"transform": run_part}, "transform: it is for the files or pictures of images=, which is None"),

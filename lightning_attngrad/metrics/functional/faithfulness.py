@@ -1,4 +1,4 @@
-"""Faithfulness: whether the patches that a map calls relevant are those that the prediction rests on.
+"""Faithfulness: whether the patches that a map calls relevant are those that the prediction depends on.
 
 Patches are replaced in the order in which the map ranks them, and the probability of the target class is watched: most
 relevant first (MoRF, "deletion") it should fall at once, least relevant first (LeRF) it should hold out.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_attngrad.explain import find_logits
+from lightning_attngrad.metrics.functional.precision import full_precision
 from lightning_attngrad.state import held_still
 
 Replacement = Literal["mean", "blur"]
@@ -29,7 +30,7 @@ class Faithfulness:
         morf: (B, S + 1) probability with so many replaced, most relevant first.
         lerf: (B, S + 1) least relevant first.
 
-    Both curves begin at the image as it is and end at the one that is replaced everywhere. Rows are NaN where the map
+    Both curves begin at the image as it is and end at the one that is replaced everywhere. Images are NaN where the map
     is not finite; where the model's output is not, those points are.
     """
 
@@ -150,8 +151,8 @@ def _curves(
     instead = replaced_everywhere(images, replacement, heatmap.shape[-2:])
     found = torch.empty(count * len(begin), dtype=torch.float32, device=images.device)
     for start in range(0, len(found), batch):
-        rows = torch.arange(start, min(start + batch, len(found)), device=images.device)
-        image, variant = rows // len(begin), rows % len(begin)
+        number = torch.arange(start, min(start + batch, len(found)), device=images.device)
+        image, variant = number // len(begin), number % len(begin)
         places = place[image]
         gone = (places >= begin[variant, None, None, None]) & (places < end[variant, None, None, None])
         shown = torch.where(gone, instead[image], images[image])  # (R, C, H, W)
@@ -163,18 +164,19 @@ def _curves(
         .split([1, 1, len(inner), len(inner)], dim=1)
     )
     return Faithfulness(
-        shares=replaced_shares(patches, steps).to(images.device),
+        shares=replaced_shares(patches, steps, images.device),
         morf=torch.cat([whole, first, none], dim=1),
         lerf=torch.cat([whole, last, none], dim=1),
     )
 
 
-def replaced_shares(patches: int, steps: int) -> Tensor:
+def replaced_shares(patches: int, steps: int, device: torch.device | None = None) -> Tensor:
     """Shares of the patches that are replaced at each point of a curve: even, but for rounding to whole patches.
 
     Args:
         patches: of the map.
         steps: S.
+        device: of the result.
 
     Returns:
         (S + 1,) float32, from 0 to 1.
@@ -183,7 +185,7 @@ def replaced_shares(patches: int, steps: int) -> Tensor:
         >>> replaced_shares(patches=9, steps=2) * 9
         tensor([0., 5., 9.])
     """
-    return torch.tensor(_replaced_patches(patches, steps), dtype=torch.float32) / patches
+    return torch.tensor(_replaced_patches(patches, steps), dtype=torch.float32, device=device) / patches
 
 
 def _replaced_patches(patches: int, steps: int) -> list[int]:
@@ -224,7 +226,8 @@ def replaced_everywhere(images: Tensor, replacement: Replacement, grid: tuple[in
     down, across = (
         _gaussian(size, size / cells, wide) for size, cells in zip(images.shape[-2:], grid, strict=True)
     )  # (H, H) and (W, W)
-    blurred: Tensor = down @ wide @ across.mT
+    with full_precision(images.device):
+        blurred: Tensor = down @ wide @ across.mT
     return blurred.to(images.dtype)
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_attngrad.metrics.functional.precision import full_precision
+
 #: The part of a patch that the mask must cover for the patch to be on the object.
 COVERED = 0.5
 _ROUNDING = 1e-5  # of a coverage in float32, where patches cut through pixels
@@ -39,7 +41,8 @@ def mask_on_grid(mask: Tensor, grid: tuple[int, int]) -> Tensor:
             f"mask: got values of {mask.dtype} outside [0, 1]; expected bool, or the part of each pixel that is covered"
         )
     rows, columns = (_overlap(pixels, patches, coverage) for pixels, patches in zip(mask.shape[1:], grid, strict=True))
-    return (rows @ coverage @ columns.mT).clamp(0, 1)
+    with full_precision(mask.device):
+        return (rows @ coverage @ columns.mT).clamp(0, 1)
 
 
 def energy_in_mask(heatmap: Tensor, mask: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """Numbers about class rewriting: how little it takes to turn an image into another class for the model.
 
-A row is one pair of an image and a target class. Its distance is the length of the change that was found, in pixel
-units for the norms ``linf`` and ``l2``, and ∞ where none was found. A distance is an upper bound on the smallest one
-there is, so every number here describes the model *and* the search; compare only rows of one search. Rows that share
-an image are not independent.
+A pair is an image and the class that it is to be rewritten to. Its distance is the length of the change that was
+found, in pixel units for the norms ``linf`` and ``l2``, and ∞ where none was found. A distance is an upper bound on the
+smallest one there is, so every number here describes the model *and* the search; compare only pairs of one search.
+Pairs that share an image are not independent.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_attngrad.metrics.functional.rows import (
-    area_of_rows,
+from lightning_attngrad.metrics.functional.pairs import (
+    area_of_pairs,
     check_bootstrap,
     check_count,
     check_range,
@@ -26,9 +26,9 @@ from lightning_attngrad.metrics.functional.rows import (
     checked_pixels,
     checked_radii,
     checked_shares,
+    pairs_within,
     quantiles,
-    robust_rows,
-    rows_within,
+    robust_pairs,
 )
 from lightning_attngrad.metrics.functional.structural import structural_similarity
 
@@ -53,10 +53,10 @@ class LogRatio:
     """Median log-ratio of paired distances and its bootstrap interval: above 0, more is needed than in the reference.
 
     Attributes:
-        median: () of log(distance / reference); ±∞ where most rows failed on one side only.
+        median: () of log(distance / reference); ±∞ where most pairs failed on one side only.
         low: () lower end of the interval.
         high: () upper end.
-        pairs: () int64, rows that said something. With none the other three are NaN.
+        pairs: () int64, how many pairs said something. With none the other three are NaN.
     """
 
     median: Tensor
@@ -66,7 +66,7 @@ class LogRatio:
 
 
 def success_at(distance: Tensor, radii: Sequence[float] | Tensor) -> Tensor:
-    """Share of rows that are rewritten within each radius. It never falls as the radius grows.
+    """Share of pairs that are rewritten within each radius. It never falls as the radius grows.
 
     Args:
         distance: (M,), ∞ for a failure.
@@ -74,7 +74,7 @@ def success_at(distance: Tensor, radii: Sequence[float] | Tensor) -> Tensor:
             the radius 8/255.
 
     Returns:
-        (R,), between 0 and 1; NaN where there is no row.
+        (R,), between 0 and 1; NaN where there is no pair.
 
     Raises:
         ValueError: for distances or radii that are not numbers from 0 on.
@@ -84,13 +84,13 @@ def success_at(distance: Tensor, radii: Sequence[float] | Tensor) -> Tensor:
         tensor([0.0000, 0.3333, 0.6667])
     """
     distance = checked_distance(distance)
-    return _share(rows_within(distance, checked_radii(radii, distance)))
+    return _share(pairs_within(distance, checked_radii(radii, distance)))
 
 
 def distance_quantiles(distance: Tensor, q: Sequence[float] = (0.25, 0.5, 0.75)) -> Tensor:
-    """Quantiles of the distance over all rows, failures counted as ∞.
+    """Quantiles of the distance over all pairs, failures counted as ∞.
 
-    Linear between two finite neighbours at the place ``q·(M − 1)`` of the sorted rows (numpy's default). Where the
+    Linear between two finite neighbours at the place ``q·(M − 1)`` of the sorted pairs (numpy's default). Where the
     upper neighbour has any weight and is a failure, the quantile is ∞: half-way to a failure there is no number.
 
     Args:
@@ -98,7 +98,7 @@ def distance_quantiles(distance: Tensor, q: Sequence[float] = (0.25, 0.5, 0.75))
         q: Q shares between 0 and 1.
 
     Returns:
-        (Q,), finite or ∞; NaN only where there is no row.
+        (Q,), finite or ∞; NaN only where there is no pair.
 
     Raises:
         ValueError: for distances that are not numbers from 0 on, or shares outside [0, 1].
@@ -114,7 +114,7 @@ def area_under_success(distance: Tensor, low: float, high: float) -> Tensor:
     """Mean success rate over all radii from low to high, each factor of the radius counting alike.
 
     The integral of the success rate over log ε from low to high, over log(high / low): exact, not a sum over a grid
-    of radii. **Larger is easier to rewrite**: 1 where every row lies within ``low``, 0 where none lies within
+    of radii. **Larger is easier to rewrite**: 1 where every pair lies within ``low``, 0 where none lies within
     ``high``. A distance of 0 is a success at every radius.
 
     Args:
@@ -123,7 +123,7 @@ def area_under_success(distance: Tensor, low: float, high: float) -> Tensor:
         high: the largest, above low.
 
     Returns:
-        (), between 0 and 1; NaN where there is no row.
+        (), between 0 and 1; NaN where there is no pair.
 
     Raises:
         ValueError: for distances that are not numbers from 0 on, or not 0 < low < high < ∞.
@@ -133,14 +133,14 @@ def area_under_success(distance: Tensor, low: float, high: float) -> Tensor:
         tensor(0.5000)
     """
     check_range(low, high)
-    return area_of_rows(checked_distance(distance), low, high).mean()
+    return area_of_pairs(checked_distance(distance), low, high).mean()
 
 
 def robust_accuracy(distance: Tensor, correct: Tensor, radii: Sequence[float] | Tensor) -> Tensor:
-    """Share of rows that are classified correctly and are not rewritten within each radius.
+    """Share of pairs that are classified correctly and are not rewritten within each radius.
 
-    An upper bound on the robust accuracy against the row's target class: a longer search may find more. With one row
-    an image it is that of images.
+    An upper bound on the robust accuracy against the target class: a longer search may find more. With one pair an
+    image it is that of images.
 
     Args:
         distance: (M,), ∞ for a failure.
@@ -148,7 +148,7 @@ def robust_accuracy(distance: Tensor, correct: Tensor, radii: Sequence[float] | 
         radii: (R,), as for :func:`success_at`.
 
     Returns:
-        (R,), at most the share of correct rows; NaN where there is no row.
+        (R,), at most the share of correct pairs; NaN where there is no pair.
 
     Raises:
         ValueError: for distances or radii that are not numbers from 0 on, or ``correct`` of another shape or type.
@@ -160,7 +160,7 @@ def robust_accuracy(distance: Tensor, correct: Tensor, radii: Sequence[float] | 
     """
     distance = checked_distance(distance)
     return _share(
-        robust_rows(distance, checked_flags("correct", correct, len(distance)), checked_radii(radii, distance))
+        robust_pairs(distance, checked_flags("correct", correct, len(distance)), checked_radii(radii, distance))
     )
 
 
@@ -169,12 +169,12 @@ def median_matrix(distance: Tensor, source: Tensor, target: Tensor, num_classes:
 
     Args:
         distance: (M,), ∞ for a failure.
-        source: (M,) ints, the class that a row starts from.
+        source: (M,) ints, the class that a pair starts from.
         target: (M,) ints, the class that it is rewritten to.
         num_classes: C.
 
     Returns:
-        (C, C), row source, column target; ∞ as in :func:`distance_quantiles`; NaN where there is no row.
+        (C, C), row source, column target; ∞ as in :func:`distance_quantiles`; NaN where there is no pair.
 
     Raises:
         ValueError: for distances that are not numbers from 0 on, or classes that are not ints in [0, C).
@@ -190,7 +190,7 @@ def median_matrix(distance: Tensor, source: Tensor, target: Tensor, num_classes:
     target = checked_classes("target", target, len(distance), num_classes)
     order = distance.argsort()
     cell = (source * num_classes + target)[order]
-    by_cell = cell.argsort(stable=True)  # rows of a cell lie together, and in each they stay sorted by distance
+    by_cell = cell.argsort(stable=True)  # pairs of a cell lie together, and in each they stay sorted by distance
     cells, counts = cell[by_cell].unique_consecutive(return_counts=True)
     ordered, first = distance[order][by_cell], counts.cumsum(0) - counts
     matrix: Tensor = distance.new_full((num_classes * num_classes,), torch.nan)
@@ -199,7 +199,7 @@ def median_matrix(distance: Tensor, source: Tensor, target: Tensor, num_classes:
 
 
 def share_surviving(survived: Tensor, success: Tensor) -> Tensor:
-    """Of the rows that were rewritten, the share that still are when the image is rounded to 8 bits, as files are.
+    """Of the pairs that were rewritten, the share that still are when the image is rounded to 8 bits, as files are.
 
     Args:
         survived: (M,) bool, whether the rounded image is classified as the target.
@@ -220,7 +220,7 @@ def share_surviving(survived: Tensor, success: Tensor) -> Tensor:
 
 
 def image_quality(original: Tensor, rewritten: Tensor) -> ImageQuality:
-    """PSNR and SSIM of each rewritten image against its original, by torchmetrics' own functions.
+    """PSNR and SSIM of each rewritten image against its original; SSIM by torchmetrics' own function.
 
     SSIM has its usual Gaussian window of 11 pixels (σ 1.5). Where an image has a side of less than 11, the window is
     the widest odd one that fits and σ shrinks with it: small images compare with small images only.
@@ -240,37 +240,34 @@ def image_quality(original: Tensor, rewritten: Tensor) -> ImageQuality:
         >>> image_quality(original, original + 0.1).psnr, image_quality(original, original).ssim
         (tensor([20.0000]), tensor([1.]))
     """
-    # torchmetrics loads matplotlib where it is installed; the other functions here need torch alone.
-    from torchmetrics.functional.image import peak_signal_noise_ratio  # noqa: PLC0415
-
     original, rewritten = checked_pixels(original, rewritten)
     if len(original) == 0:
         return ImageQuality(original.new_zeros(0), original.new_zeros(0))
-    psnr = peak_signal_noise_ratio(rewritten, original, data_range=1.0, reduction="none", dim=(1, 2, 3))
+    psnr = -10 * (original - rewritten).square().mean(dim=(1, 2, 3)).log10()
     return ImageQuality(psnr, structural_similarity(rewritten, original))
 
 
 def paired_log_ratio(
     distance: Tensor, reference: Tensor, *, confidence: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> LogRatio:
-    """How much more, or less, it takes than in the reference: the median of log(distance / reference) over rows.
+    """How much more, or less, it takes than in the reference: the median of log(distance / reference) over pairs.
 
-    Rows are paired: the same image and target in both. Where both failed, or both needed nothing, a row tells nothing
-    and is left out. Where one failed, or one needed nothing, the log-ratio is ±∞ and stays: a median can bear it. The
-    median between −∞ and ∞ is 0: exchanging the two sides changes the sign of the median and nothing else.
+    Each pair has two distances, of the same image and target. Where both failed, or both needed nothing, a pair tells
+    nothing and is left out. Where one failed, or one needed nothing, the log-ratio is ±∞ and stays: a median can bear
+    it. The median between −∞ and ∞ is 0: exchanging the two sides changes the sign of the median and nothing else.
 
-    The interval is the percentile bootstrap over rows (Efron, 1979); its ends are medians that were drawn, never
-    numbers between two of them. Neither the order of the rows nor the state of torch's random numbers matters to it.
+    The interval is the percentile bootstrap over pairs (Efron, 1979); its ends are medians that were drawn, never
+    numbers between two of them. Neither the order of the pairs nor the state of torch's random numbers matters to it.
 
     Args:
         distance: (M,), ∞ for a failure.
-        reference: (M,) distances of the same rows before, or of another model.
+        reference: (M,) distances of the same pairs before, or of another model.
         confidence: of the interval, between 0 and 1.
-        resamples: how many samples of the rows are drawn.
+        resamples: how many samples of the pairs are drawn.
         seed: of the draws.
 
     Returns:
-        Never NaN, unless no row says anything.
+        Never NaN, unless no pair says anything.
 
     Raises:
         ValueError: for distances that are not numbers from 0 on, other shapes, or options out of range.
@@ -282,7 +279,7 @@ def paired_log_ratio(
     """
     distance, reference = checked_pair(distance, reference)
     check_bootstrap(confidence, resamples)
-    ratios = distance.log() - reference.log()  # ∞ − ∞ is NaN: the rows that tell nothing
+    ratios = distance.log() - reference.log()  # ∞ − ∞ is NaN: the pairs that tell nothing
     ratios = ratios[~ratios.isnan()].sort().values
     pairs = len(ratios)
     count = torch.tensor(pairs, device=ratios.device)
@@ -295,9 +292,9 @@ def paired_log_ratio(
     return LogRatio(_medians(ratios, middle), medians[outside], medians[resamples - 1 - outside], count)
 
 
-def _share(rows: Tensor) -> Tensor:
-    """Share of rows that are True, over the first dimension; NaN without a row."""
-    return rows.float().mean(dim=0)
+def _share(flags: Tensor) -> Tensor:
+    """Share of pairs that are True, over the first dimension; NaN without a pair."""
+    return flags.float().mean(dim=0)
 
 
 def _medians(ordered: Tensor, middle: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_attngrad.metrics.functional.maps import times_uniform_share
+from lightning_attngrad.metrics.functional.precision import device_of_float64
 from lightning_attngrad.metrics.functional.structural import structural_similarity
 
 
@@ -85,17 +86,18 @@ def map_ssim(a: Tensor, b: Tensor) -> Tensor:
         tensor([1.])
     """
     patches = as_patches(a, b)
-    leading, dtype = patches[0].shape[:-1], patches[0].dtype
+    leading, device, dtype = patches[0].shape[:-1], patches[0].device, patches[0].dtype
     if patches[0].numel() == 0:
         return patches[0].new_zeros(leading)
     # In float64, (M, 1, h, w): the variance of a nearly flat map is a small difference of large numbers.
-    first, second = (times_uniform_share(maps.double().view(-1, 1, *a.shape[-2:])) for maps in patches)
+    wide = device_of_float64(device)
+    first, second = (times_uniform_share(maps.to(wide, torch.float64).view(-1, 1, *a.shape[-2:])) for maps in patches)
     both = torch.cat([first, second], dim=1)
     span = both.amax(dim=(1, 2, 3), keepdim=True) - both.amin(dim=(1, 2, 3), keepdim=True)
     span = torch.where(span > 0, span, 1)  # two flat maps
     similarity = structural_similarity(first / span, second / span).clamp(-1, 1)
     identical = (first == second).flatten(1).all(dim=1)  # in nearly flat maps the variances are all rounding
-    result: Tensor = torch.where(identical, 1, similarity).view(leading).to(dtype)
+    result: Tensor = torch.where(identical, 1, similarity).view(leading).to(dtype).to(device)
     return result
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from lightning_attngrad.metrics.functional.precision import full_precision
+
 _LARGEST_WINDOW, _SIGMA = 11, 1.5  # in pixels (Wang et al., 2004)
 
 
@@ -31,8 +33,9 @@ def structural_similarity(a: Tensor, b: Tensor) -> Tensor:
 
     # The window has 2·int(3.5 σ + ½) + 1 pixels: 11, 9, 7, 5, 3 or 1 for these σ.
     window = min(_LARGEST_WINDOW, (min(a.shape[-2:]) - 1) // 2 * 2 + 1)
-    similarity = structural_similarity_index_measure(
-        a, b, sigma=_SIGMA * window / _LARGEST_WINDOW, reduction="none", data_range=1.0
-    )
+    with full_precision(a.device):
+        similarity = structural_similarity_index_measure(
+            a, b, sigma=_SIGMA * window / _LARGEST_WINDOW, reduction="none", data_range=1.0
+        )
     assert isinstance(similarity, Tensor)  # a pair only where the map of every pixel was asked for
     return similarity

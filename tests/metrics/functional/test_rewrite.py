@@ -69,8 +69,8 @@ def test_the_area_is_a_share_and_shrinks_with_distance(
 
 
 def test_the_area_counts_each_factor_of_the_radius_alike() -> None:
-    rows = torch.tensor([0.0, 0.001, 0.01, 0.1, 0.5, 1.0, INF])
-    alone = [float(area_under_success(row[None], 0.001, 1.0)) for row in rows]
+    pairs = torch.tensor([0.0, 0.001, 0.01, 0.1, 0.5, 1.0, INF])
+    alone = [float(area_under_success(pair[None], 0.001, 1.0)) for pair in pairs]
     assert alone == pytest.approx([1, 1, 2 / 3, 1 / 3, math.log10(2) / 3, 0, 0], abs=1e-6)
     assert area_under_success(torch.tensor([0.001]), 0.001, 1.0) <= 1
 
@@ -82,16 +82,16 @@ def test_quantiles_equal_their_definition_and_are_never_nan(distance: list[float
     assert quantile == pytest.approx(reference.quantile(distance, q), rel=1e-9, abs=1e-12)
 
 
-@pytest.mark.parametrize("rows", range(2, 200))
-def test_rounding_of_a_place_does_not_reach_for_a_failure(rows: int) -> None:
-    place = math.ceil(0.55 * (rows - 1) - 1e-6)  # the last row of any weight
-    distance = [0.1] * (place + 1) + [INF] * (rows - place - 1)
+@pytest.mark.parametrize("pairs", range(2, 200))
+def test_rounding_of_a_place_does_not_reach_for_a_failure(pairs: int) -> None:
+    place = math.ceil(0.55 * (pairs - 1) - 1e-6)  # the last pair of any weight
+    distance = [0.1] * (place + 1) + [INF] * (pairs - place - 1)
     assert distance_quantiles(_tensor(distance), [0.55]).tolist() == pytest.approx([0.1])
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0, 10, width=32), min_size=1, max_size=40))
-def test_quantiles_of_finite_rows_are_numpys(distance: list[float]) -> None:
+def test_quantiles_of_finite_pairs_are_numpys(distance: list[float]) -> None:
     ours = distance_quantiles(_tensor(distance)).tolist()
     assert ours == pytest.approx(np.quantile(distance, [0.25, 0.5, 0.75]).tolist(), rel=1e-9)
 
@@ -117,16 +117,16 @@ def test_robust_accuracy_equals_its_definition(distance: list[float], seed: int)
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.25, 0.7, INF]), st.integers(0, 2), st.integers(0, 2))))
-def test_median_matrix_equals_its_definition(rows: list[tuple[float, int, int]]) -> None:
-    distance, source, target = ([row[k] for row in rows] for k in range(3))
+def test_median_matrix_equals_its_definition(pairs: list[tuple[float, int, int]]) -> None:
+    distance, source, target = ([pair[k] for pair in pairs] for k in range(3))
     ours = median_matrix(_tensor(distance), torch.tensor(source).int(), torch.tensor(target).long(), 3)
     np.testing.assert_allclose(ours.numpy(), reference.median_matrix(distance, source, target, 3))
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.booleans(), st.booleans())))
-def test_share_surviving_equals_its_definition(rows: list[tuple[bool, bool]]) -> None:
-    survived, success = ([row[k] for row in rows] for k in range(2))
+def test_share_surviving_equals_its_definition(pairs: list[tuple[bool, bool]]) -> None:
+    survived, success = ([pair[k] for pair in pairs] for k in range(2))
     ours = share_surviving(torch.tensor(survived, dtype=torch.bool), torch.tensor(success, dtype=torch.bool))
     assert float(ours) == pytest.approx(reference.share_surviving(survived, success), nan_ok=True)
 
@@ -174,8 +174,8 @@ def test_an_image_that_did_not_change_has_infinite_psnr_and_ssim_1(size: tuple[i
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.tuples(*[st.sampled_from([0.0, 0.1, 0.2, 0.25, 3.0, INF])] * 2), max_size=12))
-def test_log_ratio_equals_its_definition_and_is_antisymmetric(rows: list[tuple[float, float]]) -> None:
-    distance, before = ([row[k] for row in rows] for k in range(2))
+def test_log_ratio_equals_its_definition_and_is_antisymmetric(pairs: list[tuple[float, float]]) -> None:
+    distance, before = ([pair[k] for pair in pairs] for k in range(2))
     ratios = reference.log_ratios(distance, before)
     ours = paired_log_ratio(_tensor(distance), _tensor(before), resamples=50)
     exchanged = paired_log_ratio(_tensor(before), _tensor(distance), resamples=50)
@@ -189,29 +189,29 @@ def test_log_ratio_equals_its_definition_and_is_antisymmetric(rows: list[tuple[f
 
 
 @pytest.mark.parametrize("confidence", [0.5, 0.8, 0.95])
-@pytest.mark.parametrize("rows", [9, 31])
-def test_the_interval_has_the_exact_probability_of_the_bootstrap(rows: int, confidence: float) -> None:
+@pytest.mark.parametrize("pairs", [9, 31])
+def test_the_interval_has_the_exact_probability_of_the_bootstrap(pairs: int, confidence: float) -> None:
     """The bootstrap distribution of a median is known; 20,000 draws estimate each end's probability to about 0.004."""
-    generator = torch.Generator().manual_seed(rows)
-    distance = torch.rand(rows, generator=generator, dtype=torch.float64) + 0.1
+    generator = torch.Generator().manual_seed(pairs)
+    distance = torch.rand(pairs, generator=generator, dtype=torch.float64) + 0.1
     distance[0] = INF
-    before = torch.rand(rows, generator=generator, dtype=torch.float64) + 0.1
+    before = torch.rand(pairs, generator=generator, dtype=torch.float64) + 0.1
     ratios = sorted(reference.log_ratios(distance.tolist(), before.tolist()))
     ours = paired_log_ratio(distance, before, confidence=confidence, resamples=20_000)
     for end, wanted in ((ours.low, (1 - confidence) / 2), (ours.high, (1 + confidence) / 2)):
-        place = min(range(rows), key=lambda k: abs(ratios[k] - float(end)))
+        place = min(range(pairs), key=lambda k: abs(ratios[k] - float(end)))
         assert float(end) == pytest.approx(ratios[place])
         assert reference.bootstrap_median_at_most(ratios, ratios[place]) > wanted - 0.015
         if place:
             assert reference.bootstrap_median_at_most(ratios, ratios[place - 1]) < wanted + 0.015
 
 
-def test_the_interval_is_wider_with_more_confidence_and_narrower_with_more_rows() -> None:
+def test_the_interval_is_wider_with_more_confidence_and_narrower_with_more_pairs() -> None:
     generator = torch.Generator().manual_seed(0)
     distance, before = torch.rand(2, 801, generator=generator)
 
-    def width(rows: int, confidence: float) -> float:
-        ratio = paired_log_ratio(distance[:rows], before[:rows], confidence=confidence)
+    def width(pairs: int, confidence: float) -> float:
+        ratio = paired_log_ratio(distance[:pairs], before[:pairs], confidence=confidence)
         return float(ratio.high - ratio.low)
 
     assert width(801, 0.5) < width(801, 0.95) < width(25, 0.95)
@@ -264,7 +264,7 @@ def test_float32_distances_are_good_to_float32() -> None:
         torch.testing.assert_close(function(distance).double(), function(wide).double(), rtol=1e-5, atol=1e-6)
 
 
-def test_without_rows_every_number_is_nan() -> None:
+def test_without_pairs_every_number_is_nan() -> None:
     nothing, no_class, flags = torch.zeros(0), torch.zeros(0, dtype=torch.long), torch.zeros(0, dtype=torch.bool)
     results = [
         success_at(nothing, RADII),
@@ -283,13 +283,13 @@ def test_without_rows_every_number_is_nan() -> None:
 D, NAN, WRONG = torch.tensor([0.1, 0.2]), torch.tensor([0.1, math.nan]), torch.tensor([-0.1, 0.2])
 YES, CLASSES = torch.tensor([True, False]), torch.tensor([0, 1])
 REFUSED: list[tuple[Callable[[], object], str]] = [
-    *[(lambda d=d: success_at(d, [0.1]), "distance: got 1 of 2 rows that are NaN or negative") for d in (NAN, WRONG)],
-    (lambda: distance_quantiles(NAN), "distance: got 1 of 2 rows"),
-    (lambda: area_under_success(NAN, 0.1, 1.0), "distance: got 1 of 2 rows"),
-    (lambda: robust_accuracy(NAN, YES, [0.1]), "distance: got 1 of 2 rows"),
-    (lambda: median_matrix(NAN, CLASSES, CLASSES, 2), "distance: got 1 of 2 rows"),
-    (lambda: paired_log_ratio(NAN, D), "distance: got 1 of 2 rows"),
-    (lambda: paired_log_ratio(D, NAN), "reference: got 1 of 2 rows"),
+    *[(lambda d=d: success_at(d, [0.1]), "distance: got 1 of 2 pairs that are NaN or negative") for d in (NAN, WRONG)],
+    (lambda: distance_quantiles(NAN), "distance: got 1 of 2 pairs"),
+    (lambda: area_under_success(NAN, 0.1, 1.0), "distance: got 1 of 2 pairs"),
+    (lambda: robust_accuracy(NAN, YES, [0.1]), "distance: got 1 of 2 pairs"),
+    (lambda: median_matrix(NAN, CLASSES, CLASSES, 2), "distance: got 1 of 2 pairs"),
+    (lambda: paired_log_ratio(NAN, D), "distance: got 1 of 2 pairs"),
+    (lambda: paired_log_ratio(D, NAN), "reference: got 1 of 2 pairs"),
     (lambda: success_at(D[None], [0.1]), r"distance: got shape \(1, 2\)"),
     (lambda: success_at(CLASSES, [0.1]), "of torch.int64; expected .* floats"),
     *[(lambda r=r: success_at(D, r), "radii: got") for r in ([], [-0.1], [math.nan], [INF], [[0.1]])],
@@ -307,7 +307,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
     (lambda: median_matrix(D, CLASSES, CLASSES, 0), "num_classes: got 0; expected a positive int"),
     (lambda: share_surviving(YES, CLASSES), "success: got"),
     (lambda: share_surviving(YES[:1], YES), "survived: got"),
-    (lambda: paired_log_ratio(D, D[:1]), "got 2 and 1 rows; expected pairs"),
+    (lambda: paired_log_ratio(D, D[:1]), "got 2 and 1 pairs; expected"),
     *[(lambda c=c: paired_log_ratio(D, D, confidence=c), "confidence: got") for c in (0, 1, 95, math.nan)],
     *[(lambda n=n: paired_log_ratio(D, D, resamples=n), "resamples: got") for n in (0, 1.5, True)],
     (lambda: image_quality(torch.zeros(2, 3, 8, 8), torch.zeros(2, 3, 8, 9)), "expected two batches"),
@@ -320,7 +320,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
 
 
 @pytest.mark.parametrize(("call", "message"), REFUSED, ids=itertools.count())
-def test_what_is_no_row_is_refused(call: Callable[[], object], message: str) -> None:
+def test_what_is_no_pair_is_refused(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
 

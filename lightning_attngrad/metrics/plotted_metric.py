@@ -1,4 +1,4 @@
-"""What the metrics of rows have in common: states, shares, and plots."""
+"""What the metrics have in common: states, means, shares, and plots."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from torchmetrics import Metric
 from torchmetrics.utilities.data import dim_zero_cat
 from torchmetrics.utilities.plot import plot_curve
 
-from lightning_attngrad.metrics.functional import rows
+from lightning_attngrad.metrics.functional import pairs
 
 
-class RowMetric(Metric):
-    """What all metrics of rows share."""
+class PlottedMetric(Metric):
+    """What all metrics here share."""
 
     is_differentiable: bool = False
     full_state_update: bool = False
@@ -46,11 +46,11 @@ class RowMetric(Metric):
         return figure, ax
 
     def _kept(self, state: list[Tensor] | Tensor) -> Tensor:
-        """All rows of a state, (M,): a list before processes are gathered, a tensor afterwards."""
+        """All values of a state, (M,): a list before processes are gathered, a tensor afterwards."""
         return dim_zero_cat(state) if len(state) else torch.zeros(0, dtype=self.dtype, device=self.device)
 
 
-class MeanOverImages(RowMetric):
+class MeanOverImages(PlottedMetric):
     """The mean of one number an image; images whose number is NaN are left out, and without one left it is NaN.
 
     States bear the name of the class: a MetricCollection would let two classes share states that agree by chance.
@@ -73,7 +73,7 @@ class MeanOverImages(RowMetric):
         setattr(self, self._images, getattr(self, self._images) + len(defined))
 
 
-class Share(RowMetric):
+class Share(PlottedMetric):
     """A metric between 0 and 1."""
 
     plot_lower_bound: float = 0.0
@@ -81,16 +81,16 @@ class Share(RowMetric):
 
 
 class ShareAtRadii(Share):
-    """A share of rows at each of some radii."""
+    """A share of image–target pairs at each of some radii."""
 
     radii: Tensor
-    rows: Tensor
+    pairs: Tensor
 
     def __init__(self, radii: Sequence[float] | Tensor, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        checked = rows.checked_radii(radii, torch.zeros((), dtype=self.dtype))
+        checked = pairs.checked_radii(radii, torch.zeros((), dtype=self.dtype))
         self.add_state("radii", checked, dist_reduce_fx="max")
-        self.add_state("rows", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("pairs", torch.tensor(0), dist_reduce_fx="sum")
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         if isinstance(val, Sequence) or len(self.radii) == 1:
@@ -98,7 +98,9 @@ class ShareAtRadii(Share):
         shares = self.compute() if val is None else val
         order = self.radii.argsort()
         curve = (self.radii[order], shares[order], order)  # thresholds are asked for and not drawn
-        figure, ax = plot_curve(curve, ax=ax, label_names=("radius", "share of rows"), name=type(self).__name__)
+        figure, ax = plot_curve(
+            curve, ax=ax, label_names=("radius", "share of image–target pairs"), name=type(self).__name__
+        )
         ax.get_lines()[-1].set_marker("o")
         ax.set_ylim(-0.03, 1.03)
         radii = self.radii.tolist()

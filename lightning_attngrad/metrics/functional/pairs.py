@@ -1,4 +1,4 @@
-"""Rows of class rewriting: what is summed over them, their quantiles, and what every function asks of its input."""
+"""Image–target pairs of class rewriting: what is summed over them, their quantiles, and what is asked of an input."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _ROUNDING = 1e-9  # of a place q·(M − 1) in float64: 0.55·100 is 55.00000000
 _PIXEL_TOLERANCE = 1e-3  # what denormalising may add to [0, 1]
 
 
-def rows_within(distance: Tensor, radii: Tensor) -> Tensor:
-    """Whether each row lies within each radius: (M, R) bool."""
+def pairs_within(distance: Tensor, radii: Tensor) -> Tensor:
+    """Whether each pair lies within each radius: (M, R) bool."""
     return distance[:, None] <= radii
 
 
-def robust_rows(distance: Tensor, correct: Tensor, radii: Tensor) -> Tensor:
-    """Whether each row is correct and stays so within each radius: (M, R) bool."""
-    return correct[:, None] & ~rows_within(distance, radii)
+def robust_pairs(distance: Tensor, correct: Tensor, radii: Tensor) -> Tensor:
+    """Whether each pair is correct and stays so within each radius: (M, R) bool."""
+    return correct[:, None] & ~pairs_within(distance, radii)
 
 
-def area_of_rows(distance: Tensor, low: float, high: float) -> Tensor:
-    """Share of the log radii from low to high at which a row is rewritten, (M,): those from its distance on."""
+def area_of_pairs(distance: Tensor, low: float, high: float) -> Tensor:
+    """Share of the log radii from low to high at which a pair is rewritten, (M,): those from its distance on."""
     return ((high / distance.clamp(low, high)).log() / math.log(high / low)).clamp(0, 1)
 
 
@@ -34,10 +34,10 @@ def quantiles(values: Tensor, q: Sequence[float]) -> Tensor:
     ordered = values.sort().values
     places = [share * (len(values) - 1) for share in q]
     below = [math.floor(place) for place in places]
+    above = [min(floor + 1, len(values) - 1) for floor in below]
     weight = values.new_tensor([place - floor for place, floor in zip(places, below, strict=True)])
     weight = torch.where(weight > _ROUNDING, weight, 0)
-    lower = ordered[below]
-    upper = ordered[[min(floor + 1, len(values) - 1) for floor in below]]
+    lower, upper = ordered[torch.tensor([below, above], device=values.device)]  # (Q,) each
     between = torch.where(upper.isinf(), upper, lower + weight * (upper - lower))
     return torch.where(weight > 0, between, lower)
 
@@ -46,12 +46,13 @@ def checked_distance(distance: Tensor, name: str = "distance") -> Tensor:
     """Distances in at least float32, refused where one is NaN or negative."""
     if distance.ndim != 1 or not distance.is_floating_point():
         raise ValueError(
-            f"{name}: got shape {tuple(distance.shape)} of {distance.dtype}; expected (M,) floats, one distance a row"
+            f"{name}: got shape {tuple(distance.shape)} of {distance.dtype}; expected (M,) floats, one distance for "
+            "each pair"
         )
     wrong = int((~(distance >= 0)).sum())
     if wrong:
         raise ValueError(
-            f"{name}: got {wrong} of {len(distance)} rows that are NaN or negative; expected numbers from 0 on, "
+            f"{name}: got {wrong} of {len(distance)} pairs that are NaN or negative; expected numbers from 0 on, "
             "inf where rewriting failed"
         )
     return distance.to(torch.promote_types(distance.dtype, torch.float32))
@@ -93,22 +94,22 @@ def check_bootstrap(confidence: float, resamples: int) -> None:
     check_count("resamples", resamples)
 
 
-def checked_flags(name: str, flags: Tensor, rows: int | None = None) -> Tensor:
-    """Flags (M,), refused where they are not bool or not one a row."""
-    if flags.dtype != torch.bool or flags.ndim != 1 or (rows is not None and len(flags) != rows):
-        expected = "M" if rows is None else rows
+def checked_flags(name: str, flags: Tensor, pairs: int | None = None) -> Tensor:
+    """Flags (M,), refused where they are not bool or not one for each pair."""
+    if flags.dtype != torch.bool or flags.ndim != 1 or (pairs is not None and len(flags) != pairs):
+        expected = "M" if pairs is None else pairs
         raise ValueError(
-            f"{name}: got shape {tuple(flags.shape)} of {flags.dtype}; expected ({expected},) bool, one a row"
+            f"{name}: got shape {tuple(flags.shape)} of {flags.dtype}; expected ({expected},) bool, one for each pair"
         )
     return flags
 
 
-def checked_classes(name: str, classes: Tensor, rows: int, num_classes: int) -> Tensor:
-    """Classes (M,) int64, refused where they are not ints of the C classes, one a row."""
+def checked_classes(name: str, classes: Tensor, pairs: int, num_classes: int) -> Tensor:
+    """Classes (M,) int64, refused where they are not ints of the C classes, one for each pair."""
     whole = not classes.is_floating_point() and not classes.is_complex() and classes.dtype != torch.bool
-    if classes.shape != (rows,) or not whole:
+    if classes.shape != (pairs,) or not whole:
         raise ValueError(
-            f"{name}: got shape {tuple(classes.shape)} of {classes.dtype}; expected ({rows},) ints, one a row"
+            f"{name}: got shape {tuple(classes.shape)} of {classes.dtype}; expected ({pairs},) ints, one for each pair"
         )
     if not bool(((classes >= 0) & (classes < num_classes)).all()):
         raise ValueError(
@@ -123,8 +124,8 @@ def checked_pair(distance: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
     distance, reference = checked_distance(distance), checked_distance(reference, "reference")
     if len(distance) != len(reference):
         raise ValueError(
-            f"distance, reference: got {len(distance)} and {len(reference)} rows; "
-            "expected pairs: the same images and targets in both"
+            f"distance, reference: got {len(distance)} and {len(reference)} pairs; "
+            "expected as many: the same images and targets in both"
         )
     return distance, reference
 
