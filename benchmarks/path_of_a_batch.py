@@ -2,8 +2,8 @@
 
     python -m benchmarks.path_of_a_batch
 
-One validation of `AttentionMapMonitor`, whose every call is watched: a file is on the path if one of its functions takes,
-or gives back, the batch, its images, what the model makes of them, their maps, or the figure and its picture.
+One validation of `AttentionMapMonitor`, whose every call is watched: a file is on the path if one of its functions
+takes, or gives back, the batch, its images, what the model makes of them, their maps, or the figure and its picture.
 """
 
 from __future__ import annotations
