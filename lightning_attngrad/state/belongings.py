@@ -152,7 +152,8 @@ class Belongings:
             if cls in PLAIN:
                 continue
             if cls in BUILT_IN_CONTAINERS and not value:
-                self._empty.append(value)
+                if id(value) not in self._seen:
+                    self._empty.append(value)
             elif name in _OF_A_MODULE and isinstance(value, dict):
                 self._keep_part(value)
             elif "_hooks" in name and isinstance(value, dict):
