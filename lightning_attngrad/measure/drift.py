@@ -227,11 +227,11 @@ class DriftAlarm:
 
 
 def what_moved(evaluation: Evaluation, drift: Drift, layer_names: Sequence[str], scalars: Mapping[str, float]) -> str:
-    """The layer, the class and the images whose maps are furthest from the reference, as a sentence."""
+    """The part of the map, the class and the images whose maps are furthest from the reference, as a sentence."""
     parts = []
     if len(drift.layers) and not drift.layers.isnan().all():
         layer = int(drift.layers.nan_to_num(-1).argmax())
-        parts.append(f"the layer {layer_names[layer]} ({float(drift.layers[layer]):.2f})")
+        parts.append(f"the part {layer_names[layer]} ({float(drift.layers[layer]):.2f})")
     classes = {
         name: value for name, value in scalars.items() if name.startswith("per_class/") and not math.isnan(value)
     }

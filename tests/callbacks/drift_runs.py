@@ -1,4 +1,4 @@
-"""The drift monitor as the tests run it: few images, nothing drawn, every look kept."""
+"""The drift monitor as the tests run it: few images, nothing drawn, every evaluation kept."""
 
 from __future__ import annotations
 

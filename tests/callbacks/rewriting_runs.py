@@ -15,7 +15,7 @@ from lightning_attngrad.probe import Evaluation, Findings
 from tests.callbacks.small_runs import Classifier, Run, Squares, fit, loader, make_trainer
 from tests.probe_options import with_probe
 
-#: The squares are pixels; with it no look depends on what their brightest one is.
+#: The squares are pixels; with them no evaluation depends on what their brightest one is.
 PIXELS: dict[str, Any] = {"mean": 0.0, "std": 1.0}
 CHEAP: dict[str, Any] = {"num_images": 3, "steps": 2, "on_error": "raise", **PIXELS}
 
@@ -27,6 +27,7 @@ class WatchedRewriting(attngrad.RewriteRobustnessMonitor):
         super().__init__(**with_probe({**CHEAP, "long_every": None, **options}))
         self.draws = draws
         self.evaluations: list[tuple[Evaluation, Findings]] = []
+        self.hashes: list[str | None] = []
 
     @property
     def labels(self) -> list[str]:
@@ -38,6 +39,7 @@ class WatchedRewriting(attngrad.RewriteRobustnessMonitor):
     def evaluate(self, evaluation: Evaluation) -> Findings:
         findings = super().evaluate(evaluation)
         self.evaluations.append((evaluation, findings))
+        self.hashes.append(self.rewrite_hash)
         return findings if self.draws else Findings(findings.scalars, dict)
 
 

@@ -117,7 +117,7 @@ class Classifier(pl.LightningModule):
 class WatchedMonitor(attngrad.AttentionMapMonitor):
     """The monitor as it is, which keeps what it was given and what it found, with the weights of that moment.
 
-    It draws nothing unless asked to: drawing costs more than all the rest.
+    It draws nothing unless asked to: drawing costs more than everything else.
     """
 
     def __init__(self, *, draws: bool = False, keep_weights: bool = False, **options: Any) -> None:
@@ -254,7 +254,7 @@ def image_steps(accumulator: EventAccumulator, tag: str) -> list[int]:
 
 
 def captured_figures(monkeypatch: Any) -> list[tuple[int, dict[str, Figure]]]:
-    """Let figures be built but neither rasterised nor written: (step, figures) of each look."""
+    """Let figures be built but neither rasterised nor written: (step, figures) of each evaluation."""
     drawn: list[tuple[int, dict[str, Figure]]] = []
     monkeypatch.setattr(
         "lightning_attngrad.callbacks.monitor.log_figures",

@@ -40,6 +40,7 @@ from tests.callbacks.small_runs import (
     tiny_vit,
     words,
 )
+from tests.probe_options import with_probe
 
 SCALARS = {
     *MEASURES,
@@ -66,6 +67,12 @@ class Still(Classifier):
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
+def reference_of(monitor: WatchedDrift) -> dict[str, Any]:
+    """What a checkpoint would hold of the reference of its single map."""
+    (reference,) = monitor.saved_state()["history"]["references"].values()
+    return dict(reference)
+
+
 def in_order() -> Any:
     """Not shuffled: a resumed run sees what one that was never interrupted sees."""
     return loader(Squares())
@@ -80,7 +87,7 @@ def test_everything_of_the_docstring_is_in_the_users_tensorboard(tmp_path: Path)
     written = events(tmp_path)
     tags = written.Tags()
     scalars = {tag.removeprefix("attngrad/drift/") for tag in tags["scalars"] if "attngrad" in tag}
-    assert scalars == SCALARS | {"alarm"}
+    assert scalars == SCALARS | {"alarm", "attngrad/probe/seconds"}
     assert names_of(tags["images"]) == {"layers", "moved", "curves"}
     assert image_steps(written, "attngrad/drift/layers") == image_steps(written, "attngrad/drift/curves") == [0, 2, 5]
     assert image_steps(written, "attngrad/drift/moved") == [2, 5]  # at the start nothing has
@@ -91,7 +98,7 @@ def test_everything_of_the_docstring_is_in_the_users_tensorboard(tmp_path: Path)
 
 
 @pytest.mark.parametrize("reference", ["start", "previous"])
-def test_at_the_start_drift_is_exactly_zero_and_the_floor_is_not(reference: str) -> None:
+def test_at_the_start_drift_is_exactly_zero_and_the_noise_floor_is_not(reference: str) -> None:
     mine = WatchedDrift(reference=reference, num_images=9)
     fit(mine, module=Gently, max_epochs=1)
     start, later = (findings.scalars for _, findings in mine.evaluations)
@@ -191,7 +198,9 @@ def test_a_redrawn_last_block_of_a_tiny_model_is_above_noise(seed: int, tmp_path
     ],
     ids=["one output", "a function"],
 )
-def test_where_nothing_is_predicted_nothing_flips(module: Any, options: dict[str, Any], monkeypatch: Any) -> None:
+def test_where_nothing_is_predicted_no_prediction_changes(
+    module: Any, options: dict[str, Any], monkeypatch: Any
+) -> None:
     drawn = captured_figures(monkeypatch)
     mine = WatchedDrift(draws=True, **options)
     fit(mine, module=module, max_epochs=1)
@@ -219,18 +228,18 @@ def test_names_of_classes_become_names_of_scalars() -> None:
 
 def test_of_many_classes_the_first_twenty_have_a_scalar() -> None:
     targets = torch.tensor([*range(30), -1])
-    probe = Probe(
-        nn.Identity(), nn.Identity(), torch.rand(31, 1, 2, 2), targets, torch.rand(31, 1, 2, 2), None, "start"
-    )
+    images = torch.rand(31, 1, 2, 2)
+    evaluation = Evaluation(nn.Identity(), nn.Identity(), images, targets, images, None, "start")
     drift = Drift({"spearman": torch.arange(31.0)}, {}, torch.zeros(0), torch.zeros(0))
-    assert class_scalars(probe, drift) == {f"per_class/{index}": float(index) for index in range(20)}
+    assert class_scalars(evaluation, drift) == {f"per_class/{index}": float(index) for index in range(20)}
 
 
-def test_flips_and_moves_are_counted_against_each_images_own_floor() -> None:
+def test_changes_of_prediction_and_map_are_counted_against_each_images_own_noise_floor() -> None:
     def seen(classes: list[int]) -> Reference:
         return Reference("start", torch.zeros(6, 2, 2), None, torch.tensor(classes), torch.ones(6))
 
-    # flipped: at its floor (stayed), above it, undefined; not flipped: twice its floor (not above), above, at 0
+    # prediction changed: map at its noise floor (stable), above it, undefined; prediction stable: map at twice its
+    # floor (not above), above, above a floor of 0
     drift = torch.tensor([0.1, 0.11, math.nan, 0.2, 0.21, 0.01])
     floor = torch.tensor([0.1, 0.1, 0.1, 0.1, 0.1, 0.0])
     measured = Drift({"spearman": drift}, {"spearman": floor}, torch.zeros(0), torch.zeros(0))
@@ -246,7 +255,7 @@ def test_flips_and_moves_are_counted_against_each_images_own_floor() -> None:
 # The reference --------------------------------------------------------------------------------------------------
 
 
-def test_the_previous_look_is_another_reference_than_the_start() -> None:
+def test_the_previous_evaluation_is_another_reference_than_the_start() -> None:
     start, previous = WatchedDrift(), WatchedDrift(name="steps", reference="previous")
     fit(start, previous, module=Gently, max_epochs=3)
     assert previous.labels == ["start", "epoch 1", "epoch 2", "epoch 3"]
@@ -278,7 +287,7 @@ def test_a_checkpoint_is_explained_in_the_precision_of_the_run(
     assert mine.labels == ["start", "epoch 1", "epoch 2"]
     assert mine.series("spearman")[0] == mine.series("spearman")[1] > 0
     assert mine.series("spearman")[2] == 0
-    assert mine.state_dict()["reference"]["label"] == "the checkpoint"
+    assert reference_of(mine)["label"] == "the checkpoint"
     assert any(not torch.equal(before[name], value) for name, value in then.state_dict().items())
 
 
@@ -318,7 +327,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_training(
         torch.save(content, path)
     module = Classifier()
     with pytest.raises(ValueError, match="reference: ") as caught:
-        fit(attngrad.AttentionDriftMonitor(reference=str(path), **options), module=module)
+        fit(attngrad.AttentionDriftMonitor(reference=str(path), **with_probe(options)), module=module)
     assert said in str(caught.value)
     assert module.losses == []
 
@@ -328,7 +337,7 @@ def test_a_folder_is_refused_with_the_way_out(tmp_path: Path) -> None:
         fit(attngrad.AttentionDriftMonitor(reference=str(tmp_path)))
 
 
-def test_maps_of_a_head_of_zeros_are_no_reference() -> None:
+def test_maps_of_a_zero_initialised_classifier_are_no_reference() -> None:
     class Zero(Gently):
         def __init__(self) -> None:
             super().__init__()
@@ -336,27 +345,31 @@ def test_maps_of_a_head_of_zeros_are_no_reference() -> None:
 
     mine = WatchedDrift(every_n_epochs=3)
     fit(mine, module=Zero, max_epochs=4)
-    # it looks again until there is something to compare with, and from then on by its cadence
+    # it evaluates again until there is something to compare with, and from then on by its cadence
     assert mine.labels == ["start", "epoch 1", "epoch 3", "epoch 4"]
     assert math.isnan(mine.series("spearman")[0])
     assert mine.series("spearman")[1] == 0
     assert mine.series("spearman")[2] > 0
-    assert mine.state_dict()["reference"]["label"] == "epoch 1"
+    assert reference_of(mine)["label"] == "epoch 1"
 
 
 def test_a_validation_of_its_own_is_compared_and_changes_no_history() -> None:
     mine = WatchedDrift(alarm=1e-6)
     run = fit(mine, module=Gently, max_epochs=1)
-    kept = mine.state_dict()
+    kept = mine.saved_state()
     run.trainer.validate(run.module, loader(Squares(9, seed=1)), verbose=False)
     assert mine.labels == ["start", "epoch 1", "validate"]
     assert mine.series("spearman")[2] == mine.series("spearman")[1]
-    after = mine.state_dict()
-    for name in ("looks", "drift_hash", "alarm_looks"):
-        assert after[name] == kept[name]
+    after = mine.saved_state()
+    assert after["conditions"] == kept["conditions"]
+    assert after["story"] == kept["story"]
+    for name in ("past", "alarm"):
+        assert after["history"][name] == kept["history"][name]
+    assert len(after["history"]["past"]) == 2
+    assert torch.equal(*(state["history"]["references"][""]["heatmap"] for state in (kept, after)))
 
 
-def test_a_validation_without_a_past_has_a_floor_and_nothing_to_compare_with(monkeypatch: Any) -> None:
+def test_a_validation_without_a_past_has_a_noise_floor_and_nothing_to_compare_with(monkeypatch: Any) -> None:
     drawn = captured_figures(monkeypatch)
     mine = WatchedDrift(draws=True)
     (results,) = make_trainer(mine).validate(Classifier(), loader(Squares(9, seed=1)), verbose=False)
@@ -405,9 +418,9 @@ def test_the_alarm_warns_once_a_rise_and_is_a_scalar() -> None:
     assert mine.series("alarm") == [0, 0, 1, 1, 0, 0, 1, 1]
     first, second = run.complaints
     assert "At epoch 2" in first
-    assert "5.0 times what noise gives, and above alarm=3 for 2 looks in a row" in first
+    assert "5.0 times their noise floor, and above alarm=3 for 2 evaluations in a row" in first
     assert "At epoch 6" in second
-    assert any(f"the layer {layer}" in first for layer in LAYERS)
+    assert any(f"the part {layer}" in first for layer in LAYERS)
     assert any(f"the class {name}" in first for name in CLASSES)
     assert run.trainer.current_epoch == 7
 
@@ -427,7 +440,7 @@ def test_without_an_alarm_there_is_no_such_scalar() -> None:
         ({}, {"min_epochs": 4}, 4, 12),  # Lightning's own minimum is kept
         ({"every_n_steps": 2}, {}, 2, 4),  # step 4 is in the midst of the second epoch
     ],
-    ids=["epochs", "three looks", "min_epochs", "steps"],
+    ids=["epochs", "three evaluations", "min_epochs", "steps"],
 )
 def test_the_alarm_ends_a_run_where_it_was_asked_to(
     monitor: dict[str, Any], trainer: dict[str, Any], epochs: int, steps: int
@@ -450,7 +463,7 @@ def test_an_alarm_that_was_raised_goes_on_over_a_resume(tmp_path: Path) -> None:
     assert run.complaints == []  # said before
 
 
-# When it looks, and who waits for it ----------------------------------------------------------------------------
+# When it evaluates, and who waits for it ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -480,7 +493,7 @@ def test_checkpoints_and_early_stopping_find_a_number_in_every_epoch(tmp_path: P
 def test_a_model_without_attention_is_said_once_and_training_goes_on() -> None:
     run = fit(attngrad.AttentionDriftMonitor(num_images=2), module=lambda: Classifier(small_convnet()))
     (message,) = run.messages
-    assert "AttentionDriftMonitor rests" in message
+    assert "AttentionDriftMonitor is switched off" in message
     assert len(run.losses) == 6
 
 
@@ -493,8 +506,8 @@ def test_a_model_without_attention_is_said_once_and_training_goes_on() -> None:
         ("alarm", math.nan, "a positive number"),
         ("alarm", True, "a positive number"),
         ("alarm", "3", "a positive number"),
-        ("alarm_after", 0, "a positive number of looks"),
-        ("alarm_after", 1.5, "a positive number of looks"),
+        ("alarm_after", 0, "a positive number of evaluations"),
+        ("alarm_after", 1.5, "a positive number of evaluations"),
         ("alarm_stops", True, "an alarm to stop at"),
         ("method", "saliency", "guided_relevance"),
         ("objective", "loss", "logit"),
@@ -530,13 +543,13 @@ def test_a_resumed_run_compares_with_the_same_reference(reference: str, unlabell
     before, after, through = (WatchedDrift(**options) for _ in range(3))
     run = resumed(tmp_path, before, after)
     fit(through, module=Gently, train=in_order(), max_epochs=3)
-    assert [message for message in run.messages if "reference is taken anew" in message] == []
+    assert [message for message in run.messages if "a new history begins" in message] == []
     assert after.labels == ["epoch 2", "epoch 3"]
     for name in numbers(through.scalars):
         assert after.series(name) == through.series(name)[2:], name
-    assert str(after.state_dict()["looks"]) == str(through.state_dict()["looks"])  # NaN is not NaN
-    assert after.state_dict()["drift_hash"] == through.state_dict()["drift_hash"]
-    mine, theirs = (monitor.state_dict()["reference"] for monitor in (after, through))
+    assert str(after.history()["past"]) == str(through.history()["past"])  # NaN is not NaN
+    assert after.saved_state()["conditions"] == through.saved_state()["conditions"]
+    mine, theirs = (reference_of(monitor) for monitor in (after, through))
     assert mine["label"] == theirs["label"] == ("start" if reference == "start" else "epoch 3")
     for name in ("heatmap", "layers", "predicted", "probability"):
         assert torch.equal(mine[name], theirs[name])
@@ -561,11 +574,15 @@ def test_the_state_is_plain_enough_for_a_safe_load(tmp_path: Path) -> None:
     saving = ModelCheckpoint(tmp_path, filename="{step}")
     fit(mine, saving, module=Gently, max_epochs=1, enable_checkpointing=True)
     state = torch.load(tmp_path / "step=3.ckpt", weights_only=True)["callbacks"][mine.state_key]
-    assert state["reference"]["label"] == "start"
-    assert state["reference"]["heatmap"].shape == (3, 4, 4)
-    assert state["reference"]["layers"].shape == (3, 2, 4, 4)
-    assert [look["label"] for look in state["looks"]] == ["start", "epoch 1"]
-    assert len(state["drift_hash"]) == 64
+    (reference,) = state["history"]["references"].values()
+    assert reference["label"] == "start"
+    assert reference["heatmap"].shape == (3, 4, 4)
+    assert reference["layers"].shape == (3, 2, 4, 4)
+    assert [one["label"] for one in state["history"]["past"]] == ["start", "epoch 1"]
+    assert state["conditions"]["images"] == mine.probe_set.hash
+    assert len(state["conditions"]["images"]) == 64
+    assert state["conditions"]["method"] == "guided_relevance"
+    assert {"part of the model", "precision", "reference", "weights of the reference"} <= state["conditions"].keys()
 
 
 @pytest.mark.parametrize(
@@ -578,7 +595,7 @@ def test_another_question_says_so_once_and_starts_anew(changed: dict[str, Any], 
     assert len(run.messages) == 1
     assert after.labels == ["step 3", "epoch 2", "epoch 3"]  # the weights that it goes on with are the reference
     assert after.series("spearman")[0] == 0
-    assert [look["label"] for look in after.state_dict()["looks"]] == after.labels
+    assert [one.label for one in after.past] == after.labels
 
 
 @pytest.mark.parametrize(
@@ -587,9 +604,10 @@ def test_another_question_says_so_once_and_starts_anew(changed: dict[str, Any], 
 def test_other_conditions_are_not_compared(monitor: dict[str, Any], trainer: dict[str, Any], tmp_path: Path) -> None:
     before, after = WatchedDrift(), WatchedDrift(**monitor)
     run = resumed(tmp_path, before, after, **trainer)
-    assert sum("nothing is compared with them" in message for message in run.messages) == 1
+    assert sum("nothing is compared with the old one" in message for message in run.messages) == 1
+    assert after.labels == ["step 3", "epoch 2", "epoch 3"]
     assert after.series("spearman")[0] == 0
-    assert after.state_dict()["reference"]["label"] == "epoch 2"
+    assert reference_of(after)["label"] == "step 3"
 
 
 def test_other_images_are_not_compared(tmp_path: Path) -> None:
@@ -604,7 +622,7 @@ def test_another_checkpoint_is_another_reference(tmp_path: Path) -> None:
     one, other = (saved(Gently(), tmp_path / f"{name}.ckpt") for name in ("one", "other"))
     before, after = WatchedDrift(reference=one), WatchedDrift(reference=other)
     run = resumed(tmp_path, before, after)
-    assert sum("nothing is compared with them" in message for message in run.messages) == 1
+    assert sum("nothing is compared with the old one" in message for message in run.messages) == 1
     alone = WatchedDrift(reference=other)
     fit(alone, module=Gently, train=in_order(), max_epochs=3)
     assert after.series("spearman") == alone.series("spearman")[2:]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import lightning_attngrad as attngrad
 from lightning_attngrad.explain import METHODS
+from lightning_attngrad.probe import shared
 from tests.callbacks.small_runs import (
     CLASSES,
     COSTS,
@@ -52,11 +53,11 @@ def written(tmp_path_factory: Any) -> tuple[Run, WatchedMonitor, Path]:
 def test_every_figure_and_every_scalar_has_its_tag(written: tuple[Run, WatchedMonitor, Path]) -> None:
     tags = events(written[2]).Tags()
     ours = {tag for tag in tags["scalars"] if tag.startswith("attngrad/")}
-    assert ours == {f"attngrad/maps/{name}" for name in SCALARS}
+    assert ours == {*(f"attngrad/maps/{name}" for name in SCALARS), "attngrad/probe/seconds"}
     assert set(tags["images"]) == {f"attngrad/maps/{name}" for name in FIGURES}
 
 
-def test_figures_line_up_with_the_scalars_of_the_same_look(written: tuple[Run, WatchedMonitor, Path]) -> None:
+def test_figures_line_up_with_the_scalars_of_the_same_evaluation(written: tuple[Run, WatchedMonitor, Path]) -> None:
     accumulator = events(written[2])
     of_the_user = [step for step, _ in scalar_points(accumulator, "val_loss")]
     assert of_the_user == [2, 5]
@@ -93,14 +94,14 @@ def test_scalars_equal_what_explain_gives_on_the_same_weights(written: tuple[Run
     _, monitor, folder = written
     accumulator = events(folder)
     module = Classifier()
-    for look, (probe, _) in enumerate(monitor.evaluations):
-        module.load_state_dict(monitor.weights[look])
+    for place, (probe, _) in enumerate(monitor.evaluations):
+        module.load_state_dict(monitor.weights[place])
         expected = _statistics(attngrad.explain(module, probe.images, probe.targets).heatmap)
         expected |= _head_statistics(module, probe.images)
         assert expected.keys() == SCALARS - COSTS
         for name, value in expected.items():
-            logged = scalar_points(accumulator, f"attngrad/maps/{name}")[look][1]
-            assert logged == pytest.approx(value, abs=1e-5), (look, name)
+            logged = scalar_points(accumulator, f"attngrad/maps/{name}")[place][1]
+            assert logged == pytest.approx(value, abs=1e-5), (place, name)
 
 
 def _statistics(heatmap: Tensor) -> dict[str, float]:
@@ -147,7 +148,7 @@ def _head_statistics(module: Classifier, images: Tensor) -> dict[str, float]:
     return found
 
 
-def test_the_numbers_of_the_callback_metrics_are_those_of_the_last_look(
+def test_the_numbers_of_the_callback_metrics_are_those_of_the_last_evaluation(
     written: tuple[Run, WatchedMonitor, Path],
 ) -> None:
     run, monitor, _ = written
@@ -210,12 +211,12 @@ def test_classes_side_by_side_are_the_most_probable_and_those_asked_for(
     monkeypatch: Any, top_k: int, classes: tuple[int, ...], panels: int
 ) -> None:
     calls: list[dict[str, Any]] = []
-    from lightning_attngrad.callbacks import attention_map_monitor
+    from lightning_attngrad.measure import map_figures
 
     def record(pixels: Any, heatmaps: Any, names: Any, probabilities: Any, **options: Any) -> Any:
         calls.append({"maps": heatmaps, "names": names, "probabilities": probabilities})
 
-    monkeypatch.setattr(attention_map_monitor, "class_panels", record)
+    monkeypatch.setattr(map_figures, "class_panels", record)
     captured_figures(monkeypatch)
     monitor = WatchedMonitor(draws=True, on_error="raise", top_k=top_k, classes=classes, num_images=2)
     fit(monitor, max_epochs=1)
@@ -260,10 +261,13 @@ def test_without_true_classes_the_map_stays_that_of_the_class_first_predicted() 
 
 def test_more_images_than_go_through_at_once_give_the_same_numbers(monkeypatch: Any) -> None:
     monitors = []
+    sizes: list[int] = []
     for at_once in (9, 2):
-        monkeypatch.setattr(WatchedMonitor, "rows_at_once", at_once)
+        monkeypatch.setattr(shared, "IMAGES_AT_ONCE", at_once)
         monitors.append(WatchedMonitor(num_images=9, on_error="raise"))
         fit(monitors[-1], max_epochs=1)
+        sizes.append(monitors[-1].shared._sharing.at_once)
+    assert sizes == [9, 2]
     one, other = (monitor.evaluations[-1][1].scalars for monitor in monitors)
     assert len(one) > 6
     assert one == pytest.approx(other, abs=1e-5)
@@ -285,12 +289,12 @@ def test_every_method_can_be_watched(monkeypatch: Any, method: str) -> None:
 
 
 def test_objective_and_correction_reach_the_map() -> None:
-    monitor = WatchedMonitor(method="gradient_guided", objective="margin", correction="negative", on_error="raise")
+    asked: dict[str, Any] = {"method": "gradient_guided", "objective": "margin"}
+    monitor = WatchedMonitor(**asked, method_options={"correction": "negative"}, on_error="raise")
     fit(monitor, max_epochs=1)
     probe = monitor.evaluations[0][0]
-    options: dict[str, Any] = {"method": "gradient_guided", "objective": "margin", "correction": "negative"}
     torch.manual_seed(7)
-    heatmap = attngrad.explain(Classifier(), probe.images, probe.targets, **options).heatmap
+    heatmap = attngrad.explain(Classifier(), probe.images, probe.targets, **asked, correction="negative").heatmap
     assert monitor.evaluations[0][1].scalars["entropy"] == pytest.approx(_statistics(heatmap)["entropy"], abs=1e-5)
 
 
@@ -393,7 +397,7 @@ def test_images_without_an_object_count_in_no_number_of_masks() -> None:
     assert findings.scalars["mass_in_mask"] == pytest.approx(sum(expected) / 2, abs=1e-5)
 
 
-def test_where_no_image_has_an_object_nothing_of_masks_is_logged_and_looks_keep_their_cadence() -> None:
+def test_where_no_image_has_an_object_nothing_of_masks_is_logged_and_evaluations_keep_their_cadence() -> None:
     monitor = WatchedMonitor(
         mask=lambda batch: torch.zeros_like(batch[0][:, 0]), every_n_epochs=3, num_images=4, on_error="raise"
     )
@@ -420,4 +424,4 @@ def test_without_masks_there_are_border_and_corner(written: tuple[Run, WatchedMo
 @pytest.mark.parametrize("mask", ["", True, 1.5, "no.such:function"])
 def test_a_mask_that_can_never_work_is_refused_at_once(mask: Any) -> None:
     with pytest.raises(ValueError, match="mask: got"):
-        attngrad.AttentionMapMonitor(mask=mask)
+        attngrad.AttentionMapMonitor(probe=attngrad.ProbeImages(mask=mask))

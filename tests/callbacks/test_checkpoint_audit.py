@@ -51,6 +51,7 @@ from tests.callbacks.small_runs import (
     tensorboard,
     tiny_vit,
 )
+from tests.probe_options import with_probe
 
 
 def same(one: dict[str, float], other: dict[str, float]) -> bool:
@@ -81,7 +82,7 @@ def test_each_checkpoint_has_the_figures_of_its_own_weights(tmp_path: Path) -> N
         assert (record["why_empty"], inside["why_empty"]) == ("", "")
         assert record["hash"] == audit.hash
         seen.append(str(true))
-    assert len(set(seen)) == 3, "the weights of all checkpoints look alike: this test cannot fail"
+    assert len(set(seen)) == 3, "the weights of all checkpoints are alike: this test cannot fail"
     assert len(audit.evaluations) == 3
 
 
@@ -161,14 +162,14 @@ def test_the_one_that_is_always_replaced(tmp_path: Path) -> None:
 def test_the_last_one_is_described_anew_each_time(tmp_path: Path, save_last: Any) -> None:
     seen: list[tuple[int, int]] = []
 
-    class Look(pl.Callback):
+    class Reads(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
             if (tmp_path / "last.ckpt").exists():
                 in_file = torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"]
                 seen.append((in_file, records(tmp_path)["last"]["global_step"]))
 
     checkpoint = ModelCheckpoint(tmp_path, monitor="val_loss", save_top_k=1, save_last=save_last, filename="{step}")
-    fit_and_save(Look(), WatchedAudit(), checkpoint, max_epochs=4)
+    fit_and_save(Reads(), WatchedAudit(), checkpoint, max_epochs=4)
     best = Path(checkpoint.best_model_path).stem
     assert names(tmp_path) == pairs("last", best)
     assert (tmp_path / "last.ckpt").is_symlink() == (save_last == "link")
@@ -258,7 +259,7 @@ def test_buffers_that_change_between_two_steps_are_seen(tmp_path: Path) -> None:
         assert same(state_of(path)["record"]["figures"], figures_of(path, module=Normalised)), index
 
 
-def test_saved_after_the_run_with_weights_that_were_never_seen(tmp_path: Path) -> None:
+def test_saved_after_the_run_with_weights_that_were_never_evaluated(tmp_path: Path) -> None:
     run = fit(WatchedAudit(), module=bright, max_epochs=1)
     run.trainer.save_checkpoint(tmp_path / "end.ckpt")
     record = state_of(tmp_path / "end.ckpt")["record"]
@@ -341,7 +342,7 @@ def test_what_a_monitor_of_another_part_of_the_model_has_measured_is_not_taken(t
     assert same(numbers(records(tmp_path)["step=6"]["figures"]), true)
 
 
-def test_one_look_however_many_files_are_saved(tmp_path: Path) -> None:
+def test_one_evaluation_however_many_files_are_saved(tmp_path: Path) -> None:
     audit = WatchedAudit()
     others = [saving(tmp_path / name, monitor=name, filename="{epoch}") for name in ("val_loss", "train_loss")]
     fit_and_save(audit, *others, saving(tmp_path / "last", save_last=True), module=bright, max_epochs=2)
@@ -349,7 +350,7 @@ def test_one_look_however_many_files_are_saved(tmp_path: Path) -> None:
     assert {len(records(path)) for path in tmp_path.iterdir()} == {2, 3}
 
 
-def test_no_checkpoint_no_look() -> None:
+def test_no_checkpoint_no_evaluation() -> None:
     audit = WatchedAudit()
     run = fit(audit, module=bright)
     assert audit.evaluations == []
@@ -418,7 +419,9 @@ def test_weights_only_with_averaging_are_the_raw_ones_and_that_is_said(tmp_path:
     assert all(torch.equal(one[name], other[name]) for name in other), "Lightning has come to save averages: say so"
 
 
-def test_weights_that_are_swapped_in_at_the_very_end_are_not_taken_for_those_that_were_seen(tmp_path: Path) -> None:
+def test_weights_swapped_in_at_the_very_end_are_not_taken_for_those_that_were_evaluated(
+    tmp_path: Path,
+) -> None:
     averaging = StochasticWeightAveraging(1e-2, swa_epoch_start=1)
     run = fit_and_save(WatchedAudit(), averaging, saving(tmp_path), max_epochs=3)
     run.trainer.save_checkpoint(tmp_path / "end.ckpt")
@@ -443,7 +446,7 @@ class Boom(pl.Callback):
 
 
 @pytest.mark.parametrize(("error", "raised"), [(ZeroDivisionError, ZeroDivisionError), (KeyboardInterrupt, SystemExit)])
-def test_what_is_saved_on_the_way_out_says_that_it_was_not_seen(
+def test_what_is_saved_on_the_way_out_says_that_it_was_not_evaluated(
     tmp_path: Path, error: type[BaseException], raised: type[BaseException]
 ) -> None:
     audit = WatchedAudit()
@@ -474,28 +477,43 @@ def test_fast_dev_run_saves_nothing_and_says_nothing(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_without_images_there_is_a_record_that_says_why(tmp_path: Path) -> None:
-    audit = attngrad.CheckpointAudit(**{**CHEAP, "on_error": "log"})
-    options = {"num_sanity_val_steps": 0, "module": bright, "val": loader(Stream())}
-    run = fit_and_save(audit, saving(tmp_path, every_n_train_steps=2), **options)
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"image_key": "nowhere"},
+            "switched off: in its images: ProbeInputError: image_key: got 'nowhere'",
+        ),
+        ({"val": "stream"}, "no validation had given them"),
+    ],
+)
+def test_without_images_there_is_a_record_that_says_why(tmp_path: Path, options: dict[str, Any], words: str) -> None:
+    given = {name: value for name, value in options.items() if name != "val"}
+    audit = attngrad.CheckpointAudit(**with_probe({**CHEAP, "on_error": "log", **given}))
+    data = {"val": loader(Stream())} if "val" in options else {}
+    save = saving(tmp_path, every_n_train_steps=2)
+    run = fit_and_save(audit, save, num_sanity_val_steps=0, module=bright, **data)
     assert len(run.messages) == 1
     record = records(tmp_path)["step=2"]
     assert record["figures"] == {}
-    assert "no validation had given them" in record["why_empty"]
+    assert words in record["why_empty"]
     later = records(tmp_path)["step=4"]  # by now a stream has given its images
-    assert later["figures"]
+    assert bool(later["figures"]) == ("val" in options)
 
 
-def test_without_a_validation_loader_the_images_are_those_of_training(tmp_path: Path) -> None:
-    audit = attngrad.CheckpointAudit(**{**CHEAP, "on_error": "log"})
+def test_without_validation_the_images_are_those_of_training(tmp_path: Path) -> None:
+    audit = attngrad.CheckpointAudit(**with_probe({**CHEAP, "on_error": "log"}))
     run = fit_and_save(audit, saving(tmp_path, every_n_train_steps=2), module=bright, val=None)
     (message,) = run.messages
     assert "the run has no validation loader: the probe images come from the training data" in message
-    assert records(tmp_path)["step=2"]["figures"]
+    assert [bool(record["figures"]) for record in records(tmp_path).values()] == [True] * 3
+    training = [image for image, _ in Squares()]
+    assert audit.probe_set.images is not None
+    assert all(any(torch.equal(image, one) for one in training) for image in audit.probe_set.images)
 
 
-def test_a_look_that_fails_leaves_a_reason_and_training_goes_on(tmp_path: Path) -> None:
-    audit = attngrad.CheckpointAudit(**{**CHEAP, "on_error": "log", "target": 3})
+def test_an_evaluation_that_fails_leaves_a_reason_and_training_goes_on(tmp_path: Path) -> None:
+    audit = attngrad.CheckpointAudit(**with_probe({**CHEAP, "on_error": "log", "target": 3}))
     run = fit_and_save(audit, saving(tmp_path))
     (message,) = run.messages
     assert "the model's classes are 0 to 2" in message
@@ -503,7 +521,7 @@ def test_a_look_that_fails_leaves_a_reason_and_training_goes_on(tmp_path: Path) 
     assert run.losses == fit().losses
     for step in (3, 6):
         record = state_of(tmp_path / f"step={step}.ckpt")["record"]
-        assert "the audit rests" in record["why_empty"]
+        assert "the audit is switched off" in record["why_empty"]
         assert records(tmp_path)[f"step={step}"]["why_empty"] == record["why_empty"]
     with pytest.raises(ValueError, match="the model's classes are 0 to 2"):
         fit_and_save(WatchedAudit(target=3), saving(tmp_path / "raised"))
@@ -570,7 +588,7 @@ def test_the_best_of_an_earlier_run_elsewhere_keeps_its_file(tmp_path: Path) -> 
     assert names(other) == pairs("last")
 
 
-def test_going_on_with_the_same_trainer_looks_again(tmp_path: Path) -> None:
+def test_going_on_with_the_same_trainer_evaluates_again(tmp_path: Path) -> None:
     audit = WatchedAudit()
     run = fit_and_save(audit, saving(tmp_path, filename="{epoch}"), module=bright, max_epochs=1)
     with torch.no_grad():
@@ -619,7 +637,7 @@ def test_two_audits_of_one_run_write_two_files(tmp_path: Path) -> None:
     assert ["rewrite/median_l2" in record["figures"] for record in both] == [False, True]
     for name, record in zip(("audit", "far"), both, strict=True):
         assert same(state_of(tmp_path / "step=6.ckpt", name)["record"]["figures"], numbers(record["figures"]))
-    with pytest.raises(RuntimeError, match="more than one stateful callback"):  # Lightning itself objects
+    with pytest.raises(ValueError, match=r"name: 2 monitors are called 'audit'.*give each its own"):
         fit(WatchedAudit(), WatchedAudit(), module=bright)
 
 
@@ -717,7 +735,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: Any) -> None:
 )
 def test_a_wrong_argument_is_named_at_construction(argument: str, value: Any, expected: str) -> None:
     with pytest.raises(ValueError, match="got ") as caught:
-        attngrad.CheckpointAudit(**{argument: value})
+        attngrad.CheckpointAudit(**with_probe({argument: value}))
     assert argument in str(caught.value)
     assert expected in str(caught.value)
 

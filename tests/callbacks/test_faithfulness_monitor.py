@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 from pathlib import Path
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 import lightning_attngrad as attngrad
 from lightning_attngrad.callbacks import faithfulness_monitor
-from lightning_attngrad.probe import Evaluation, Findings
+from lightning_attngrad.measure import faithfulness as measured
+from lightning_attngrad.probe import Evaluation, Findings, shared
 from tests.callbacks.small_runs import (
     COSTS,
     Classifier,
@@ -82,7 +84,8 @@ def test_everything_of_the_docstring_is_in_the_users_tensorboard(written: tuple[
     accumulator = events(folder)
     tags = accumulator.Tags()
     assert {tag for tag in tags["scalars"] if tag.startswith("attngrad/")} == {
-        f"attngrad/faithfulness/{name}" for name in SCALARS
+        *(f"attngrad/faithfulness/{name}" for name in SCALARS),
+        "attngrad/probe/seconds",
     }
     assert tags["images"] == ["attngrad/faithfulness/curves"]
     of_the_user = [step for step, _ in scalar_points(accumulator, "val_loss")]
@@ -130,7 +133,7 @@ def test_the_numbers_are_those_of_the_weights(written: tuple[Run, WatchedMonitor
         assert scalars["class_sensitivity"] == pytest.approx(1 - np.mean(ranks), abs=1e-4)
 
 
-def test_the_figure_shows_this_look_against_the_first(monkeypatch: Any) -> None:
+def test_the_figure_shows_this_evaluation_against_the_first(monkeypatch: Any) -> None:
     drawn = captured_figures(monkeypatch)
     monitor = WatchedMonitor(draws=True)
     fit(monitor)
@@ -145,30 +148,31 @@ def test_the_figure_shows_this_look_against_the_first(monkeypatch: Any) -> None:
     assert {label.split(":")[0] for label in labels[-1]} == {"start", "epoch 2 (now)"}
     (figure,) = drawn[-1][1].values()
     gains = [text for text in words(figure) if text.startswith("gain")]
-    assert gains == [f"gain (SRG) {monitor.series('srg')[look]:+.3f}".replace("-", "−") for look in (2, 0)]
+    assert gains == [f"gain (SRG) {monitor.series('srg')[place]:+.3f}".replace("-", "−") for place in (2, 0)]
     assert any("epoch 2 · gradient guided" in text for text in words(figure))
 
 
 @pytest.mark.parametrize("images", [3, 5])
-def test_how_much_goes_through_the_model_is_known_beforehand(images: int) -> None:
+def test_how_much_goes_through_the_model_is_known_beforehand(images: int, monkeypatch: Any) -> None:
     """And how often depends on the number of parts alone."""
+    monkeypatch.setattr(shared, "IMAGES_AT_ONCE", 2)
     sizes: list[int] = []
 
     class CountingMonitor(WatchedMonitor):
-        rows_at_once = 2
-
         def evaluate(self, evaluation: Evaluation) -> Findings:
+            evaluation.classes()  # once a run, for all monitors: one forward an image
+
             def forward(some: Tensor) -> Any:
                 if not torch.is_grad_enabled():
                     sizes.append(len(some))
                 return evaluation.forward(some)
 
-            return super().evaluate(Evaluation(**{**vars(evaluation), "forward": forward}))
+            return super().evaluate(dataclasses.replace(evaluation, forward=forward))
 
     fit(CountingMonitor(num_images=images), max_epochs=1)
-    looks, parts = 2, (images + 1) // 2
-    assert sum(sizes) == looks * images * 2 * STEPS
-    assert len(sizes) == looks * parts * STEPS // 2
+    evaluations, parts = 2, (images + 1) // 2
+    assert sum(sizes) == evaluations * images * 2 * STEPS
+    assert len(sizes) == evaluations * parts * STEPS // 2
 
 
 @pytest.mark.parametrize(
@@ -215,7 +219,7 @@ def test_two_classes_are_enough() -> None:
     assert all(math.isfinite(value) for value in monitor.scalars.values())
 
 
-def test_a_head_of_zeros_has_no_map_until_it_has_learnt(monkeypatch: Any) -> None:
+def test_a_zero_initialised_classifier_has_no_map_until_it_has_learnt(monkeypatch: Any) -> None:
     drawn = captured_figures(monkeypatch)
 
     def fresh() -> Classifier:
@@ -227,32 +231,32 @@ def test_a_head_of_zeros_has_no_map_until_it_has_learnt(monkeypatch: Any) -> Non
     monitor = WatchedMonitor(draws=True, every_n_epochs=3)
     run = fit(monitor, module=fresh, max_epochs=3)
     assert run.complaints == []
-    assert monitor.labels == ["start", "epoch 1", "epoch 3"]  # it looks again as soon as there may be a number
+    assert monitor.labels == ["start", "epoch 1", "epoch 3"]  # again as soon as there may be a number
     assert math.isnan(monitor.series("srg")[0])
     assert all(math.isfinite(value) for value in monitor.series("srg")[1:])
     assert any(text == "no map" for text in words(next(iter(drawn[0][1].values()))))
-    assert monitor.state_dict()["first"]["label"] == "epoch 1"
+    assert monitor.history()["first"]["label"] == "epoch 1"
 
 
 def test_an_image_without_a_map_counts_in_none(monkeypatch: Any) -> None:
     """The default method finds nothing in favour of a class in some images of a model that knows next to nothing."""
     curves: list[Tensor] = []
-    real = faithfulness_monitor.faithfulness_curves
+    real = measured.faithfulness_curves
 
     def listened(model: Any, images: Tensor, heatmap: Tensor, target: Tensor, **options: Any) -> Any:
         found = real(model, images, heatmap, target, **options)
         curves.append(found.srg)
         return found
 
-    explain = FrozenMaps.explain
+    explain = faithfulness_monitor.explain_images
 
-    def without_the_second(self: FrozenMaps, *arguments: Any, **options: Any) -> Any:
-        maps = explain(self, *arguments, **options)
+    def without_the_second(*arguments: Any, **options: Any) -> Any:
+        maps = explain(*arguments, **options)
         maps.heatmap[1] = 0
         return maps
 
-    monkeypatch.setattr(faithfulness_monitor, "faithfulness_curves", listened)
-    monkeypatch.setattr(FrozenMaps, "explain", without_the_second)
+    monkeypatch.setattr(measured, "faithfulness_curves", listened)
+    monkeypatch.setattr(faithfulness_monitor, "explain_images", without_the_second)
     monitor = WatchedMonitor()
     fit(monitor, max_epochs=1)
     for found, srg in zip(curves, monitor.series("srg"), strict=True):
@@ -260,7 +264,7 @@ def test_an_image_without_a_map_counts_in_none(monkeypatch: Any) -> None:
         assert srg == pytest.approx(float(found[[0, 2]].mean()))
 
 
-def test_classes_stay_those_of_the_first_look() -> None:
+def test_classes_stay_those_of_the_first_evaluation() -> None:
     monitor = WatchedMonitor(batch_adapter=lambda batch: (batch[0], None))
     run = fit(monitor, max_epochs=3)
     first = Classifier().eval()
@@ -280,7 +284,7 @@ def test_validations_and_tests_of_their_own(stage: str) -> None:
     assert monitor.labels == [stage]
     for name in SCALARS - COSTS:
         assert float(trainer.callback_metrics[f"attngrad/faithfulness/{name}"]) == pytest.approx(monitor.scalars[name])
-    assert monitor.state_dict()["first"] is None  # no history outside a fit
+    assert monitor.history()["first"] is None  # no history outside a fit
 
 
 @pytest.mark.parametrize("options", [{"method": "attn_lrp"}, {"replacement": "blur"}, {"steps": 2}], ids=str)
@@ -291,10 +295,11 @@ def test_other_settings_are_other_numbers(options: dict[str, Any]) -> None:
     assert all(math.isfinite(value) for value in other.scalars.values())
 
 
-def test_without_attention_it_says_so_and_rests() -> None:
+def test_without_attention_it_says_so_and_is_switched_off() -> None:
     monitor = WatchedMonitor(on_error="log")
     run = fit(monitor, module=lambda: Classifier(nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 3))))
-    assert len(run.complaints) == 1
+    (message,) = run.complaints
+    assert message.startswith("WatchedMonitor is switched off")
     assert len(run.losses) == 6
 
 
@@ -313,8 +318,9 @@ def test_without_attention_it_says_so_and_rests() -> None:
     ],
 )
 def test_a_wrong_argument_is_named_at_construction(argument: str, value: Any) -> None:
+    options = {"method_options": {argument: value}} if argument == "correction" else {argument: value}
     with pytest.raises(ValueError, match=f"{argument}: got"):
-        attngrad.FaithfulnessMonitor(**{argument: value})
+        attngrad.FaithfulnessMonitor(**options)
 
 
 # Resuming -------------------------------------------------------------------------------------------------------
@@ -327,7 +333,7 @@ def resumed(folder: Path, before: WatchedMonitor, after: WatchedMonitor) -> Run:
     return fit(after, train=loader(Squares()), ckpt_path=folder / "step=6.ckpt", max_epochs=4)
 
 
-def test_a_resumed_run_goes_on_with_its_images_classes_and_first_look(tmp_path: Path) -> None:
+def test_a_resumed_run_goes_on_with_its_images_classes_and_first_evaluation(tmp_path: Path) -> None:
     before, after, through = (WatchedMonitor(batch_adapter=lambda batch: (batch[0], None)) for _ in range(3))
     run = resumed(tmp_path, before, after)
     fit(through, train=loader(Squares()), max_epochs=4)
@@ -336,7 +342,7 @@ def test_a_resumed_run_goes_on_with_its_images_classes_and_first_look(tmp_path: 
     for name in SCALARS - COSTS:
         assert after.series(name) == through.series(name)[3:], name
     assert torch.equal(after.shared.classes, through.shared.classes)
-    mine, other = after.state_dict()["first"], through.state_dict()["first"]
+    mine, other = after.history()["first"], through.history()["first"]
     assert mine["label"] == other["label"] == "start"
     for name in ("shares", "morf", "lerf"):
         assert torch.equal(mine[name], other[name])
@@ -346,9 +352,9 @@ def test_the_state_is_plain_enough_for_a_safe_load(tmp_path: Path) -> None:
     monitor = WatchedMonitor()
     fit(monitor, ModelCheckpoint(tmp_path, filename="{step}"), max_epochs=1, enable_checkpointing=True)
     state = torch.load(tmp_path / "step=3.ckpt", weights_only=True)["callbacks"][monitor.state_key]
-    assert state["first"]["label"] == "start"
-    assert state["first"]["morf"].shape == (3, STEPS + 1)
-    assert state["target"].shape == (3,)
+    assert state["history"]["first"]["label"] == "start"
+    assert state["history"]["first"]["morf"].shape == (3, STEPS + 1)
+    assert state["images"]["classes"].shape == (3,)
 
 
 @pytest.mark.parametrize(
@@ -357,9 +363,9 @@ def test_the_state_is_plain_enough_for_a_safe_load(tmp_path: Path) -> None:
 def test_other_settings_say_so_once_and_start_anew(tmp_path: Path, changed: dict[str, Any]) -> None:
     before, after = WatchedMonitor(), WatchedMonitor(**changed)
     run = resumed(tmp_path, before, after)
-    assert sum("the settings are not those of the run that is resumed" in message for message in run.messages) == 1
+    assert sum("so a new history begins" in message for message in run.messages) == 1
     assert after.labels == ["step 6", "epoch 3", "epoch 4"]
-    assert after.state_dict()["first"]["label"] == "step 6"
+    assert after.history()["first"]["label"] == "step 6"
 
 
 def test_another_run_starts_anew() -> None:

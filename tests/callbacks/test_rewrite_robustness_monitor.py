@@ -35,6 +35,7 @@ from tests.callbacks.small_runs import (
     tensorboard,
     tiny_vit,
 )
+from tests.probe_options import with_probe
 
 LEVELS = ("1_255", "2_255", "4_255", "8_255", "16_255")
 SCALARS = {
@@ -57,7 +58,7 @@ def test_everything_of_the_docstring_is_in_the_users_tensorboard(tmp_path: Path)
     written = events(tmp_path)
     tags = written.Tags()
     scalars = {tag.removeprefix("attngrad/rewrite/") for tag in tags["scalars"] if "attngrad" in tag}
-    assert scalars == SCALARS
+    assert scalars == SCALARS | {"attngrad/probe/seconds"}
     assert names_of(tags["images"]) == FIGURES
     for figure in FIGURES:
         assert image_steps(written, f"attngrad/rewrite/{figure}") == [0, 2, 5]
@@ -79,7 +80,7 @@ def test_other_norms_have_their_own_names(norm: Any, radius: str) -> None:
 def test_a_share_of_the_patches_makes_rewriting_harder() -> None:
     few, everywhere = WatchedRewriting(steps=6, top_share=0.1), WatchedRewriting(steps=6, name="everywhere")
     fit(few, everywhere, max_epochs=1)
-    assert few.settings.top_share == 0.1
+    assert few.rewriting.top_share == 0.1
     assert few.series("area")[0] <= everywhere.series("area")[0]
     assert few.series("median_linf") != everywhere.series("median_linf")
 
@@ -127,7 +128,7 @@ def test_many_classes_have_no_matrix(monkeypatch: Any) -> None:
     assert names_of(drawn[-1][1]) == {"success", "rewrites"}
 
 
-def test_curves_are_those_of_the_first_look_the_one_before_and_now(monkeypatch: Any) -> None:
+def test_curves_are_those_of_the_first_evaluation_the_one_before_and_now(monkeypatch: Any) -> None:
     curves: list[dict[str, list[float]]] = []
 
     def rewrite_figures(*arguments: Any) -> dict[str, Any]:
@@ -136,7 +137,7 @@ def test_curves_are_those_of_the_first_look_the_one_before_and_now(monkeypatch: 
 
     monkeypatch.setattr(rewrite_robustness_monitor, "rewrite_figures", rewrite_figures)
     fit(WatchedRewriting(draws=True), max_epochs=3)
-    assert [list(look) for look in curves] == [
+    assert [list(drawn) for drawn in curves] == [
         ["start (now)"],
         ["start", "epoch 1 (now)"],
         ["start", "epoch 1", "epoch 2 (now)"],
@@ -151,7 +152,7 @@ def test_curves_are_those_of_the_first_look_the_one_before_and_now(monkeypatch: 
 
 
 class Distances(WatchedRewriting):
-    """Finds distances that the test has made up, one list a look."""
+    """Finds distances that the test has made up, one list an evaluation."""
 
     made_up = ([0.1, 0.1, 0.1], [0.2, 0.2, 0.2], [0.8, 0.8, 0.8], [0.4, 0.4, 0.4], [0.4, 0.4, math.inf])
 
@@ -160,9 +161,9 @@ class Distances(WatchedRewriting):
         real = rewrite_robustness_monitor.rewrite_images
 
         def made_up(*arguments: Any, **options: Any) -> Any:
-            rows, shown = real(*arguments, **options)
-            object.__setattr__(rows, "distance", torch.tensor(self.made_up[place]))
-            return rows, shown
+            pairs, shown = real(*arguments, **options)
+            object.__setattr__(pairs, "distance", torch.tensor(self.made_up[place]))
+            return pairs, shown
 
         rewrite_robustness_monitor.rewrite_images = made_up
         try:
@@ -183,7 +184,7 @@ def test_each_image_is_compared_with_itself_at_the_reference(reference: Any, rat
     mine = Distances(reference=reference)
     fit(mine, max_epochs=3)
     expected = [math.log(ratio) for ratio in ratios]
-    for name in ("log_ratio", "log_ratio_low", "log_ratio_high"):  # all rows alike: no spread
+    for name in ("log_ratio", "log_ratio_low", "log_ratio_high"):  # all pairs alike: no spread
         assert mine.series(name) == pytest.approx(expected, nan_ok=True)
 
 
@@ -199,13 +200,15 @@ def test_the_ratio_is_that_of_the_metric_with_failures_in_it() -> None:
 def test_a_validation_of_its_own_is_compared_and_changes_no_history() -> None:
     mine = Distances()
     run = fit(mine, max_epochs=1)
-    kept = mine.state_dict()
+    kept = mine.saved_state()
     run.trainer.validate(run.module, loader(Squares(9, seed=1)), verbose=False)
     assert mine.labels == ["start", "epoch 1", "validate"]
     assert mine.scalars["log_ratio"] == pytest.approx(math.log(4))
-    after = mine.state_dict()
-    for name in ("first", "before", "compared", "looks", "rewrite_hash"):
-        assert after[name] == kept[name]
+    after = mine.saved_state()
+    assert after["conditions"] == kept["conditions"]
+    for name in ("first", "before", "compared", "evaluations"):
+        assert after["history"][name] == kept["history"][name]
+    assert mine.hashes[-1] == mine.hashes[0]
 
 
 # The long search ------------------------------------------------------------------------------------------------
@@ -216,9 +219,9 @@ def long_searches(monkeypatch: Any) -> list[int]:
     steps: list[int] = []
     real = rewrite_robustness_monitor.rewrite_images
 
-    def counted(probe: Probe, settings: Any, *arguments: Any, **options: Any) -> Any:
+    def counted(evaluation: Evaluation, settings: Any, *arguments: Any, **options: Any) -> Any:
         steps.append(settings.steps)
-        return real(probe, settings, *arguments, **options)
+        return real(evaluation, settings, *arguments, **options)
 
     monkeypatch.setattr(rewrite_robustness_monitor, "rewrite_images", counted)
     monkeypatch.setattr(rewrite_robustness_monitor, "_LONG_STEPS", 12)
@@ -230,11 +233,11 @@ def long_searches(monkeypatch: Any) -> list[int]:
     [
         (None, [2, 2, 2, 2, 2]),
         (1, [2, 2, 12, 2, 12, 2, 12, 2, 12]),
-        (3, [2, 2, 12, 2, 2, 2, 12]),  # the first look of training, and every third after it; never the start
+        (3, [2, 2, 12, 2, 2, 2, 12]),  # the first evaluation of training, and every third after it; never the start
         (10, [2, 2, 12, 2, 2, 2]),
     ],
 )
-def test_every_so_many_looks_a_long_search(long_every: int | None, searches: list[int], monkeypatch: Any) -> None:
+def test_every_so_many_evaluations_a_long_search(long_every: int | None, searches: list[int], monkeypatch: Any) -> None:
     steps = long_searches(monkeypatch)
     mine = WatchedRewriting(long_every=long_every, num_images=2)
     fit(mine, module=bright, max_epochs=4)
@@ -246,11 +249,11 @@ def test_every_so_many_looks_a_long_search(long_every: int | None, searches: lis
 def test_how_far_the_short_search_is_off(monkeypatch: Any) -> None:
     real = rewrite_robustness_monitor.rewrite_images
 
-    def made_up(probe: Probe, settings: Any, *arguments: Any, **options: Any) -> Any:
-        rows, shown = real(probe, settings, *arguments, **options)
+    def made_up(evaluation: Evaluation, settings: Any, *arguments: Any, **options: Any) -> Any:
+        pairs, shown = real(evaluation, settings, *arguments, **options)
         short, long = [0.2, 0.3, 0.9, math.inf, 0.1, 0.0], [0.1, 0.1, 0.1, 0.1, math.inf, 0.0]
-        object.__setattr__(rows, "distance", torch.tensor(short if settings.steps == 2 else long))
-        return rows, shown
+        object.__setattr__(pairs, "distance", torch.tensor(short if settings.steps == 2 else long))
+        return pairs, shown
 
     monkeypatch.setattr(rewrite_robustness_monitor, "rewrite_images", made_up)
     monkeypatch.setattr(rewrite_robustness_monitor, "_LONG_STEPS", 3)
@@ -265,7 +268,7 @@ def test_a_long_search_that_finds_nothing_has_no_ratio() -> None:
     assert math.isnan(nothing)
 
 
-# When it looks --------------------------------------------------------------------------------------------------
+# When it evaluates ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -284,8 +287,8 @@ def test_cadence(monitor: dict[str, Any], trainer: dict[str, Any], labels: list[
     assert mine.labels == labels
 
 
-def test_failures_are_numbers_and_no_reason_to_look_again() -> None:
-    """The monitor of maps looks again where a number is missing; here ∞ is one."""
+def test_failures_are_numbers_and_no_reason_to_evaluate_again() -> None:
+    """The monitor of maps evaluates again where a number is missing; here ∞ is one."""
 
     class Deaf(Bright):
         def forward(self, images: Tensor) -> Tensor:
@@ -310,7 +313,8 @@ def test_validate_and_test_of_their_own(stage: str) -> None:
 def test_images_and_targets_are_frozen_over_epochs_whatever_the_model_learns() -> None:
     mine = WatchedRewriting(target="runner_up", num_images=6)
     fit(mine, module=Unlabelled, val=loader([image for image, _ in Squares(9, seed=1)]), max_epochs=3)
-    assert len({mine.state_dict()["rewrite_hash"]}) == 1
+    assert len(mine.hashes) == 4
+    assert len(set(mine.hashes)) == 1
     assert all(torch.equal(probe.images, mine.evaluations[0][0].images) for probe, _ in mine.evaluations)
     first = WatchedRewriting(target="runner_up", num_images=6)
     fit(first, module=Unlabelled, val=loader([image for image, _ in Squares(9, seed=1)]), max_epochs=0)
@@ -324,7 +328,7 @@ def test_images_and_targets_are_frozen_over_epochs_whatever_the_model_learns() -
 
 
 class Unlabelled(Classifier):
-    """Its validation batches are images alone, so that classes are those predicted at the first look."""
+    """Its validation batches are images alone, so that classes are those predicted at the first evaluation."""
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         self(batch)
@@ -334,7 +338,7 @@ def test_a_stream_gives_its_images_as_it_goes_by() -> None:
     mine = WatchedRewriting(num_images=8)
     fit(mine, module=bright, val=loader(Stream()), num_sanity_val_steps=0)
     assert mine.labels == ["epoch 1", "epoch 2"]
-    assert mine.series("log_ratio")[0] == 0  # the first look is the reference
+    assert mine.series("log_ratio")[0] == 0  # the first evaluation is the reference
 
 
 # Others that wait for a number ----------------------------------------------------------------------------------
@@ -379,7 +383,7 @@ def test_early_stopping_waits_for_the_median(monitor_first: bool) -> None:
     assert mine.labels == ["start", "epoch 1", "epoch 2", "epoch 3", "epoch 4"]
 
 
-def test_checkpoints_wait_for_no_look_on_epochs_without_one(tmp_path: Path) -> None:
+def test_checkpoints_wait_for_no_evaluation_on_epochs_without_one(tmp_path: Path) -> None:
     checkpoint = saving(tmp_path, monitor=MEDIAN)
     mine = WatchedRewriting(every_n_epochs=3, steps=4)
     fit_and_save(mine, checkpoint, module=bright, max_epochs=4)
@@ -420,7 +424,11 @@ class Configured(Classifier):
     [
         (lambda: Regression(tiny_vit(num_classes=1)), {}, "2 or more classes"),
         (lambda: Regression(tiny_vit(num_classes=1)), {"target": 0}, "2 or more classes"),
-        (lambda: Regression(OneNumber(tiny_vit(num_classes=1))), {}, "its output is not one row of logits an image"),
+        (
+            lambda: Regression(OneNumber(tiny_vit(num_classes=1))),
+            {},
+            "has 1 number an image, not one row of logits",
+        ),
         (Classifier, {"target": 3}, "target: got 3; the model's classes are 0 to 2"),
         (Configured, {"mean": None, "std": None}, "Pass mean=0, std=1 if the model takes pixels in [0, 1]"),
         (Classifier, {"mean": 10.0, "std": 1.0}, "which no pixels in [0, 1] give"),
@@ -432,10 +440,13 @@ class Configured(Classifier):
 def test_what_cannot_be_measured_is_said_once_and_training_goes_on(
     module: Any, options: dict[str, Any], words: str
 ) -> None:
-    run = fit(attngrad.RewriteRobustnessMonitor(**{"num_images": 2, "steps": 2, **PIXELS, **options}), module=module)
+    run = fit(
+        attngrad.RewriteRobustnessMonitor(**with_probe({"num_images": 2, "steps": 2, **PIXELS, **options})),
+        module=module,
+    )
     (message,) = run.messages
     assert words in message
-    assert "rests for the remainder of this run, training goes on" in message
+    assert "is switched off for the remainder of this run, training goes on" in message
     assert run.losses == fit(module=module).losses
     assert len(run.losses) == 6
     with pytest.raises((ValueError, RuntimeError)):
@@ -449,7 +460,8 @@ def test_outputs_that_are_no_numbers_are_no_measurement(output: float) -> None:
             logits = super().forward(images)
             return logits * output if not self.training else logits
 
-    run = fit(attngrad.RewriteRobustnessMonitor(**PIXELS, num_images=2, steps=2), module=lambda: Classifier(Broken()))
+    monitor = attngrad.RewriteRobustnessMonitor(**with_probe({**PIXELS, "num_images": 2, "steps": 2}))
+    run = fit(monitor, module=lambda: Classifier(Broken()))
     (message,) = run.messages
     assert "NonFiniteOutputError" in message
 
@@ -459,9 +471,9 @@ def test_outputs_that_are_no_numbers_are_no_measurement(output: float) -> None:
     [
         ("reference", "last", "'first_epoch', 'start' or 'previous'"),
         ("reference", None, "'first_epoch', 'start' or 'previous'"),
-        ("long_every", 0, "a positive number of looks, or None"),
-        ("long_every", True, "a positive number of looks, or None"),
-        ("long_every", 1.5, "a positive number of looks, or None"),
+        ("long_every", 0, "a positive number of evaluations, or None"),
+        ("long_every", True, "a positive number of evaluations, or None"),
+        ("long_every", 1.5, "a positive number of evaluations, or None"),
         ("norm", "l1", "linf, l2, l0_patches"),
         ("steps", 0, "number of gradients"),
         ("target", "likely", "random, runner_up"),
@@ -479,7 +491,7 @@ def test_outputs_that_are_no_numbers_are_no_measurement(output: float) -> None:
 )
 def test_a_wrong_argument_is_named_at_construction(argument: str, value: Any, expected: str) -> None:
     with pytest.raises(ValueError, match="got ") as caught:
-        attngrad.RewriteRobustnessMonitor(**{argument: value})
+        attngrad.RewriteRobustnessMonitor(**with_probe({argument: value}))
     assert argument in str(caught.value)
     assert expected in str(caught.value)
 
@@ -507,8 +519,8 @@ def test_a_resumed_run_goes_on_with_its_images_targets_reference_and_curves(tmp_
     assert before.rewrite_hash == after.rewrite_hash == through.rewrite_hash
     for name in ("median_linf", "area", "log_ratio", "log_ratio_low", "log_ratio_high", "psnr"):
         assert after.series(name) == through.series(name)[3:], name
-    assert after.state_dict()["first"] == through.state_dict()["first"]
-    assert after.state_dict()["looks"] == through.state_dict()["looks"] == 4
+    assert after.history()["first"] == through.history()["first"]
+    assert after.history()["evaluations"] == through.history()["evaluations"] == 4
 
 
 def test_the_long_search_keeps_its_turn_over_a_resume(tmp_path: Path, monkeypatch: Any) -> None:
@@ -523,11 +535,15 @@ def test_the_state_is_plain_enough_for_a_safe_load(tmp_path: Path) -> None:
     mine = WatchedRewriting()
     fit_and_save(mine, saving(tmp_path), module=bright, max_epochs=1)
     state = torch.load(tmp_path / "step=3.ckpt", weights_only=True)["callbacks"][mine.state_key]
-    assert state["rewrite_hash"] == mine.rewrite_hash
-    assert state["settings"] == mine.settings.plain()
-    assert state["targets"].shape == (3, 1)
-    assert state["looks"] == 1
-    assert state["first"][0] == "start"
+    assert state["conditions"]["images"] == mine.probe_set.hash
+    assert {"part of the model": None, "precision": "32-true", "mean": [0.0], "std": [1.0]}.items() <= state[
+        "conditions"
+    ].items()
+    assert state["settings"] == mine.rewriting.plain()
+    assert state["settings"].items() <= state["conditions"].items()
+    assert state["history"]["frozen"]["targets"].shape == (3, 1)
+    assert state["history"]["evaluations"] == 1
+    assert state["history"]["first"][0] == "start"
 
 
 @pytest.mark.parametrize(
@@ -536,25 +552,25 @@ def test_the_state_is_plain_enough_for_a_safe_load(tmp_path: Path) -> None:
 def test_other_settings_say_so_once_and_start_anew(tmp_path: Path, changed: dict[str, Any]) -> None:
     before, after = WatchedRewriting(), WatchedRewriting(**changed)
     run = resumed(tmp_path, before, after)
-    assert sum("the settings are not those of the run that is resumed" in message for message in run.messages) == 1
+    assert sum("its settings are not those of the run that is resumed" in message for message in run.messages) == 1
     assert len(run.messages) == 1
     assert after.rewrite_hash != before.rewrite_hash
     # the weights that it goes on with are the new reference, and no number of before is logged again
     assert after.labels == ["step 6", "epoch 3", "epoch 4"]
     assert after.series("log_ratio")[0] == 0
-    assert after.state_dict()["first"][0] == "step 6"
-    assert after.state_dict()["looks"] == 3
+    assert after.history()["first"][0] == "step 6"
+    assert after.history()["evaluations"] == 3
 
 
-@pytest.mark.parametrize("changed", [{"std": 0.5}, {"model": "net"}], ids=str)
-def test_another_unit_or_part_of_the_model_is_not_compared(tmp_path: Path, changed: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("changed", "since"), [({"std": 0.5}, "epoch 3"), ({"model": "net"}, "step 6")], ids=str)
+def test_another_unit_or_part_of_the_model_is_not_compared(tmp_path: Path, changed: dict[str, Any], since: str) -> None:
     """With another std every distance is another number, whatever the model has learnt."""
     before, after = WatchedRewriting(), WatchedRewriting(**changed)
     run = resumed(tmp_path, before, after)
-    assert sum("nothing is compared with them" in message for message in run.messages) == 1
+    assert sum("nothing is compared with the old one" in message for message in run.messages) == 1
     assert after.rewrite_hash != before.rewrite_hash
     assert after.series("log_ratio")[0] == 0
-    assert after.state_dict()["first"][0] == "epoch 3"
+    assert after.history()["first"][0] == since
 
 
 def test_another_reference_is_taken_from_what_is_remembered(tmp_path: Path) -> None:
@@ -590,20 +606,9 @@ def test_other_images_say_so_once_and_nothing_of_the_old_ones_is_logged_again(
     assert after.rewrite_hash != before.rewrite_hash
     assert after.labels[0] == "step 6"
     assert after.series("log_ratio")[0] == 0
-    assert after.state_dict()["first"][0] == "step 6"
+    assert after.history()["first"][0] == "step 6"
     areas = after.series("area")
     assert seen == pytest.approx(areas[1:] if every_n_epochs == 1 else [areas[0], areas[1]])
-
-
-def test_a_changed_hash_is_no_measurement_of_another(tmp_path: Path) -> None:
-    mine = WatchedRewriting()
-    fit(mine, module=bright, max_epochs=1)
-    when = mine._now
-    assert mine.measured(when, mine.rewrite_hash) is not None
-    assert mine.measured(when, "another") is None
-    assert mine.measured(when, None) is None
-    assert mine.measured((when[0] + 1, *when[1:]), mine.rewrite_hash) is None
-    assert mine.measured((when[0], when[1] + 1, when[2]), mine.rewrite_hash) is None
 
 
 def test_another_run_starts_anew(tmp_path: Path) -> None:
@@ -612,12 +617,13 @@ def test_another_run_starts_anew(tmp_path: Path) -> None:
     first = mine.rewrite_hash
     fit(mine, module=bright, max_epochs=1, val=loader(Squares(9, seed=99)))
     assert mine.rewrite_hash != first
-    assert mine.state_dict()["looks"] == 1
+    assert mine.history()["evaluations"] == 1
     assert math.isnan(mine.series("log_ratio")[2])
 
 
-def test_a_run_without_a_look_has_a_state_that_can_be_resumed(tmp_path: Path) -> None:
-    fit_and_save(attngrad.RewriteRobustnessMonitor(mean=10.0, std=1.0, num_images=2), saving(tmp_path), max_epochs=1)
+def test_a_run_without_an_evaluation_has_a_state_that_can_be_resumed(tmp_path: Path) -> None:
+    never = attngrad.RewriteRobustnessMonitor(probe=attngrad.ProbeImages(num_images=2, mean=10.0, std=1.0))
+    fit_and_save(never, saving(tmp_path), max_epochs=1)
     mine = WatchedRewriting()
     fit(mine, ckpt_path=tmp_path / "step=3.ckpt")
     assert mine.labels == ["step 3", "epoch 2"]

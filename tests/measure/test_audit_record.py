@@ -18,7 +18,7 @@ from lightning_attngrad.measure.audit_record import FORMAT, AuditRecord, as_json
 
 KEYS = {
     *("checkpoint", "epoch", "global_step", "figures", "metrics", "images", "settings", "hash", "seconds"),
-    *("why_empty", "format", "versions"),
+    *("weights", "why_empty", "format", "versions"),
 }
 
 

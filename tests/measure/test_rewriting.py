@@ -19,12 +19,14 @@ from lightning_attngrad.measure.rewriting import (
     FrozenTargets,
     RewriteSettings,
     RewrittenPairs,
+    comparison_hash,
     ill_health,
     ratio_scalars,
     rewrite_images,
     rewrite_scalars,
 )
 from lightning_attngrad.probe import Evaluation, Normalisation, PartSharing
+from lightning_attngrad.probe.evaluation import Kept
 from tests.callbacks.small_runs import Squares, tiny_vit
 
 INF, NAN = math.inf, math.nan
@@ -205,24 +207,38 @@ def test_a_model_that_gives_no_row_of_logits_is_refused(output: Any) -> None:
         def forward(self, images: Tensor) -> Any:
             return output(images)
 
-    with pytest.raises(ValueError, match="model: its output is not one row of logits an image; set model="):
+    with pytest.raises(ValueError, match=r"model: its output .* not one row of logits an image"):
         FrozenTargets.choose(evaluation_of(Odd(), torch.rand(2, 1, 4, 4)), "random", seed=0)
 
 
-def test_the_hash_stands_for_images_classes_and_settings() -> None:
-    frozen = FrozenTargets(torch.tensor([0, 1]), torch.tensor([[1], [2]]))
-    settings = RewriteSettings()
+def test_the_hash_stands_for_all_that_has_to_be_the_same() -> None:
+    settings, frozen = RewriteSettings(), FrozenTargets(torch.tensor([0, 1]), torch.tensor([[1], [2]]))
+    evaluation = dataclasses.replace(evaluation_of(*scored((0, 5, 1), (9, 5, 1))), images_hash="images")
     same = FrozenTargets(torch.tensor([0, 1]), torch.tensor([[1], [2]]))
-    assert frozen.hash("images", settings) == same.hash("images", RewriteSettings())
-    assert frozen.hash("images", settings, "std 0.5") != frozen.hash("images", settings, "std 0.25")
+    one = comparison_hash(evaluation, settings, frozen)
+    assert one == comparison_hash(dataclasses.replace(evaluation, label="later"), RewriteSettings(), same)
     others = [
-        frozen.hash("others", settings),
-        frozen.hash(None, settings),
-        FrozenTargets(torch.tensor([0, 2]), frozen.targets).hash("images", settings),
-        FrozenTargets(frozen.own, torch.tensor([[1], [0]])).hash("images", settings),
-        FrozenTargets(frozen.own, torch.tensor([[1, 2]])).hash("images", settings),
         *(
-            frozen.hash("images", dataclasses.replace(settings, **{name: value}))
+            comparison_hash(dataclasses.replace(evaluation, **changed), settings, frozen)
+            for changed in (
+                {"images_hash": "others"},
+                {"images_hash": None},
+                {"model_path": "net"},
+                {"precision": "bf16-mixed"},
+                {"normalisation": Normalisation((0.0,), (0.5,), "the test")},
+                {"normalisation": Normalisation((0.1,), (1.0,), "the test")},
+            )
+        ),
+        *(
+            comparison_hash(evaluation, settings, other)
+            for other in (
+                FrozenTargets(torch.tensor([0, 2]), frozen.targets),
+                FrozenTargets(frozen.own, torch.tensor([[1], [0]])),
+                FrozenTargets(frozen.own, torch.tensor([[1, 2]])),
+            )
+        ),
+        *(
+            comparison_hash(evaluation, dataclasses.replace(settings, **{name: value}), frozen)
             for name, value in {
                 "norm": "l2",
                 "steps": 17,
@@ -232,15 +248,24 @@ def test_the_hash_stands_for_images_classes_and_settings() -> None:
             }.items()
         ),
     ]
-    hashes = {frozen.hash("images", settings), *others}
+    hashes = {one, *others}
     assert len(hashes) == 1 + len(others)
     assert all(len(digest) == 64 for digest in hashes)
+
+
+def test_targets_of_a_run_are_chosen_once_for_all_its_callbacks() -> None:
+    images = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(1))
+    evaluation = evaluation_of(Scores(5), images)
+    first = FrozenTargets.of_this_run(evaluation, "runner_up")
+    later = dataclasses.replace(evaluation, model=Scores(5), images=images.flip(0), label="later")
+    assert FrozenTargets.of_this_run(later, "runner_up") is first
+    assert FrozenTargets.of_this_run(later, "least_likely") is not first
 
 
 # Numbers --------------------------------------------------------------------------------------------------------
 
 
-def rows_of(distance: list[float], **columns: Any) -> RewrittenPairs:
+def pairs_of(distance: list[float], **columns: Any) -> RewrittenPairs:
     count = len(distance)
     defaults = {
         "image": range(count),
@@ -259,8 +284,8 @@ def rows_of(distance: list[float], **columns: Any) -> RewrittenPairs:
     return RewrittenPairs(distance=torch.tensor(distance), **columns)
 
 
-def test_every_number_of_four_rows_made_by_hand() -> None:
-    pairs = rows_of(
+def test_every_number_of_four_pairs_made_by_hand() -> None:
+    pairs = pairs_of(
         [0.02, 0.08, INF, 0.0],
         own=[0, 1, 2, 3],
         predicted=[0, 1, 2, 0],  # the last one is not seen as its own class
@@ -274,7 +299,7 @@ def test_every_number_of_four_rows_made_by_hand() -> None:
     )
     scalars = rewrite_scalars(pairs, RewriteSettings(radii=(0.01, 0.04, 0.16)))
     log = np.log
-    # Shares of the log radii from 0.01 to 0.16 at which each row is rewritten.
+    # Shares of the log radii from 0.01 to 0.16 at which each pair is rewritten.
     area = np.mean([log(0.16 / 0.02) / log(16), log(0.16 / 0.08) / log(16), 0, 1])
     assert scalars == pytest.approx(
         {
@@ -301,25 +326,25 @@ def test_every_number_of_four_rows_made_by_hand() -> None:
 
 
 def test_names_carry_norm_and_radii() -> None:
-    names = set(rewrite_scalars(rows_of([0.1, 0.2]), RewriteSettings()))
+    names = set(rewrite_scalars(pairs_of([0.1, 0.2]), RewriteSettings()))
     levels = ("1_255", "2_255", "4_255", "8_255", "16_255")
     assert {name for name in names if "255" in name} == {
         f"{kind}/{level}" for kind in ("success", "robust_accuracy") for level in levels
     }
-    l2 = set(rewrite_scalars(rows_of([0.1, 0.2]), RewriteSettings("l2")))
+    l2 = set(rewrite_scalars(pairs_of([0.1, 0.2]), RewriteSettings("l2")))
     assert {"median_l2", "q25_l2", "q75_l2", "success/0.25", "robust_accuracy/4"} <= l2
-    patches = set(rewrite_scalars(rows_of([0.1, 0.2]), RewriteSettings("l0_patches", radii=(0.1, 0.5))))
+    patches = set(rewrite_scalars(pairs_of([0.1, 0.2]), RewriteSettings("l0_patches", radii=(0.1, 0.5))))
     assert {"median_l0_patches", "success/0.1", "success/0.5"} <= patches
     assert not {name for name in l2 | patches if "linf" in name}
 
 
 def test_a_distance_of_a_radius_lies_within_it() -> None:
-    scalars = rewrite_scalars(rows_of([4 / 255, 4 / 255]), RewriteSettings())
+    scalars = rewrite_scalars(pairs_of([4 / 255, 4 / 255]), RewriteSettings())
     assert (scalars["success/2_255"], scalars["success/4_255"], scalars["robust_accuracy/4_255"]) == (0, 1, 0)
 
 
 def test_where_nothing_was_rewritten_there_is_no_quality_but_every_other_number() -> None:
-    scalars = rewrite_scalars(rows_of([INF, INF], map_shift=[NAN, NAN]), RewriteSettings())
+    scalars = rewrite_scalars(pairs_of([INF, INF], map_shift=[NAN, NAN]), RewriteSettings())
     undefined = {name for name, value in scalars.items() if math.isnan(value)}
     assert undefined == {"psnr", "ssim", "survives_8_bit", "map_shift"}
     assert scalars["median_linf"] == scalars["q25_linf"] == INF
@@ -327,7 +352,7 @@ def test_where_nothing_was_rewritten_there_is_no_quality_but_every_other_number(
     assert scalars["health/never_rewritten"] == scalars["robust_accuracy/16_255"] == 1
 
 
-def test_each_row_against_itself_at_the_reference() -> None:
+def test_each_pair_against_itself_at_the_reference() -> None:
     now, reference = torch.tensor([0.1, 0.1, 0.4]), torch.tensor([0.2, 0.2, 0.1])
     scalars = ratio_scalars(now, reference)
     assert scalars["log_ratio"] == pytest.approx(math.log(0.5))
@@ -512,6 +537,25 @@ def test_attention_gives_maps_and_their_shift() -> None:
         assert pair.maps is not None
         assert pair.maps.shape == (2, 4, 4)
         torch.testing.assert_close(pair.maps.mean((1, 2)), torch.ones(2))  # in times the uniform share
+
+
+def test_what_is_asked_again_at_one_moment_is_there_already_and_what_differs_is_not() -> None:
+    model = Linear(3)
+    evaluation = evaluation_of(model, grey(3), [0, 1, 2])
+    frozen = FrozenTargets.choose(evaluation, "random", seed=0)
+    settings = RewriteSettings(steps=2)
+    once = rewrite_images(evaluation, settings, frozen)
+    before = model.forwards
+    again = rewrite_images(evaluation, RewriteSettings(steps=2), FrozenTargets(frozen.own, frozen.targets.clone()))
+    assert again is once
+    assert model.forwards == before
+    others = [(evaluation, dataclasses.replace(settings, steps=3), frozen)]
+    others.append((evaluation, settings, FrozenTargets(frozen.own, 3 - frozen.own[:, None] - frozen.targets)))
+    others.append((dataclasses.replace(evaluation, at_this_moment=Kept(contextlib.nullcontext)), settings, frozen))
+    for other in others:
+        forwards = model.forwards
+        assert rewrite_images(*other) is not once
+        assert model.forwards > forwards
 
 
 def test_in_doubt_about_the_normalisation_nothing_is_measured() -> None:

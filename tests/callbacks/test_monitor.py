@@ -1,4 +1,4 @@
-"""When a monitor looks, what it says of errors, and what a checkpoint keeps of it."""
+"""When a monitor evaluates, what it says of errors, and what a checkpoint keeps of it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def watched(**options: Any) -> WatchedMonitor:
     return WatchedMonitor(**{"on_error": "raise", **options})
 
 
-# When it looks --------------------------------------------------------------------------------------------------
+# When it evaluates ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def watched(**options: Any) -> WatchedMonitor:
         ({}, {"fast_dev_run": True}, ["start", "epoch 1"]),
     ],
 )
-def test_it_looks_at_the_start_by_the_cadence_and_at_the_end(
+def test_it_evaluates_at_the_start_by_the_cadence_and_at_the_end(
     monitor: dict[str, Any], trainer: dict[str, Any], labels: list[str]
 ) -> None:
     callback = watched(**monitor)
@@ -83,7 +83,7 @@ def test_it_looks_at_the_start_by_the_cadence_and_at_the_end(
     assert callback.frames == labels
 
 
-def test_each_look_sees_the_weights_of_its_label() -> None:
+def test_each_evaluation_sees_the_weights_of_its_label() -> None:
     class Weights(pl.Callback):
         def __init__(self) -> None:
             self.at: dict[str, Tensor] = {}
@@ -100,7 +100,7 @@ def test_each_look_sees_the_weights_of_its_label() -> None:
     assert all(torch.equal(w["net.head.weight"], e) for w, e in zip(epochs.weights, expected, strict=True))
 
 
-def test_two_optimizers_that_count_two_steps_a_batch_do_not_jump_over_a_look() -> None:
+def test_two_optimizers_that_count_two_steps_a_batch_do_not_jump_over_an_evaluation() -> None:
     class Two(Classifier):
         def __init__(self) -> None:
             super().__init__()
@@ -123,7 +123,7 @@ def test_two_optimizers_that_count_two_steps_a_batch_do_not_jump_over_a_look() -
     assert callback.labels == ["start", "step 4", "step 6", "step 10", "step 12"]
 
 
-def test_a_run_that_stops_between_two_looks_ends_with_one() -> None:
+def test_a_run_that_stops_between_two_evaluations_ends_with_one() -> None:
     class Stop(pl.Callback):
         def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
             if trainer.current_epoch == 1:
@@ -162,7 +162,7 @@ def test_an_interrupted_run_keeps_what_was_seen(capsys: pytest.CaptureFixture[st
     [({}, 4), ({"check_val_every_n_epoch": 2}, 2), ({"val_check_interval": 1 / 3}, 12)],
     ids=["every epoch", "every second", "three an epoch"],
 )
-def test_checkpoint_and_early_stopping_wait_for_no_look(
+def test_checkpoint_and_early_stopping_wait_for_no_evaluation(
     tmp_path: Any, monitor_first: bool, options: Any, validations: int
 ) -> None:
     """On epochs off the cadence, whatever the order of the callbacks."""
@@ -171,7 +171,7 @@ def test_checkpoint_and_early_stopping_wait_for_no_look(
     mine = watched(every_n_epochs=3)
     order = [mine, stopping, checkpoint] if monitor_first else [stopping, checkpoint, mine]
     fit(*order, max_epochs=4, enable_checkpointing=True, **options)
-    entropies = {look[1].scalars["entropy"] for look in mine.evaluations}
+    entropies = {findings.scalars["entropy"] for _, findings in mine.evaluations}
     scores = [float(score) for score in checkpoint.best_k_models.values()]
     assert len(scores) == validations
     assert all(min(abs(score - entropy) for entropy in entropies) < 1e-6 for score in scores)
@@ -204,12 +204,12 @@ def test_a_plateau_scheduler_may_wait_for_a_map() -> None:
     assert len(run.complaints) == 1
 
 
-def test_a_checkpoint_by_steps_waits_for_no_look(tmp_path: Any) -> None:
+def test_a_checkpoint_by_steps_waits_for_no_evaluation(tmp_path: Any) -> None:
     checkpoint = ModelCheckpoint(tmp_path, monitor=KEY, save_top_k=-1, every_n_train_steps=2, filename="{step}")
     mine = watched(every_n_steps=2)
     fit(checkpoint, mine, max_epochs=2, enable_checkpointing=True)
     scores = sorted(float(score) for score in checkpoint.best_k_models.values())
-    assert scores == pytest.approx(sorted(look[1].scalars["entropy"] for look in mine.evaluations[1:]))
+    assert scores == pytest.approx(sorted(findings.scalars["entropy"] for _, findings in mine.evaluations[1:]))
 
 
 @pytest.mark.parametrize("interval", [1, 50])
@@ -219,12 +219,12 @@ def test_scalars_of_steps_reach_the_loggers_once_whatever_lightnings_own_interva
     points = scalar_points(events(tmp_path), KEY)
     # in the count of the loggers the batch of the second optimizer step is number 1, and so is its validation
     assert [step for step, _ in points] == [0, 1, 1]
-    start, end = (look[1].scalars["entropy"] for look in mine.evaluations)
+    start, end = (findings.scalars["entropy"] for _, findings in mine.evaluations)
     assert [value for _, value in points] == pytest.approx([start, end, end])
 
 
 def test_a_start_without_a_map_is_not_carried_on() -> None:
-    """A head of zeros gives no gradient and so no map: EarlyStopping would end the run on the NaN."""
+    """A zero-initialised classifier gives no gradient and so no map: EarlyStopping would end the run on the NaN."""
     module = Classifier()
     nn.init.zeros_(module.net.head.weight)
     mine = watched(every_n_epochs=4)
@@ -307,7 +307,7 @@ def test_fitting_on_with_the_same_trainer_goes_on() -> None:
 
 
 @pytest.mark.parametrize("stage", ["validate", "test"])
-def test_an_evaluation_of_its_own_looks_once_and_leaves_no_history(stage: str) -> None:
+def test_a_validation_of_its_own_is_evaluated_once_and_leaves_no_history(stage: str) -> None:
     mine = watched()
     trainer = make_trainer(mine)
     (results,) = getattr(trainer, stage)(Classifier(), loader(Squares(9, seed=1)), verbose=False)
@@ -448,11 +448,11 @@ def test_a_stream_and_steps() -> None:
 
 
 class Fragile(Classifier):
-    """Fails only where gradients are taken in evaluation mode: in a look."""
+    """Fails only where gradients are taken in evaluation mode: in an evaluation of a monitor."""
 
-    def __init__(self, looks: int = 0) -> None:
+    def __init__(self, left: int = 0) -> None:
         super().__init__()
-        self.register_buffer("left", torch.tensor(looks))
+        self.register_buffer("left", torch.tensor(left))
 
     def forward(self, images: Tensor) -> Tensor:
         if not self.training and torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
@@ -465,7 +465,7 @@ def test_an_error_is_said_once_and_training_goes_on() -> None:
     assert run.losses == fit(module=Fragile, max_epochs=3).losses
     (message,) = run.messages
     assert "in its evaluation at start: RuntimeError: out of luck" in message
-    assert "rests for the remainder of this run, training goes on" in message
+    assert "is switched off for the remainder of this run, training goes on" in message
     assert "on_error='raise'" in message
 
 
@@ -474,7 +474,7 @@ def test_an_error_can_be_raised_instead() -> None:
         fit(WatchedMonitor(on_error="raise"), module=Fragile)
 
 
-def test_a_rested_monitor_works_again_in_the_next_run() -> None:
+def test_a_monitor_that_was_switched_off_works_again_in_the_next_run() -> None:
     mine = WatchedMonitor()
     fit(mine, module=Fragile)
     run = fit(mine)
