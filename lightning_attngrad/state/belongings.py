@@ -152,8 +152,7 @@ class Belongings:
             if cls in PLAIN or id(value) in self._seen:
                 continue
             if cls in BUILT_IN_CONTAINERS and not value:
-                if id(value) not in self._seen:
-                    self._empty.append(value)
+                self._empty.append(value)
             elif name in _OF_A_MODULE and isinstance(value, dict):
                 self._keep_part(value)
             elif "_hooks" in name and isinstance(value, dict):
