@@ -724,7 +724,7 @@ def test_without_either_keeper_of_buffers_they_change(monkeypatch: pytest.Monkey
     class Forgetful(module_state.Belongings):
         """Lends no copies and puts nothing back."""
 
-        def __init__(self, **_: Any) -> None:
+        def __init__(self, *_: Any, **__: Any) -> None:
             super().__init__()
 
     without = once([])
