@@ -298,8 +298,8 @@ class Monitor(ProbeCallback):
         return costs if self.governor.limit is None else costs | {"stretch": self.governor.stretch}
 
     def _shared_seconds(self, trainer: pl.Trainer) -> dict[str, float]:
-        """What monitors did once for all since this was last logged; the first one logs it."""
-        if not self._leads(trainer):
+        """What monitors did once for all since this was last logged; the first one logs it, while there is any."""
+        if not self._leads(trainer) or all(monitor._all_off for monitor in monitors_of(trainer)):
             return {}
         return {"attngrad/probe/seconds": self._together.shared_cost.take()}
 
