@@ -90,7 +90,7 @@ def map_figures(
     scale = ColourScale("signed" if question.signed else "share")
 
     def draw() -> dict[str, Figure]:
-        shown, some = min(len(maps.heatmap), _OVERLAID), evaluation.pixels[:SHOWN_INSHOWN_IN_STRIPS]
+        shown, some = min(len(maps.heatmap), _OVERLAID), evaluation.pixels[:SHOWN_IN_STRIPS]
         figures = {
             "overlay": map_grid(
                 evaluation.pixels[:shown],
