@@ -36,6 +36,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader, TensorDataset
 
+import benchmarks.bare_image  # noqa: F401  (stands in for what an image of PyTorch lacks)
 import lightning_attngrad as attngrad
 from benchmarks.memory import memory_of
 from benchmarks.timing import Seconds, ratio
@@ -187,11 +188,12 @@ def evaluation_seconds(case: Case, device: torch.device, precision: str) -> dict
     The first evaluation, before training, is where kernels are chosen and files opened: it is not counted.
     """
     few: dict[str, Any] = {} if case.images is None else {"num_images": case.images}
-    often: dict[str, Any] = {**few, "every_n_epochs": 1, "on_error": "raise"}
+    probe = attngrad.ProbeImages(mean=MEAN, std=STD, **few)
+    often: dict[str, Any] = {"probe": probe, "every_n_epochs": 1, "on_error": "raise"}
     monitors = [
         attngrad.AttentionMapMonitor(**often),
         attngrad.AttentionDriftMonitor(**often),
-        attngrad.RewriteRobustnessMonitor(**often, steps=case.steps, mean=MEAN, std=STD),
+        attngrad.RewriteRobustnessMonitor(**often, steps=case.steps),
         attngrad.FaithfulnessMonitor(**often),
     ]
     generator = torch.Generator().manual_seed(2)

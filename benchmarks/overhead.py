@@ -1,8 +1,8 @@
 """What the monitors take of the demo: ``python -m benchmarks.overhead``.
 
-The demo with every evaluation that is due, and within ``--max-overhead``: seconds of each monitor, and of what is done once
-for all of them (``probe``), over the seconds of the fit that they were in. The demo's checkpoint audit, which goes with
-checkpoints, is no monitor here; what it shares with them is in ``probe``.
+The demo with every evaluation that is due, and within ``--max-overhead``: seconds of each monitor, and of what is done
+once for all of them (``probe``), over the seconds of the fit that they were in. The demo's checkpoint audit, which goes
+with checkpoints, is no monitor here; what it shares with them is in ``probe``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a second process is worth: ``python -m benchmarks.two_ranks``.
 
-The look of each monitor in a ``trainer.validate``, by one process and by two, one thread each, started in turn; wall
-seconds of the whole look on the first process, figures left out, as they are drawn there whatever the number.
+The evaluation of each monitor in a ``trainer.validate``, by one process and by two, one thread each, started in turn;
+wall seconds of the whole evaluation on the first process, figures left out: they are drawn there whatever the number.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import time
 import warnings
 from typing import Any
 
-#: Looks in each start of the processes, behind one that warms up.
-LOOKS = 3
+#: Evaluations in each start of the processes, behind one that warms up.
+EVALUATIONS = 3
 IMAGES = 16
 ASKED = 0.6
 
@@ -43,7 +43,7 @@ def main() -> None:
         seconds = {world: _run(world, options.model) for world in order}
         for name, one in seconds[1].items():
             found.setdefault(name, []).append(seconds[2][name] / one)
-    print(f"\n| look | two processes / one (asked ≤ {ASKED}) | rounds |\n|---|---|---|")
+    print(f"\n| evaluation | two processes / one (asked ≤ {ASKED}) | rounds |\n|---|---|---|")
     for name, ratios in found.items():
         every = ", ".join(f"{ratio:.2f}" for ratio in ratios)
         print(f"| {name} | **{statistics.median(ratios):.2f}** | {every} |")
@@ -74,7 +74,7 @@ def _run(world: int, model: str) -> dict[str, float]:
 
 
 def worker(world: int, model: str) -> None:
-    """One process: looks, and prints the median seconds of each monitor."""
+    """One process: evaluates, and prints the median seconds of each monitor."""
     import lightning.pytorch as pl
     import timm
     import torch
@@ -100,35 +100,36 @@ def worker(world: int, model: str) -> None:
 
     def timed(monitor: type[Any], **options: Any) -> Any:
         class Timed(monitor):
-            def look(self, probe: Any, *, remember: bool) -> Any:
+            def evaluate(self, evaluation: Any) -> Any:
                 began = time.perf_counter()
                 findings = super().evaluate(evaluation)
                 took.setdefault(monitor.__name__, []).append(time.perf_counter() - began)
                 return type(findings)(findings.scalars, dict)
 
-        return Timed(num_images=IMAGES, on_error="raise", **options)
+        return Timed(probe=probe, on_error="raise", **options)
 
+    probe = attngrad.ProbeImages(num_images=IMAGES, mean=0.5, std=0.5)
     monitors = [
         timed(attngrad.AttentionMapMonitor),
         timed(attngrad.AttentionDriftMonitor),
-        timed(attngrad.RewriteRobustnessMonitor, steps=4, mean=0.5, std=0.5),
+        timed(attngrad.RewriteRobustnessMonitor, steps=4),
     ]
     images = torch.rand(IMAGES, 3, 224, 224)
     loader = DataLoader(TensorDataset((images - 0.5) / 0.5, torch.arange(IMAGES) % 10), batch_size=IMAGES)
-    strategy = pl.strategies.DDPStrategy(process_group_backend="gloo") if world > 1 else "auto"
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=world,
-        strategy=strategy,
-        logger=False,
-        callbacks=monitors,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=1,
-    )
     module = Module()
-    for _ in range(1 + LOOKS):
-        trainer.validate(module, loader, verbose=False)
+    for monitor in monitors:  # a Trainer each: in one they would share the maps
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            devices=world,
+            strategy=pl.strategies.DDPStrategy(process_group_backend="gloo") if world > 1 else "auto",
+            logger=False,
+            callbacks=[monitor],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            limit_val_batches=1,
+        )
+        for _ in range(1 + EVALUATIONS):
+            trainer.validate(module, loader, verbose=False)
     print(json.dumps({name: statistics.median(seconds[1:]) for name, seconds in took.items()}))
 
 

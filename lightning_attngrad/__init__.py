@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_attngrad.version import VERSION
 
 if TYPE_CHECKING:
+    from lightning_attngrad.attention import backward_rule
     from lightning_attngrad.callbacks import (
         AttentionDriftMonitor,
         AttentionMapMonitor,
@@ -48,6 +49,7 @@ __all__ = [
     "Rewrite",
     "RewriteRobustnessMonitor",
     "attention_step",
+    "backward_rule",
     "explain",
     "register_method",
     "rewrite",
@@ -63,6 +65,7 @@ _ROOMS = {
     "Mixture": "explain",
     "Region": "explain",
     "attention_step": "explain",
+    "backward_rule": "attention",
     "explain": "explain",
     "register_method": "explain",
     "ProbeImages": "probe",

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "demo": {"callbacks", "probe"},
     "audit": {"callbacks", "measure", "probe", "reporting"},
     "cli": {"audit", "demo", "callbacks"},
-    "__init__": {"version", "callbacks", "explain", "probe", "rewrite"},
+    "__init__": {"version", "attention", "callbacks", "explain", "probe", "rewrite"},
 }
 #: Rooms that may know Lightning.
 KNOW_LIGHTNING = {"probe", "measure", "reporting", "callbacks", "demo", "audit", "cli"}

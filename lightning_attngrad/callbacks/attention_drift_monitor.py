@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_attngrad.callbacks.monitor import Monitor
-from lightning_attngrad.explain import DEFAULT_METHOD, Contrast, Mixture, Region
+from lightning_attngrad.explain import DEFAULT_METHOD, Objective
 from lightning_attngrad.measure.drift import (
     LEADING,
     MOVED,
@@ -110,7 +110,7 @@ class AttentionDriftMonitor(Monitor):
         max_overhead: float | None = None,
         reference: str = "start",
         method: str = DEFAULT_METHOD,
-        objective: Literal["logit", "margin"] | Contrast | Mixture | Region | Callable[[Any], Tensor] = "logit",
+        objective: Literal["logit", "margin"] | Objective | Callable[[Any], Tensor] = "logit",
         method_options: dict[str, Any] | None = None,
         memory_budget: int | None = None,
         alarm: float | None = None,

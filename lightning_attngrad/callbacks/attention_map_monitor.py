@@ -9,7 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_attngrad.callbacks.monitor import Monitor
-from lightning_attngrad.explain import DEFAULT_METHOD, Contrast, Mixture, Region
+from lightning_attngrad.explain import DEFAULT_METHOD, Objective
 from lightning_attngrad.measure.map_figures import Frame, caption_of, map_figures
 from lightning_attngrad.measure.map_scalars import head_scalars, mask_scalars
 from lightning_attngrad.measure.maps import check_question, explain_images, with_panels
@@ -90,7 +90,7 @@ class AttentionMapMonitor(Monitor):
         every_n_steps: int | None = None,
         max_overhead: float | None = None,
         method: str = DEFAULT_METHOD,
-        objective: Literal["logit", "margin"] | Contrast | Mixture | Region | Callable[[Any], Tensor] = "logit",
+        objective: Literal["logit", "margin"] | Objective | Callable[[Any], Tensor] = "logit",
         method_options: dict[str, Any] | None = None,
         memory_budget: int | None = None,
         top_k: int = 3,

@@ -73,10 +73,15 @@ class ProbeCallback(Memory, ABC):
         self.probe = probe or (ProbeImages() if num_images is None else ProbeImages(num_images=num_images))
         self.account = Account()
         self._shared: SharedProbe | None = None
+        self._together = Together()
         self._fit_began = math.nan
         self._could_report = True
         self._restored: dict[str, Any] | None = None  # state of the images, until there is a Trainer
         self._pending: Findings | None = None  # found, and not yet logged
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what belongs to a Trainer: a copy meets its own."""
+        return {**vars(self), "_shared": None, "_together": Together()}
 
     # What a subclass says ------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from matplotlib.figure import Figure
 
 from lightning_attngrad.callbacks.monitor import Monitor
-from lightning_attngrad.explain import DEFAULT_METHOD, Contrast
+from lightning_attngrad.explain import DEFAULT_METHOD, Objective
 from lightning_attngrad.measure.faithfulness import curves_of, sensitivity_of
 from lightning_attngrad.measure.maps import check_question, explain_images
 from lightning_attngrad.metrics.functional import Faithfulness
@@ -90,7 +90,7 @@ class FaithfulnessMonitor(Monitor):
         every_n_steps: int | None = None,
         max_overhead: float | None = None,
         method: str = DEFAULT_METHOD,
-        objective: Literal["logit", "margin"] | Contrast = "logit",
+        objective: Literal["logit", "margin"] | Objective = "logit",
         method_options: dict[str, Any] | None = None,
         memory_budget: int | None = None,
         steps: int = 8,

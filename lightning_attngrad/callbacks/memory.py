@@ -136,7 +136,7 @@ class Memory(Switch):
         if found_format > FORMAT:
             raise ValueError(
                 f"{type(self).__name__}: the checkpoint holds its state in format {found_format}, which a later "
-                f"version has written, and this version reads format {FORMAT}. Upgrade lightning-attngrad, or resume without "
+                f"version wrote, and this version reads format {FORMAT}. Upgrade lightning-attngrad, or resume without "
                 "this callback"
             )
         if found_format < FORMAT:

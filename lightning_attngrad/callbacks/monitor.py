@@ -289,7 +289,8 @@ class Monitor(ProbeCallback):
         if self._off:
             # A curve that went on would lie, but a callback that waits for a number would end the run without it.
             scalars = {name: self.scalars.get(name, math.nan) for name in self._awaited(trainer)}
-        return self._keyed(scalars) | self._shared_seconds(trainer)
+        shared = self._shared_seconds(trainer)
+        return self._keyed(scalars) | (trainer.strategy.broadcast(shared) if shared else {})
 
     def _costs(self) -> dict[str, float]:
         """What the monitor took by itself since it was last asked, and its share of the fit so far."""
@@ -297,10 +298,10 @@ class Monitor(ProbeCallback):
         return costs if self.governor.limit is None else costs | {"stretch": self.governor.stretch}
 
     def _shared_seconds(self, trainer: pl.Trainer) -> dict[str, float]:
-        """What monitors did once for all since this was last logged; the first one logs it."""
-        if not self._leads(trainer):
+        """What monitors did once for all since this was last logged; the first one logs it, while there is any."""
+        if not self._leads(trainer) or all(monitor._all_off for monitor in monitors_of(trainer)):
             return {}
-        return {"attngrad/probe/seconds": trainer.strategy.broadcast(self._together.shared_cost.take())}
+        return {"attngrad/probe/seconds": self._together.shared_cost.take()}
 
     def _write_now(self, trainer: pl.Trainer) -> None:
         """Straight to the loggers: for moments at which nothing reaches them through ``log``."""

@@ -1,4 +1,4 @@
-"""A question about a model: by which method, about which objective, with which options. Checked once, asked often."""
+"""A question about a model: by which method, about which objective, with which options; and its answer."""
 
 from __future__ import annotations
 
@@ -7,13 +7,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.explain.answering import answer
+from lightning_attngrad.attention import outside_autocast
 from lightning_attngrad.explain.explanation import Explanation
+from lightning_attngrad.explain.forward_pass import (
+    ForwardPass,
+    NonFiniteGradientError,
+    find_logits,
+    forward_pass,
+    numbers_of,
+)
 from lightning_attngrad.explain.objectives import Objective, OfOutput, Region, check_objective
 from lightning_attngrad.explain.plain import Plain, plain
-from lightning_attngrad.explain.registry import METHODS, Method, find_method
+from lightning_attngrad.explain.registry import METHODS, Method, TokenScores, find_method
+from lightning_attngrad.state import outside_inference
+
+Target = int | Sequence[int] | Tensor | None
 
 #: The most faithful map at the price of one backward pass: docs/faithfulness.md has the figures.
 DEFAULT_METHOD = "guided_relevance"
@@ -144,3 +155,186 @@ class Question:
     @property
     def _objective(self) -> Objective:
         return check_objective(self.objective)
+
+
+def answer(
+    method: Method,
+    options: Any,
+    objective: Objective,
+    model: nn.Module,
+    images: Tensor,
+    target: Target,
+    *,
+    forward: Callable[[Tensor], Any] | None,
+    memory_budget: int | None,
+    score_offsets: Sequence[Tensor | None],
+) -> Explanation:
+    """Explain; arguments, result and errors are those of :func:`lightning_attngrad.explain`.
+
+    Args:
+        method: the method.
+        options: its own, as :meth:`Method.with_options` gives them.
+        objective: what is explained.
+        model: of the images.
+        images: (B, C, H, W).
+        target: the class or classes.
+        forward: called instead of ``model(images)``.
+        memory_budget: in bytes.
+        score_offsets: additions to the attention scores.
+    """
+    names: tuple[str, ...] | None = getattr(options, "panels", None)
+    _check_target(objective, target, several_maps=names is not None)
+    with forward_pass(
+        model,
+        images,
+        forward=forward,
+        start=method.start,
+        rules=method.rules,
+        score_offsets=score_offsets,
+        memory_budget=memory_budget,
+    ) as ran:
+        classes = _resolve_target(target, ran) if objective.needs_target else None
+        asked: list[Tensor | None] = [classes] if classes is None or classes.dim() == 1 else list(classes.unbind(1))
+        results, values = [], []
+        for index, of_panel in enumerate(asked):
+            seeds = replace(objective.seeds(ran, of_panel), retain_graph=index + 1 < len(asked))
+            with outside_autocast(seeds.value.device):
+                results.append(method.scores(ran, seeds, options))
+            values.append(seeds.value)
+        _check_finite([result.scores for result in results], type(model).__name__)
+        panels = names
+        if classes is not None and classes.dim() == 2:
+            panels = _names_of_classes(classes)
+        return _as_explanation(ran, method.name, results, values, classes, panels)
+
+
+def _check_target(objective: Objective, target: Target, *, several_maps: bool) -> None:
+    objective.check()
+    several_classes = isinstance(target, list | tuple) or (isinstance(target, Tensor) and target.dim() == 2)
+    if several_maps and several_classes:
+        raise ValueError(
+            "target: several classes, where the options ask for several maps of each (several corrections) already; "
+            "ask for one or the other"
+        )
+    if target is not None and not objective.needs_target:
+        raise ValueError(f"target: got {target!r}, and the objective {objective!r} takes none; leave it out")
+
+
+def _resolve_target(target: Target, ran: ForwardPass) -> Tensor:
+    """Classes, (B,) or (B, P) int64."""
+    logits = ran.logits
+    batch, number = logits.shape
+    if target is None:
+        return logits.detach().argmax(dim=1)
+    try:
+        classes = outside_inference(torch.as_tensor(target, device=logits.device))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"target: got {target!r}; expected None, an int, a list of ints or a tensor") from error
+    if isinstance(target, list | tuple) and classes.dim() == 1:
+        classes = classes.expand(batch, -1)
+    elif classes.dim() == 0:
+        classes = classes.expand(batch)
+    integral = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
+    if not integral or classes.dim() not in (1, 2) or classes.shape[0] != batch or classes.numel() == 0:
+        raise ValueError(
+            f"target: got {classes.dtype} of shape {tuple(classes.shape)} for {batch} images; expected None, an int, "
+            f"an integer tensor ({batch},) or ({batch}, P), or a list of P ints for P panels an image"
+        )
+    if bool(((classes < 0) | (classes >= number)).any()):
+        raise ValueError(f"target: got {classes.unique().tolist()}; the model's classes are 0 to {number - 1}")
+    return classes.long()
+
+
+def _names_of_classes(classes: Tensor) -> tuple[str, ...]:
+    """A name for each panel of classes (B, P): the class, where it is the same for every image."""
+    columns = classes.T.cpu().tolist()
+    return tuple(
+        f"class {column[0]}" if all(len(set(other)) == 1 for other in columns) else f"panel {index}"
+        for index, column in enumerate(columns)
+    )
+
+
+def _check_finite(scores: list[Tensor], model_name: str) -> None:
+    """Refuse maps (B, K, N) of which some are NaN or infinite: the output was finite, so its gradient is not."""
+    finite = torch.stack([torch.isfinite(of_panel).flatten(1).all(dim=1) for of_panel in scores]).all(dim=0)
+    if bool(finite.all()):
+        return
+    images, named = numbers_of(~finite)
+    raise NonFiniteGradientError(
+        f"model: {model_name} gives finite outputs and NaN or infinite gradients for {named}; no map can be made of "
+        "them. A division by zero or a square root of zero on the way back does that (normalising a vector of zeros), "
+        "and so does float16 where gradients grow too large: explain those in bfloat16 or float32",
+        images,
+    )
+
+
+@dataclass(frozen=True)
+class _Join:
+    """Several classes: one panel each. One class: its K maps, or the only one.
+
+    Attributes:
+        several_classes: whether panels are classes.
+        several_maps: whether they are maps of one class.
+    """
+
+    several_classes: bool
+    several_maps: bool
+
+    def numbers(self, parts: Sequence[Tensor]) -> Tensor:
+        """(B,) each, to (B,) or (B, P)."""
+        return torch.stack(list(parts), dim=1) if self.several_classes else parts[0]
+
+    def maps(self, parts: Sequence[Tensor]) -> Tensor:
+        """(B, K, …) each, to (B, …) or (B, P, …)."""
+        if self.several_classes:
+            return torch.stack([part[:, 0] for part in parts], dim=1)
+        return parts[0] if self.several_maps else parts[0][:, 0]
+
+
+def _as_explanation(
+    ran: ForwardPass,
+    method: str,
+    results: list[TokenScores],
+    values: list[Tensor],
+    classes: Tensor | None,
+    panels: tuple[str, ...] | None,
+) -> Explanation:
+    several_classes = classes is not None and classes.dim() == 2
+    join = _Join(several_classes, several_maps=panels is not None and not several_classes)
+    scores = join.maps([result.scores for result in results]).float()
+    layers = [result.layers for result in results if result.layers is not None]
+    relevance = [result.relevance for result in results if result.relevance is not None]
+    errors = [(tokens.sum(dim=1) - value).abs() / value.abs() for tokens, value in zip(relevance, values, strict=False)]
+    found = find_logits(ran.output)
+    if classes is not None:
+        logits = ran.logits
+    else:  # an objective without classes may explain a model without logits
+        logits = found if found is not None and found.dim() == 2 else scores.new_zeros(ran.batch, 0)
+    return Explanation(
+        heatmap=ran.layout.to_grid(scores),
+        logits=logits.detach().float(),
+        target=classes,
+        value=join.numbers(values).detach().float(),
+        token_scores=scores,
+        layers=ran.layout.to_grid(join.maps(layers).float()) if layers else None,
+        layer_names=_layer_names(ran, method, results[0]),
+        panels=panels,
+        completeness_error=join.numbers(errors).float() if errors else None,
+        zero_gradient=join.numbers([result.zero_gradient for result in results]),
+        method=method,
+    )
+
+
+def _layer_names(ran: ForwardPass, method: str, result: TokenScores) -> tuple[str, ...]:
+    """Names of the parts of a map; none where it has no parts."""
+    if result.layers is None:
+        return ()
+    names = result.layer_names
+    if names is None:
+        names = tuple(call.name for call in ran.tap.calls)
+    if len(names) != result.layers.shape[2]:
+        raise ValueError(
+            f"method: {method!r} returned {result.layers.shape[2]} layers and {len(names)} names for them; expected "
+            "one layer an attention call, or layer_names with one name a layer"
+        )
+    return names

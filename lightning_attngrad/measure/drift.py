@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_attngrad.explain.conservative import RELEVANCE_PART
 from lightning_attngrad.measure.maps import Maps
 from lightning_attngrad.metrics.functional import DRIFT_MEASURES, drift_ratio, map_drift
 from lightning_attngrad.probe import Evaluation
@@ -228,17 +227,11 @@ class DriftAlarm:
 
 
 def what_moved(evaluation: Evaluation, drift: Drift, layer_names: Sequence[str], scalars: Mapping[str, float]) -> str:
-    """The layer, the class and the images whose maps are furthest from the reference, as a sentence."""
+    """The part of the map, the class and the images whose maps are furthest from the reference, as a sentence."""
     parts = []
-    # The half of a map that belongs to no layer is among its parts.
-    layers = [
-        (moved, name)
-        for moved, name in zip(drift.layers.tolist(), layer_names, strict=True)
-        if name != RELEVANCE_PART and not math.isnan(moved)
-    ]
-    if layers:
-        moved, name = max(layers, key=lambda layer: layer[0])
-        parts.append(f"the layer {name} ({moved:.2f})")
+    if len(drift.layers) and not drift.layers.isnan().all():
+        layer = int(drift.layers.nan_to_num(-1).argmax())
+        parts.append(f"the part {layer_names[layer]} ({float(drift.layers[layer]):.2f})")
     classes = {
         name: value for name, value in scalars.items() if name.startswith("per_class/") and not math.isnan(value)
     }

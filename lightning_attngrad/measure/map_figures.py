@@ -132,7 +132,7 @@ def map_figures(
                 times_uniform_share(of_classes),
                 [[evaluation.class_name(int(index)) for index in row] for row in asked],
                 maps.logits[:_STRIPS].softmax(dim=1).gather(1, asked),
-                title=f"Where it looks for each class · {evaluation.label} · {method}",
+                title=f"Evidence for each class · {evaluation.label} · {method}",
                 scale=scale,
             )
         if maps.layers is not None:
@@ -140,7 +140,7 @@ def map_figures(
                 some,
                 times_uniform_share(maps.layers[:_STRIPS]),
                 maps.layer_names,
-                title=f"What each layer adds to the map · {evaluation.label} · {method}",
+                title=f"What each part adds to the map · {evaluation.label} · {method}",
                 scale=scale,
             )
         if maps.panel_names:

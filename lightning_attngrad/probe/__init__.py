@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from lightning_attngrad.probe.cadence import Cadence
 from lightning_attngrad.probe.class_names import check_class_names, find_class_names
 from lightning_attngrad.probe.clock import Account, Clock
 from lightning_attngrad.probe.evaluation import Evaluation, Findings, shown_pixels
@@ -11,9 +10,7 @@ from lightning_attngrad.probe.isolation import isolated, probe_forward
 from lightning_attngrad.probe.jitter import jittered_copies
 from lightning_attngrad.probe.masks import MaskSource, load_mask_source, read_masks
 from lightning_attngrad.probe.normalisation import Normalisation, check_normalisation, find_normalisation
-from lightning_attngrad.probe.part_sharing import PartSharing
 from lightning_attngrad.probe.probe_set import ProbeSet
-from lightning_attngrad.probe.processes import PartTooLargeError, Processes
 from lightning_attngrad.probe.resolve import (
     ModelPathError,
     ProbeInputError,
@@ -23,7 +20,8 @@ from lightning_attngrad.probe.resolve import (
 )
 from lightning_attngrad.probe.settings import ProbeImages
 from lightning_attngrad.probe.shared import SharedProbe
-from lightning_attngrad.probe.timetable import Timetable
+from lightning_attngrad.probe.sharing import PartSharing, PartTooLargeError, Processes
+from lightning_attngrad.probe.timetable import Cadence, Timetable
 
 __all__ = [
     "Account",

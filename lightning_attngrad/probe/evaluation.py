@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from lightning_attngrad.explain.forward_pass import class_logits
 from lightning_attngrad.probe.normalisation import Normalisation
-from lightning_attngrad.probe.part_sharing import IMAGES_AT_ONCE, PartSharing
-from lightning_attngrad.probe.processes import Processes
+from lightning_attngrad.probe.sharing import IMAGES_AT_ONCE, PartSharing, Processes
 from lightning_attngrad.state import held_still
 
 if TYPE_CHECKING:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_attngrad.state import untouched_objects
 
 # What the user's val_dataloader() gave when it was asked before Lightning did, so that all who ask, ask once: by
 # Trainer, with the object that was asked.
@@ -112,3 +115,8 @@ def evaluation_datasets(trainer: pl.Trainer, dataloader_idx: int | None = None) 
     """Every data set behind the evaluation loaders, or behind one of them, outermost first."""
     loaders = evaluation_loaders(trainer)
     yield from datasets_of(loaders if dataloader_idx is None else loaders[dataloader_idx : dataloader_idx + 1])
+
+
+def untouched_dataset(dataset: Any) -> AbstractContextManager[None]:
+    """Leave a data set, those that it wraps and its transforms as they were: see :func:`untouched_objects`."""
+    return untouched_objects(*dataset_chain(dataset))

@@ -11,16 +11,15 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor
 
-from lightning_attngrad.probe.ahead import read_ahead
 from lightning_attngrad.probe.class_names import find_class_names
-from lightning_attngrad.probe.isolation import isolated
+from lightning_attngrad.probe.isolation import isolated, transfer_batch
 from lightning_attngrad.probe.loaders import release_loaders
 from lightning_attngrad.probe.normalisation import Normalisation, find_normalisation
 from lightning_attngrad.probe.origin import NAMES_OF_DATA, Source, find_origin, named_datasets, transforms_of
 from lightning_attngrad.probe.parts import Part, hash_of, joined, part_of
+from lightning_attngrad.probe.reading import read_ahead
 from lightning_attngrad.probe.resolve import ProbeInputError
 from lightning_attngrad.probe.settings import ProbeImages
-from lightning_attngrad.probe.transfer import transfer_batch
 
 T = TypeVar("T")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.utils.data import BatchSampler, DataLoader
 
-from lightning_attngrad.probe.reading import untouched_dataset
+from lightning_attngrad.probe.loaders import untouched_dataset
 from lightning_attngrad.probe.selection import candidate_indices
 
 #: Samplers are drawn from no further than this.

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from lightning_attngrad.probe.evaluation import Evaluation, Kept, shown_pixels
 from lightning_attngrad.probe.isolation import probe_forward
 from lightning_attngrad.probe.moment import Moment, fingerprint, is_fitting, moment
-from lightning_attngrad.probe.part_sharing import IMAGES_AT_ONCE, PartSharing
 from lightning_attngrad.probe.probe_set import ProbeSet
-from lightning_attngrad.probe.processes import Processes
 from lightning_attngrad.probe.resolve import resolve_model
 from lightning_attngrad.probe.settings import ProbeImages
+from lightning_attngrad.probe.sharing import IMAGES_AT_ONCE, PartSharing, Processes
 
 
 class SharedProbe:

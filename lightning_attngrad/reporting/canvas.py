@@ -54,7 +54,7 @@ def figure_to_array(figure: Figure) -> npt.NDArray[np.uint8]:
     return np.asarray(Image.fromarray(drawn).convert("RGB"))  # sooner than numpy leaves out the fourth
 
 
-def tile_size(images: Array, width: float, height: float) -> tuple[float, float]:
+def tile_size(images: Array, width: float, height: float, widest: float = math.inf) -> tuple[float, float]:
     """The largest tile for images inside a box.
 
     Where it costs little room, a pixel of the images becomes a whole number of pixels: so they are sharp, and their
@@ -64,6 +64,7 @@ def tile_size(images: Array, width: float, height: float) -> tuple[float, float]
         images: (N, C, H, W), for their aspect and size.
         width: Of the box, in inches.
         height: Of the box, in inches.
+        widest: What the width may never exceed, in inches.
 
     Returns:
         Width and height in inches.
@@ -77,7 +78,8 @@ def tile_size(images: Array, width: float, height: float) -> tuple[float, float]
     down, across = images.shape[2:]
     enlarged = DOTS_PER_INCH * min(width / across, height / down)
     whole = [times for times in (math.floor(enlarged), math.ceil(enlarged)) if times >= 1]
-    fitting = [times for times in whole if _SMALLEST <= times / enlarged <= _LARGEST]
+    limit = min(_LARGEST * enlarged, DOTS_PER_INCH * widest / across)
+    fitting = [times for times in whole if _SMALLEST * enlarged <= times <= limit]
     enlarged = min(fitting, key=lambda times: abs(times - enlarged), default=enlarged)
     return enlarged * across / DOTS_PER_INCH, enlarged * down / DOTS_PER_INCH
 

@@ -300,7 +300,7 @@ def _strips(
     lines = math.ceil(tiles / columns)
     largest = _LARGEST_TILE if shown * lines <= 5 else 1.05
     room = (_WIDEST - 2 * MARGIN - 0.12 - columns * _GAP) / (columns + 1)
-    width, height = tile_size(images, min(room, largest), largest)
+    width, height = tile_size(images, min(room, largest), largest, widest=room)
     # Names that are the same in every row stand once, at the top, where a row is one line.
     repeated = lines > 1 or any(list(row) != list(above[0]) for row in above)
     line_height = height + (_LINE if repeated else 0) + (_LINE if below else 0) + _GAP

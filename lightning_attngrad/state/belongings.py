@@ -149,7 +149,7 @@ class Belongings:
         self._keepers.append(attributes)
         for name, value in attributes.before.items():
             cls = type(value)
-            if cls in PLAIN:
+            if cls in PLAIN or id(value) in self._seen:
                 continue
             if cls in BUILT_IN_CONTAINERS and not value:
                 self._empty.append(value)

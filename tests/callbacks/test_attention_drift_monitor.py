@@ -420,7 +420,7 @@ def test_the_alarm_warns_once_a_rise_and_is_a_scalar() -> None:
     assert "At epoch 2" in first
     assert "5.0 times their noise floor, and above alarm=3 for 2 evaluations in a row" in first
     assert "At epoch 6" in second
-    assert any(f"the layer {layer}" in first for layer in LAYERS)
+    assert any(f"the part {layer}" in first for layer in LAYERS)
     assert any(f"the class {name}" in first for name in CLASSES)
     assert run.trainer.current_epoch == 7
 

@@ -1,4 +1,4 @@
-"""One of two processes dies in the midst of a look: ``python -m tests.distributed.killed_in_an_evaluation DIRECTORY``."""
+"""One of two processes dies while it evaluates: ``python -m tests.distributed.killed_in_an_evaluation DIRECTORY``."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tests.integration.harness import fit
 
 
 class Dying(SharingMonitor):
-    """On the second process the kernel kills it in a forward pass of the second look."""
+    """On the second process the kernel kills it in a forward pass of the second evaluation."""
 
     def __init__(self, directory: Path) -> None:
-        super().__init__(on_error="log")  # as users have it: the error of the look alone would not end the run
+        super().__init__(on_error="log")  # as users have it: the error of the evaluation alone would not end the run
         self.directory = directory
 
     def evaluate(self, evaluation: Evaluation) -> Findings:

@@ -19,7 +19,8 @@ import lightning_attngrad as attngrad
 from tests.gpu.runs import left_by
 from tests.integration.harness import CLASSES, COSTS, differences
 
-IMAGES, AT_ONCE = 8, attngrad.AttentionMapMonitor.rows_at_once
+#: Images of the probe, and so many of them as a monitor takes at once at least.
+IMAGES, AT_ONCE = 8, 4
 
 
 class Scarce(VisionTransformer):

@@ -18,17 +18,18 @@ import lightning_attngrad as attngrad
 from tests.gpu.maps import accelerator_of
 from tests.integration.harness import TinyModule, bytes_of, differences, fit, tiny_vit
 
-REWRITING = {"num_images": 4, "norm": "linf", "steps": 3, "target": "random", "mean": 0.5, "std": 0.08}
+REWRITING: dict[str, Any] = {"norm": "linf", "steps": 3, "target": "random"}
 
 
 def monitors(**options: Any) -> list[Any]:
     """All that there are, small; what they cannot do they raise."""
-    common = {"on_error": "raise", **options}
+    probe = attngrad.ProbeImages(num_images=4, mean=0.5, std=0.08)
+    common = {"probe": probe, "on_error": "raise", **options}
     return [
-        attngrad.AttentionMapMonitor(num_images=4, **common),
-        attngrad.AttentionDriftMonitor(num_images=4, **common),
+        attngrad.AttentionMapMonitor(**common),
+        attngrad.AttentionDriftMonitor(**common),
         attngrad.RewriteRobustnessMonitor(**REWRITING, long_every=None, every_n_epochs=1, **common),
-        attngrad.FaithfulnessMonitor(num_images=4, steps=2, every_n_epochs=1, **common),
+        attngrad.FaithfulnessMonitor(steps=2, every_n_epochs=1, **common),
         attngrad.CheckpointAudit(**REWRITING, **common),
     ]
 

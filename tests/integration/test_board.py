@@ -25,6 +25,7 @@ import lightning_attngrad as attngrad
 from lightning_attngrad.callbacks.monitor import Monitor
 from lightning_attngrad.probe import Evaluation, Findings
 from tests.callbacks.small_runs import Classifier, WatchedMonitor, events, fit, listening, small_convnet, tensorboard
+from tests.probe_options import with_probe
 
 CORE = ("entropy", "border_mass", "corner_mass", "top_decile_mass")
 
@@ -35,7 +36,7 @@ class Counter(Monitor):
     main_scalars = {"count": "of evaluations", "late": "a number that comes later"}  # noqa: RUF012
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"num_images": 2, "name": "counter", "on_error": "raise", **options})
+        super().__init__(**with_probe({"num_images": 2, "name": "counter", "on_error": "raise", **options}))
         self.count = 0
 
     def charts(self) -> dict[str, tuple[str, ...]]:
@@ -112,7 +113,8 @@ def served(directory: Path) -> Iterator[Any]:
 def test_tensorboard_draws_related_curves_in_one_chart(tmp_path: Path) -> None:
     board = tensorboard(tmp_path / "run", prefix="a.b")
     board.experiment.add_custom_scalars({"mine": {"losses": ["Multiline", ["a.b-train_loss", "a.b-val_loss"]]}})
-    rewrites = attngrad.RewriteRobustnessMonitor(num_images=2, mean=0.0, std=1.0, long_every=None, on_error="raise")
+    images = attngrad.ProbeImages(num_images=2, mean=0.0, std=1.0)
+    rewrites = attngrad.RewriteRobustnessMonitor(probe=images, long_every=None, on_error="raise")
     fit(WatchedMonitor(on_error="raise"), rewrites, logger=board, max_epochs=1)
     with served(tmp_path) as ask:
         categories = ask("plugin/custom_scalars/layout")["category"]
@@ -137,8 +139,12 @@ def test_tensorboard_draws_related_curves_in_one_chart(tmp_path: Path) -> None:
         assert len(curves("entropy of the heads, by layer")) == len(curves("distance of the heads, by layer")) == 2
         assert len(curves("success within each radius")) == len(curves("robust accuracy at each radius")) == 5
         assert len(curves("health of the search")) == 5
-        for title, name in (("seconds taken", "seconds"), ("share of the time of the fit", "overhead")):
-            assert set(curves(title)) == {f"a.b-attngrad/{monitor}/{name}" for monitor in ("maps", "rewrite")}
+        monitors = ("maps", "rewrite")
+        for title, of, name in (
+            ("seconds taken", (*monitors, "probe"), "seconds"),
+            ("share of the time of the fit", monitors, "overhead"),
+        ):
+            assert set(curves(title)) == {f"a.b-attngrad/{one}/{name}" for one in of}
         logged = ask("plugin/scalars/tags")["run"]
         bands = [chart["margin"]["series"][0] for chart in charts.values() if "margin" in chart]
         assert len(bands) == 2
@@ -151,7 +157,7 @@ def test_one_summary_of_all_monitors(tmp_path: Path, said: pytest.LogCaptureFixt
     fit(Counter(), Counter(name="second"), logger=[board, lines], max_epochs=2)
     (text,) = summaries(said)
     assert re.findall(r"^(\w+) \(Counter\), 3 evaluations since start$", text, re.MULTILINE) == ["counter", "second"]
-    assert len(re.findall(r"^    count  1 → 3  up  of looks$", text, re.MULTILINE)) == 2
+    assert len(re.findall(r"^    count  1 → 3  up  of evaluations$", text, re.MULTILINE)) == 2
     assert len(re.findall(r"^    late   2 → 3  up  a number", text, re.MULTILINE)) == 2
     assert len(re.findall(r"took [\d.]+ s, [\d.e-]+ % of the fit; figures: attngrad/\w+/", text)) == 2
     assert text_in(tmp_path / "board", "fold0-attngrad/summary") == [(5, text)]
@@ -179,7 +185,7 @@ def test_a_trial_run_says_nothing(tmp_path: Path, said: pytest.LogCaptureFixture
     assert not list(tmp_path.rglob("*summary*"))
 
 
-def test_a_monitor_that_rests_says_why(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
+def test_a_monitor_that_is_switched_off_says_why(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
     fit(
         WatchedMonitor(),
         Counter(),
@@ -190,7 +196,9 @@ def test_a_monitor_that_rests_says_why(tmp_path: Path, said: pytest.LogCaptureFi
     )
     (text,) = summaries(said)
     assert re.search(
-        r"^maps \(WatchedMonitor\), no evaluation\n    took .*\n    rests: in its look at start: ", text, re.MULTILINE
+        r"^maps \(WatchedMonitor\), no evaluation\n    took .*\n    switched off: in its evaluation at start: ",
+        text,
+        re.MULTILINE,
     )
     assert "counter (Counter), 2 evaluations since start" in text
 
@@ -199,7 +207,7 @@ def test_a_monitor_that_had_no_time_says_so(tmp_path: Path, said: pytest.LogCapt
     fit(Counter(max_overhead=1e-9), logger=False, default_root_dir=tmp_path, max_epochs=2)
     (text,) = summaries(said)
     assert "counter (Counter), 1 evaluation, at start" in text
-    assert re.search(r"^    passed over \d looks that were due, to keep max_overhead=1e-09$", text, re.MULTILINE)
+    assert re.search(r"^    skipped \d evaluations that were due, to keep max_overhead=1e-09$", text, re.MULTILINE)
 
 
 def test_a_resumed_run_goes_on_with_the_first_values(tmp_path: Path, said: pytest.LogCaptureFixture) -> None:
@@ -221,10 +229,11 @@ def test_a_resumed_run_goes_on_with_the_first_values(tmp_path: Path, said: pytes
 
 
 def test_a_checkpoint_of_an_earlier_version_is_read() -> None:
-    state = Counter().state_dict()
-    del state["story"]
-    monitor = Counter()
-    monitor.load_state_dict(state)
+    monitor, earlier = Counter(), {"probe_set": {}, "scalars": {"count": 3.0}, "hash": None, "settings": {}}
+    with listening() as messages:
+        monitor.restore_state(earlier)
+    assert ["a new history begins" in message for message in messages] == [True]
+    assert monitor.scalars == {}
     assert monitor.story.evaluations == 0
     assert monitor.story.first == {}
 
@@ -266,7 +275,8 @@ def test_an_error_is_reported_and_the_run_ends_as_it_would(
 def test_the_audit_has_described_all_checkpoints_before_the_summary(
     tmp_path: Path, said: pytest.LogCaptureFixture
 ) -> None:
-    audit = attngrad.CheckpointAudit(num_images=2, mean=0.0, std=1.0, on_error="raise")
+    images = attngrad.ProbeImages(num_images=2, mean=0.0, std=1.0)
+    audit = attngrad.CheckpointAudit(probe=images, on_error="raise")
     keep = ModelCheckpoint(dirpath=tmp_path, save_last=True)
     fit(audit, keep, logger=False, default_root_dir=tmp_path, enable_checkpointing=True, max_epochs=1)
     (text,) = summaries(said)
@@ -288,7 +298,7 @@ def test_random_numbers_and_weights_are_those_of_a_run_without(tmp_path: Path, m
 
     with_them = state_after(tmp_path / "with")
     for name in ("write_layout", "write_summary"):
-        monkeypatch.setattr(f"lightning_attngrad.callbacks.monitor.{name}", lambda *_: None)
+        monkeypatch.setattr(f"lightning_attngrad.callbacks.base.{name}", lambda *_: None)
     without = state_after(tmp_path / "without")
     assert torch.equal(with_them[0], without[0])
     assert all(torch.equal(one, other) for one, other in zip(with_them[1], without[1], strict=True))

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests.callbacks.rewriting_runs import WatchedAudit
-from tests.callbacks.test_audit_record import KEYS
 from tests.integration.killed_runs import MOMENTS, train
+from tests.measure.test_audit_record import KEYS
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 200

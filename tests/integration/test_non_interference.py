@@ -25,7 +25,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, default_collate
 
-from lightning_attngrad.callbacks import image_probe
+from lightning_attngrad.callbacks import base, together
 from lightning_attngrad.explain import forward_pass
 from lightning_attngrad.probe import Evaluation, Findings, isolation, probe_set
 from lightning_attngrad.rewrite import quality, rewriting
@@ -41,6 +41,7 @@ from tests.integration.harness import (
     seed_everything,
     tiny_vit,
 )
+from tests.probe_options import with_probe
 
 PRECISIONS = ("32-true", "bf16-mixed")
 DROPOUT = {"proj_drop_rate": 0.2, "attn_drop_rate": 0.2, "pos_drop_rate": 0.1, "drop_path_rate": 0.2}
@@ -172,7 +173,7 @@ class WatchedRewriting(harness.attngrad.RewriteRobustnessMonitor):
     """The monitor as it is, drawing nothing."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{**REWRITING, "long_every": None, **options})
+        super().__init__(**with_probe({**REWRITING, "long_every": None, **options}))
         self.labels: list[str] = []
 
     def evaluate(self, evaluation: Evaluation) -> Findings:
@@ -184,7 +185,7 @@ class WatchedAudit(harness.attngrad.CheckpointAudit):
     """The audit as it is."""
 
     def __init__(self) -> None:
-        super().__init__(**REWRITING)
+        super().__init__(**with_probe(REWRITING))
         self.labels: list[str] = []
 
     def evaluate(self, evaluation: Evaluation) -> Findings:
@@ -196,7 +197,7 @@ class WatchedDrift(harness.attngrad.AttentionDriftMonitor):
     """The monitor as it is, drawing nothing."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"num_images": 2, "on_error": "raise", **options})
+        super().__init__(**with_probe({"num_images": 2, "on_error": "raise", **options}))
         self.labels: list[str] = []
 
     def evaluate(self, evaluation: Evaluation) -> Findings:
@@ -208,7 +209,7 @@ class WatchedFaithfulness(harness.attngrad.FaithfulnessMonitor):
     """The monitor as it is, drawing nothing."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"num_images": 2, "steps": 2, "on_error": "raise", **options})
+        super().__init__(**with_probe({"num_images": 2, "steps": 2, "on_error": "raise", **options}))
         self.labels: list[str] = []
 
     def evaluate(self, evaluation: Evaluation) -> Findings:
@@ -653,14 +654,14 @@ held_still = forward_pass.held_still
 MUTATIONS: dict[str, tuple[list[tuple[Any, str, Any]], set[str]]] = {
     "everything": (
         [
-            (image_probe, "isolated", only_gradients),
+            (together, "isolated", only_gradients),
             (probe_set, "isolated", only_gradients),
             (forward_pass, "held_still", evaluated_for_good),
         ],
         {"weights", "buffers", "optimizer", "flags", "random streams", "steps", "metrics"},
     ),
     "random streams": (
-        [(isolation, "seeded_rng", nothing)],
+        [(isolation, "seeded_rng", nothing), (base, "seeded_rng", nothing)],
         {"weights", "optimizer", "random streams", "steps", "metrics"},
     ),
     "flags never put back": (
@@ -723,7 +724,7 @@ def test_without_either_keeper_of_buffers_they_change(monkeypatch: pytest.Monkey
     class Forgetful(module_state.Belongings):
         """Lends no copies and puts nothing back."""
 
-        def __init__(self, **_: Any) -> None:
+        def __init__(self, *_: Any, **__: Any) -> None:
             super().__init__()
 
     without = once([])

@@ -15,14 +15,15 @@ from lightning_attngrad.probe import Evaluation
 @pytest.mark.parametrize(
     ("layers", "names", "said"),
     [
-        # the half of a map of guided_relevance that belongs to no layer is none
-        ([0.1, 0.3, 0.9], ("first", "second", "relevance"), "the layer second (0.30), "),
-        ([math.nan, 0.2], ("first", "second"), "the layer second (0.20), "),
+        ([0.1, 0.3, 0.2], ("first", "second", "relevance"), "the part second (0.30), "),
+        # the half of a map of guided_relevance that belongs to no layer is a part, and no layer
+        ([0.1, 0.3, 0.9], ("first", "second", "relevance"), "the part relevance (0.90), "),
+        ([math.nan, 0.2], ("first", "second"), "the part second (0.20), "),
         ([math.nan, math.nan], ("first", "second"), ""),
         ([], (), ""),
     ],
 )
-def test_the_layer_that_moved_most_is_a_layer(layers: list[float], names: tuple[str, ...], said: str) -> None:
+def test_the_part_of_the_map_that_moved_most_is_named(layers: list[float], names: tuple[str, ...], said: str) -> None:
     images = torch.rand(3, 1, 2, 2)
     evaluation = Evaluation(nn.Identity(), nn.Identity(), images, None, images, None, "epoch 3")
     drift = Drift({"spearman": torch.tensor([0.2, 0.5, 0.1])}, {}, torch.tensor(layers), torch.zeros(len(layers)))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_attngrad.probe import isolated
-from lightning_attngrad.probe.transfer import transfer_batch
+from lightning_attngrad.probe.isolation import transfer_batch
 from tests.probe.runs import Data, InHook, TinyModule, run
 
 

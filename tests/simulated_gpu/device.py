@@ -3,14 +3,14 @@
 Where there is no GPU, code that mixes devices, waits for the device in a loop, asks for a kernel that is not
 deterministic, or launches a thousand kernels where ten would do runs without a complaint. On this device it does not:
 
-- an operation on tensors of both devices raises, as on CUDA; so does indexing with a tensor of the host, which CUDA would
-  copy without a word. Numbers (tensors without dimensions) may come from anywhere;
+- an operation on tensors of both devices raises, as on CUDA; so does indexing with a tensor of the host, which CUDA
+  would copy without a word. Numbers (tensors without dimensions) may come from anywhere;
 - operations of which CUDA has no deterministic kernel raise, as under ``torch.use_deterministic_algorithms(True)``;
 - with ``float64=False`` tensors of that type raise, as on Apple's GPUs;
 - kernels are counted by name (:attr:`SimulatedGpu.launches`; views launch nothing), and so is every time that the host
   waits for a value (:attr:`SimulatedGpu.waits`).
 
-The device is called ``meta``, the one name beside ``cpu`` that needs no driver: values are real, and equal to the CPU's.
+The device is called ``meta``, the one name beside ``cpu`` that needs no driver: values are real, those of the CPU.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -67,9 +66,9 @@ def test_the_host_does_not_wait_at_every_step(search: str) -> None:
 
 @pytest.mark.parametrize("search", ["linf", "l2"])
 def test_a_step_costs_few_kernels_beside_the_model_s_own(search: str) -> None:
-    counted: Callable[[int], int] = lambda steps: (
-        run("gpu", **{**SEARCHES[search], "steps": steps})[1].number_of_launches
-    )
+    def counted(steps: int) -> int:
+        return run("gpu", **{**SEARCHES[search], "steps": steps})[1].number_of_launches
+
     per_step = (counted(8) - counted(4)) / 4
     with SimulatedGpu() as gpu:
         model, images = gpu.move(VIT.build()), gpu.upload(VIT.images())

@@ -483,3 +483,15 @@ def test_iterators_are_left_alone() -> None:
     with untouched_objects(held):
         next(held.images)
     assert next(held.images, None) is None
+
+
+def test_containers_that_are_left_out_keep_what_is_put_into_them() -> None:
+    """As the hooks do that FSDP registers in its first forward pass."""
+    model = nn.Linear(1, 1)
+    hooks = (model._state_dict_pre_hooks, model._load_state_dict_pre_hooks)
+    model._load_state_dict_pre_hooks[1] = print
+    kept = belongings.Belongings(modules=[model], leave_out=hooks)
+    for container in (*hooks, model._forward_hooks):
+        container[2] = print
+    kept.restore()
+    assert [len(container) for container in (*hooks, model._forward_hooks)] == [1, 2, 0]
