@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_attngrad.probe import Account, Clock, Evaluation, ProbeImages, SharedProbe, isolated
 from lightning_attngrad.probe.moment import averaging, is_fitting, updates_of_average, whose_weights
+from lightning_attngrad.state import held_still
 
 
 class Evaluates(Protocol):
@@ -78,11 +79,12 @@ class Together:
             with self.clock.charge(self.shared_cost), isolated(trainer, pl_module, seed=due[0].shared.settings.seed):
                 for probe in dict.fromkeys(monitor.shared for monitor in due):
                     evaluation = probe.evaluation(trainer, pl_module, label, whose)
-                    for monitor in [one for one in due if one.shared is probe]:
-                        left.remove(monitor)
-                        wanted = True  # whatever gets out of here, its user asked for with on_error="raise"
-                        monitor.evaluate_now(trainer, evaluation)
-                        wanted = False
+                    with held_still(evaluation.model):  # once: what each explanation does then is next to nothing
+                        for monitor in [one for one in due if one.shared is probe]:
+                            left.remove(monitor)
+                            wanted = True  # whatever gets out of here, its user asked for with on_error="raise"
+                            monitor.evaluate_now(trainer, evaluation)
+                            wanted = False
                 left = list(due)  # what is said when the body is left concerns all
         except Exception as error:
             if wanted:
