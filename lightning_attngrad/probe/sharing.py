@@ -14,6 +14,8 @@ import torch.distributed
 from lightning.pytorch.utilities.memory import garbage_collection_cuda, is_oom_error
 from torch import Tensor, nn
 
+from lightning_attngrad.state import passes_begin_as_it_is
+
 T = TypeVar("T")
 
 
@@ -102,6 +104,7 @@ class Processes:
         with torch.no_grad():
             for buffer, value in zip(buffers, sent[0] or [], strict=True):
                 buffer.copy_(value)
+        passes_begin_as_it_is(module)
 
     def together(self, work: Callable[[], T]) -> T:
         """Let every process do the same, or none go on; a collective operation.

@@ -131,13 +131,20 @@ class Belongings:
         Cheap: only version counters are read. It makes every pass begin with the same buffers, and lets go of graphs.
         """
         with torch.inference_mode(mode=False), torch.no_grad():
-            for place, (held, name, original, copy, version) in enumerate(self._lent):
+            for place, (held, name, first, copy, version) in enumerate(self._lent):
                 if copy._version != version:
-                    fresh = original.detach().clone()
-                    self._lent[place] = (held, name, original, fresh, fresh._version)
+                    fresh = first.detach().clone()
+                    self._lent[place] = (held, name, first, fresh, fresh._version)
                     held[name] = fresh
                 elif held.get(name) is not copy:
                     held[name] = copy
+
+    def begin_with_tensors_as_they_are(self) -> None:
+        """Let `take_tensors_back` give what the copies hold now."""
+        with torch.inference_mode(mode=False), torch.no_grad():
+            for place, (held, name, _, copy, version) in enumerate(self._lent):
+                if copy._version != version:
+                    self._lent[place] = (held, name, copy.detach().clone(), copy, copy._version)
 
     # Looking around ---------------------------------------------------------------------------------------------
 

@@ -85,6 +85,11 @@ class SavedModules(Holding):
         for held in self._with_those_below():
             held._belongings.take_tensors_back()
 
+    def begin_with_tensors_as_they_are(self) -> None:
+        """Let later passes begin with the buffers of now."""
+        for held in self._with_those_below():
+            held._belongings.begin_with_tensors_as_they_are()
+
     def undo(self) -> None:
         """Leave the modules as they were found."""
         self.wrote_gradients = any(parameter.grad is not None for parameter, _, _ in self._parameters)
@@ -155,6 +160,16 @@ def saved_modules(root: nn.Module) -> Iterator[SavedModules]:
             "untouched: the body wrote to .grad of the model's parameters (the gradients of the run were put back); "
             "use torch.autograd.grad instead of backward()"
         )
+
+
+def passes_begin_as_it_is(root: nn.Module) -> None:
+    """Let every later pass in the body of :func:`untouched` begin with the buffers that ``root`` has now.
+
+    For whoever writes other values into them: :func:`held_still` would give back those from before. Outside of
+    ``untouched`` there is nothing to do.
+    """
+    if (saved := _SAVED.holding(root)) is not None:
+        saved.begin_with_tensors_as_they_are()
 
 
 @contextmanager

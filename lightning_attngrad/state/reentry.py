@@ -57,6 +57,10 @@ class Register(Generic[H]):
         finally:
             self._give_back(holding)
 
+    def holding(self, module: nn.Module) -> H | None:
+        """What was done to a module; None if nothing."""
+        return self._held.get(id(module))
+
     def _take(self, root: nn.Module) -> H:
         with self._lock:
             holding = self._held.get(id(root))

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lightning_attngrad import CheckpointAudit, cli
 from tests.audit.project import Classifier, SquaresData
+from tests.probe_options import with_probe
 
 QUIET = {
     "accelerator": "cpu",
@@ -48,7 +49,7 @@ def run(
 
 
 def small_audit(**options: Any) -> CheckpointAudit:
-    return CheckpointAudit(**{"num_images": 3, "steps": 4, "on_error": "raise", **options})
+    return CheckpointAudit(**with_probe({"num_images": 3, "steps": 4, "on_error": "raise", **options}))
 
 
 @dataclass

@@ -44,12 +44,13 @@ def a_record(**changed: Any) -> AuditRecord:
 
 def a_state(record: AuditRecord | None, norm: str = "linf") -> dict[str, Any]:
     return {
-        "probe_set": {},
+        "format": 2,
+        "images": {},
         "scalars": {},
-        "hash": None,
+        "story": {},
         "settings": {"norm": norm},
-        "own": None,
-        "targets": None,
+        "conditions": None,
+        "history": {"frozen": None},
         "record": None if record is None else record.plain(),
     }
 
@@ -95,7 +96,7 @@ class TestWhatItTells:
         assert saved.record("sub/class").hash == "other"
 
     def test_other_callbacks_are_no_audits(self, tmp_path: Path) -> None:
-        states = {"ModelCheckpoint": {"monitor": None}, "x": {"probe_set": {}, "settings": {}, "scalars": {}}}
+        states = {"ModelCheckpoint": {"monitor": None}, "x": {"images": {}, "settings": {}, "scalars": {}, "history": {}}}
         (saved,) = read(a_checkpoint(tmp_path / "a.ckpt", callbacks=states))
         assert saved.state(None) is None
 

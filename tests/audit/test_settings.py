@@ -124,7 +124,7 @@ def test_checkpoints_of_other_images_are_refused_and_named() -> None:
 
 
 def test_a_state_without_a_record() -> None:
-    state = a_state(None, norm="l2") | {"probe_set": {"num_images": 5, "seed": 2, "dataloader_idx": 1}}
+    state = a_state(None, norm="l2") | {"images": {"set": {"num_images": 5, "seed": 2, "dataloader_idx": 1}}}
     settings = choose_settings(asked(), [SavedCheckpoint(Path("a.ckpt"), "a", 1, 8, audits={"audit": state})])
     assert settings.arguments == {"num_images": 5, "seed": 2, "dataloader_idx": 1, "norm": "l2"}
     assert settings.expected is None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.state import untouched, untouched_objects
+from lightning_attngrad.state import held_still, passes_begin_as_it_is, untouched, untouched_objects
 from lightning_attngrad.state.keepers import KeptTensor
 from tests.probe.runs import bytes_of, fail
 
@@ -105,6 +105,22 @@ def test_an_unchanged_buffer_keeps_its_version_so_that_a_pending_backward_still_
         norm(torch.rand(3, 2, 2, 2))
     assert [buffer._version for buffer in norm.buffers()] == versions
     torch.autograd.grad(loss, norm.weight)
+
+
+def test_buffers_that_are_given_to_a_model_stay_for_every_pass_and_are_undone_in_the_end() -> None:
+    root = nn.Sequential(module := Writer())
+    with untouched(root):
+        for given in (5.0, 7.0):
+            module.in_place.fill_(given)
+            passes_begin_as_it_is(module)
+            for _ in range(2):
+                with held_still(module):
+                    assert module.in_place.tolist() == [given] * 3
+                    module(torch.zeros(3))
+                    assert module.in_place.tolist() == [given + 1] * 3
+            assert module.in_place.tolist() == [given] * 3
+    assert module.in_place.tolist() == [0.0] * 3
+    passes_begin_as_it_is(root)  # nothing to do
 
 
 def test_gradients_come_back_as_the_same_objects_and_backward_is_reported() -> None:
