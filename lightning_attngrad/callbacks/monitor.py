@@ -29,8 +29,8 @@ class Monitor(ProbeCallback):
     and buffers a checkpoint holds.
 
     ``seconds`` is the time that the monitor took by itself since it was last logged: evaluating, drawing and writing
-    figures. What monitors do once for all of them (reading images, holding the model still, maps that several use) is
-    ``attngrad/probe/seconds``. ``overhead`` is the share of the fit's time that the monitor, with its part of what is
+    figures. What is done once for all of them (reading images, holding the model still) is ``attngrad/probe/seconds``;
+    maps that several ask for are at the cost of the first that does. ``overhead`` is the share of the fit's time that the monitor, with its part of what is
     shared, has taken so far; with ``max_overhead`` also ``stretch``: of how many evaluations that were due one was
     made.
 

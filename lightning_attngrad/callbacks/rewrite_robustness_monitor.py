@@ -28,6 +28,8 @@ from lightning_attngrad.reporting.layout import Charts, Margin
 
 #: Gradients of the long search that the short one is measured against.
 _LONG_STEPS = 64
+#: It is made for a quarter of the image–target pairs, and for so many at least: so it costs as much as a short one.
+_LEAST_LONG = 4
 
 
 class RewriteRobustnessMonitor(Monitor):
@@ -68,7 +70,8 @@ class RewriteRobustnessMonitor(Monitor):
         top_share: let only this share of the patches change, from the top of a gradient-guided map.
         reference: what ``log_ratio`` compares with: the first evaluation after training began (``first_epoch``), the
             starting weights (``start``; a new head makes that meaningless), or the evaluation before (``previous``).
-        long_every: every so many evaluations a search of 64 steps says how far the short one is off; None never.
+        long_every: every so many evaluations a search of 64 steps for a quarter of the image–target pairs says how far the
+            short one is off; None never.
         name: of this monitor, in ``attngrad/<name>/…``.
         on_error: ``log`` reports an error inside an evaluation once and switches this monitor off; ``raise`` raises it.
 
@@ -151,8 +154,10 @@ class RewriteRobustnessMonitor(Monitor):
             compared = distances
         long_is_due = self.long_every is not None and self._evaluations % self.long_every == 0
         if counts and long_is_due and self.rewriting.steps < _LONG_STEPS:
-            long, _ = rewrite_images(evaluation, replace(self.rewriting, steps=_LONG_STEPS), frozen, shown=0)
-            self._short_over_long = _median_ratio(pairs.distance, long.distance)
+            most = max(_LEAST_LONG, len(distances) // 4)
+            searched = replace(self.rewriting, steps=_LONG_STEPS)
+            long, _ = rewrite_images(evaluation, searched, frozen, shown=0, most=most)
+            self._short_over_long = _median_ratio(pairs.distance[:most], long.distance)
         scalars = rewrite_scalars(pairs, self.rewriting)
         scalars |= ratio_scalars(pairs.distance, None if compared is None else torch.tensor(compared))
         scalars["short_over_long"] = self._short_over_long

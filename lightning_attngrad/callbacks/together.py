@@ -33,7 +33,7 @@ class Together:
 
     Attributes:
         clock: charges each second to one monitor, or to what they share.
-        shared_cost: reading and moving images, holding the model still, and answers that several monitors use.
+        shared_cost: reading and moving images, and holding the model still.
         members: how many monitors there are.
     """
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -72,6 +72,11 @@ def check_question(
     return question
 
 
+def maps_key(question: Question) -> Hashable:
+    """Under which the maps of a question are kept, see :meth:`Evaluation.once`."""
+    return "maps", question
+
+
 def explain_images(
     evaluation: Evaluation, question: Question, images: Tensor | None = None, *, memory_budget: int | None = None
 ) -> Maps:
@@ -86,7 +91,7 @@ def explain_images(
     if images is not None:
         return _explained(evaluation, question, images, memory_budget)
     return evaluation.once(
-        ("maps", question), lambda: _explained(evaluation, question, evaluation.images, memory_budget)
+        maps_key(question), lambda: _explained(evaluation, question, evaluation.images, memory_budget)
     )
 
 

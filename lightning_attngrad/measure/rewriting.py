@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from lightning_attngrad.attention import UnsupportedModelError
-from lightning_attngrad.explain import NonFiniteOutputError, explain
+from lightning_attngrad.explain import NonFiniteOutputError, Question, explain
+from lightning_attngrad.measure.maps import Maps, maps_key
 from lightning_attngrad.metrics.functional import (
     area_under_success,
     distance_quantiles,
@@ -243,7 +244,12 @@ def comparison_hash(evaluation: Evaluation, settings: RewriteSettings, frozen: F
 
 
 def rewrite_images(
-    evaluation: Evaluation, settings: RewriteSettings, frozen: FrozenTargets, *, shown: int = SHOWN
+    evaluation: Evaluation,
+    settings: RewriteSettings,
+    frozen: FrozenTargets,
+    *,
+    shown: int = SHOWN,
+    most: int | None = None,
 ) -> tuple[RewrittenPairs, list[ShownPair]]:
     """Rewrite the frozen images; asked again at the same moment, they are there already. A collective operation.
 
@@ -252,19 +258,23 @@ def rewrite_images(
         settings: what is asked.
         frozen: which classes.
         shown: of so many pairs the images come along.
+        most: only so many pairs, from the first.
 
     Returns:
         All pairs and the first few images, on every process alike.
     """
-    key = "rewrites", str(settings.plain()), str(frozen.own.tolist()), str(frozen.targets.tolist()), shown
-    return evaluation.once(key, lambda: _rewritten(evaluation, settings, frozen, shown))
+    key = "rewrites", str(settings.plain()), str(frozen.own.tolist()), str(frozen.targets.tolist()), shown, most
+    return evaluation.once(key, lambda: _rewritten(evaluation, settings, frozen, shown, most))
 
 
 def _rewritten(
-    evaluation: Evaluation, settings: RewriteSettings, frozen: FrozenTargets, shown: int
+    evaluation: Evaluation, settings: RewriteSettings, frozen: FrozenTargets, shown: int, most: int | None
 ) -> tuple[RewrittenPairs, list[ShownPair]]:
     known = require_normalisation(evaluation.model, evaluation.images, evaluation.normalisation)
     index, targets = frozen.pairs()
+    if most is not None:
+        index, targets = index[:most], targets[:most]
+    there = _maps_that_are_there(evaluation)
 
     def work(part: Tensor) -> tuple[RewrittenPairs, list[ShownPair]]:
         images = evaluation.images[index[part].to(evaluation.images.device)]
@@ -285,10 +295,11 @@ def _rewritten(
             grey = torch.zeros_like(images)
             with torch.no_grad():
                 evaluation.forward(grey)
-            _maps(evaluation, grey, grey)
+            _map_shares(evaluation, grey, grey if there is None else None)
             raise
         survives = survives_8_bits(evaluation.model, result, known, forward=evaluation.forward)
-        maps = _maps(evaluation, known.to_images(result.original), result.images)
+        before = known.to_images(result.original) if there is None else there[index[part]]
+        maps = _map_shares(evaluation, result.images, before)
         found = _found(result, survives, maps, index[part], frozen.own[index[part]])
         return found, [_shown(result, maps, place, int(pair)) for place, pair in enumerate(part) if pair < shown]
 
@@ -355,14 +366,45 @@ def _is_length(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
-def _maps(evaluation: Evaluation, before: Tensor, after: Tensor) -> Tensor | None:
-    """(M, 2, h, w) of the predicted classes, in times the uniform share; None where attention cannot be read."""
+def _maps_that_are_there(evaluation: Evaluation) -> Tensor | None:
+    """(N, h, w) of the classes predicted now, where another callback has asked for the images' maps at this moment."""
+    found: Maps | None = evaluation.at_this_moment.get(maps_key(Question()))
+    if found is None or found.target is None:
+        return None
+    predicted = found.logits.argmax(dim=1)
+    others = (predicted != found.target).nonzero().flatten()
+    heatmaps = found.heatmap.clone()
+    if len(others):
+
+        def work(part: Tensor) -> Tensor:
+            images = evaluation.images[others[part].to(evaluation.images.device)]
+            return explain(evaluation.model, images, forward=evaluation.forward).heatmap.cpu()
+
+        heatmaps[others] = torch.cat(evaluation.each(len(others), work))
+    return heatmaps
+
+
+def _map_shares(evaluation: Evaluation, after: Tensor, before: Tensor | None) -> Tensor | None:
+    """(M, 2, h, w) of the predicted classes, in times the uniform share; None where attention cannot be read.
+
+    Args:
+        evaluation: for the model.
+        after: images (M, C, H, W).
+        before: likewise, or their maps (M, h, w) where they are known.
+    """
+
+    def of(images: Tensor) -> Tensor:
+        return explain(evaluation.model, images, forward=evaluation.forward).heatmap
+
     try:
-        both = [explain(evaluation.model, images, forward=evaluation.forward) for images in (before, after)]
+        first = before if before is None or before.dim() == 3 else of(before)
+        second = of(after)
     except UnsupportedModelError as error:
         _log.debug("no maps beside the rewritten images: %s", error)
         return None
-    return torch.stack([times_uniform_share(explanation.heatmap) for explanation in both], dim=1).cpu()
+    if first is None:
+        return None
+    return torch.stack([times_uniform_share(first).cpu(), times_uniform_share(second).cpu()], dim=1)
 
 
 def _found(result: Rewrite, survives: Tensor, maps: Tensor | None, index: Tensor, own: Tensor) -> RewrittenPairs:

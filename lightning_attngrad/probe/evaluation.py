@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -20,21 +19,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Forward = Callable[[Tensor], Any]
-_uncharged: Callable[[], Any] = nullcontext
 
 
 class Kept(Generic[T]):
-    """What has been found already, by what was asked; ``charge`` measures the time of what is found anew."""
+    """What has been found already, by what was asked."""
 
-    def __init__(self, charge: Callable[[], Any]) -> None:
+    def __init__(self) -> None:
         self._found: dict[Hashable, T] = {}
-        self._charge = charge
 
     def once(self, key: Hashable, work: Callable[[], T]) -> T:
         """The answer to ``key``, worked out the first time that it is asked for."""
         if key not in self._found:
-            with self._charge():
-                self._found[key] = work()
+            self._found[key] = work()
         return self._found[key]
 
     def keep(self, key: Hashable, value: T) -> None:
@@ -88,11 +84,11 @@ class Evaluation:
     processes: Processes = field(default_factory=Processes)
     sharing: PartSharing = field(default_factory=lambda: PartSharing(IMAGES_AT_ONCE))
     forward_with: Callable[[Mapping[str, Tensor]], Forward] | None = None
-    at_this_moment: Kept[Any] = field(default_factory=lambda: Kept(_uncharged))
-    in_this_run: Kept[Any] = field(default_factory=lambda: Kept(_uncharged))
+    at_this_moment: Kept[Any] = field(default_factory=Kept)
+    in_this_run: Kept[Any] = field(default_factory=Kept)
 
     def once(self, key: Hashable, work: Callable[[], T]) -> T:
-        """Something that several monitors may ask for at this moment: worked out once, its time shared.
+        """Something that several monitors may ask for at this moment: worked out once, at the cost of the first.
 
         Args:
             key: all that the answer depends on, beside model and images.
@@ -108,7 +104,7 @@ class Evaluation:
     def with_weights(self, weights: Mapping[str, Tensor]) -> Evaluation:
         """The same evaluation of other weights, by the names of the model's ``state_dict()``; nothing is shared."""
         assert self.forward_with is not None
-        return replace(self, forward=self.forward_with(weights), at_this_moment=Kept(_uncharged))
+        return replace(self, forward=self.forward_with(weights), at_this_moment=Kept())
 
     def logits(self) -> Tensor:
         """What the model says of the images now, (N, C) float32 on the CPU; a collective operation.

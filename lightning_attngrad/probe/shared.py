@@ -23,7 +23,7 @@ class SharedProbe:
 
     Args:
         settings: which images, and how they are read.
-        charge: a block in which the time of shared work is measured.
+        charge: a block in which the time of what is done once for all is measured.
 
     Attributes:
         settings: likewise.
@@ -45,8 +45,8 @@ class SharedProbe:
     def forget(self) -> None:
         """Drop the images and classes of another run."""
         self.images = ProbeSet(self.settings)
-        self._in_this_run: Kept[Any] = Kept(self._charge)
-        self._at_this_moment: Kept[Any] = Kept(self._charge)
+        self._in_this_run: Kept[Any] = Kept()
+        self._at_this_moment: Kept[Any] = Kept()
         self._when: tuple[Moment, tuple[float, ...], str] | None = None
         self._restored: tuple[str | None, Tensor] | None = None  # hash of images, and their classes
 
@@ -158,7 +158,7 @@ class SharedProbe:
             now = (moment(trainer), fingerprint(model), whose if is_fitting(trainer) else label)
             # Asked of all: a process that found its answers kept would not join the others in working them out.
             if not all(processes.gather(now == self._when)):
-                self._at_this_moment = Kept(self._charge)
+                self._at_this_moment = Kept()
             self._when = now
             processes.share_buffers(model)
             return replace(evaluation, at_this_moment=self._at_this_moment)

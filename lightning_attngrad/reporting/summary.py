@@ -79,7 +79,7 @@ def summary_text(
         lines += ["", *_of_monitor(account, fit_seconds)]
     if shared_seconds:
         cost = f"{_seconds(shared_seconds)}, {_share(shared_seconds, fit_seconds)} of the fit"
-        lines += ["", *_wrapped(f"once for all (images read, model held still, maps that several use): {cost}")]
+        lines += ["", *_wrapped(f"once for all (images read, model held still): {cost}")]
     if places:
         lines += ["", "written to", *(_middle_out(f"{_INDENT}{place}") for place in places)]
     return "\n".join(lines)
