@@ -139,7 +139,7 @@ def test_a_state_of_a_later_version_is_refused_in_words(tmp_path: Path, kind: st
     assert checkpoint["callbacks"][before.state_key]["format"] == FORMAT
     checkpoint["callbacks"][before.state_key]["format"] = FORMAT + 1
     torch.save(checkpoint, tmp_path / "later.ckpt")
-    with pytest.raises(ValueError, match=rf"in format {FORMAT + 1}, which a later version has written.*[Uu]pgrade"):
+    with pytest.raises(ValueError, match=rf"in format {FORMAT + 1}, which a later version wrote.*[Uu]pgrade"):
         fit(monitor(kind), ckpt_path=tmp_path / "later.ckpt", max_epochs=2)
 
 
