@@ -13,7 +13,7 @@ from tabulate import SEPARATING_LINE, DataRow, Line, TableFormat, tabulate
 
 from lightning_attngrad.audit.outcome import AuditRow
 from lightning_attngrad.measure.audit_record import AuditRecord
-from lightning_attngrad.measure.rewriting import ill_health
+from lightning_attngrad.measure.rewrite_scalars import ill_health
 from lightning_attngrad.reporting.distances import Norm, distance_unit
 
 WIDTH = 112

@@ -18,14 +18,8 @@ from lightning_attngrad.explain import Question
 from lightning_attngrad.measure.audit_record import AuditRecord, record_address
 from lightning_attngrad.measure.maps import explain_images
 from lightning_attngrad.measure.rewrite_figures import rewrite_figures
-from lightning_attngrad.measure.rewriting import (
-    FrozenTargets,
-    RewriteSettings,
-    comparison_hash,
-    ill_health,
-    rewrite_images,
-    rewrite_scalars,
-)
+from lightning_attngrad.measure.rewrite_scalars import ill_health, rewrite_scalars
+from lightning_attngrad.measure.rewriting import FrozenTargets, RewriteSettings, comparison_hash, rewrite_images
 from lightning_attngrad.metrics.functional import map_statistics
 from lightning_attngrad.probe import Evaluation, Findings, ProbeImages
 from lightning_attngrad.probe.checkpoint_files import CheckpointFile, checkpoint_files

@@ -30,9 +30,9 @@ class Monitor(ProbeCallback):
 
     ``seconds`` is the time that the monitor took by itself since it was last logged: evaluating, drawing and writing
     figures. What is done once for all of them (reading images, holding the model still) is ``attngrad/probe/seconds``;
-    maps that several ask for are at the cost of the first that does. ``overhead`` is the share of the fit's time that the monitor, with its part of what is
-    shared, has taken so far; with ``max_overhead`` also ``stretch``: of how many evaluations that were due one was
-    made.
+    maps that several ask for are at the cost of the first that does. ``overhead`` is the share of the fit's time that
+    the monitor, with its part of what is shared, has taken so far; with ``max_overhead`` also ``stretch``: of how many
+    evaluations that were due one was made.
 
     Args:
         name: stands in ``attngrad/<name>/…``; None is the name of the class.

@@ -13,15 +13,13 @@ from torch import Tensor
 
 from lightning_attngrad.callbacks.monitor import Monitor
 from lightning_attngrad.measure.rewrite_figures import rewrite_figures
+from lightning_attngrad.measure.rewrite_scalars import ill_health, ratio_scalars, rewrite_scalars
 from lightning_attngrad.measure.rewriting import (
     FrozenTargets,
     RewriteSettings,
     comparison_hash,
     conditions_of,
-    ill_health,
-    ratio_scalars,
     rewrite_images,
-    rewrite_scalars,
 )
 from lightning_attngrad.probe import Evaluation, Findings, ProbeImages
 from lightning_attngrad.reporting.layout import Charts, Margin
@@ -70,8 +68,8 @@ class RewriteRobustnessMonitor(Monitor):
         top_share: let only this share of the patches change, from the top of a gradient-guided map.
         reference: what ``log_ratio`` compares with: the first evaluation after training began (``first_epoch``), the
             starting weights (``start``; a new head makes that meaningless), or the evaluation before (``previous``).
-        long_every: every so many evaluations a search of 64 steps for a quarter of the image–target pairs says how far the
-            short one is off; None never.
+        long_every: every so many evaluations a search of 64 steps for a quarter of the image–target pairs says how far
+            the short one is off; None never.
         name: of this monitor, in ``attngrad/<name>/…``.
         on_error: ``log`` reports an error inside an evaluation once and switches this monitor off; ``raise`` raises it.
 

@@ -1,0 +1,69 @@
+"""Numbers of rewritten images, and what speaks against them."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+from lightning_attngrad.measure.rewriting import RewriteSettings, RewrittenPairs
+from lightning_attngrad.metrics.functional import (
+    area_under_success,
+    distance_quantiles,
+    paired_log_ratio,
+    robust_accuracy,
+    share_surviving,
+    success_at,
+)
+
+
+def rewrite_scalars(pairs: RewrittenPairs, settings: RewriteSettings) -> dict[str, float]:
+    """The numbers of one evaluation.
+
+    ``median_<norm>``, ``q25_<norm>``, ``q75_<norm>``: of the distances, with failures as ∞. ``success/<radius>``: the
+    share rewritten within it. ``robust_accuracy/<radius>``: the share predicted as its own class and not rewritten
+    within it. ``area``: under the success over the logarithm of the radius. ``psnr`` (median), ``ssim`` (mean) and
+    ``survives_8_bit`` (share): of the successes. ``map_shift``: mean of all. ``health/…``: shares of steps without a
+    gradient, of pairs that were still improving, that were never rewritten, and that one step rewrites more cheaply.
+    """
+    lower, median, upper = distance_quantiles(pairs.distance).tolist()
+    names = [settings.radius_name(radius) for radius in settings.radii]
+    success = success_at(pairs.distance, settings.radii).tolist()
+    robust = robust_accuracy(pairs.distance, pairs.predicted == pairs.own, settings.radii).tolist()
+    good = pairs.success
+    return {
+        f"median_{settings.norm}": median,
+        f"q25_{settings.norm}": lower,
+        f"q75_{settings.norm}": upper,
+        **{f"success/{name}": share for name, share in zip(names, success, strict=True)},
+        **{f"robust_accuracy/{name}": share for name, share in zip(names, robust, strict=True)},
+        "area": float(area_under_success(pairs.distance, settings.radii[0], settings.radii[-1])),
+        "psnr": float(pairs.psnr[good].median()) if good.any() else math.nan,
+        "ssim": float(pairs.ssim[good].mean()) if good.any() else math.nan,
+        "survives_8_bit": float(share_surviving(pairs.survives, good)),
+        "map_shift": float(pairs.map_shift.nanmean()),
+        "health/zero_gradient": float(pairs.zero_gradient.mean()),
+        "health/unconverged": float(pairs.unconverged.float().mean()),
+        "health/never_rewritten": float((~good).float().mean()),
+        "health/one_step_better": float(pairs.one_step_better.float().mean()),
+    }
+
+
+def ratio_scalars(distance: Tensor, reference: Tensor | None) -> dict[str, float]:
+    """Each pair against itself at the reference: the median of log(distance / reference), with a bootstrap interval."""
+    if reference is None:
+        return dict.fromkeys(("log_ratio", "log_ratio_low", "log_ratio_high"), math.nan)
+    ratio = paired_log_ratio(distance, reference)
+    return {"log_ratio": float(ratio.median), "log_ratio_low": float(ratio.low), "log_ratio_high": float(ratio.high)}
+
+
+def ill_health(scalars: dict[str, float]) -> str:
+    """What speaks against the numbers of an evaluation, in words for a figure; empty if nothing does."""
+    complaints = []
+    if scalars["health/zero_gradient"] > 0.1:
+        complaints.append("no gradient")
+    if scalars["health/never_rewritten"] > 0.05:
+        complaints.append("not rewritten at any radius")
+    if scalars["health/unconverged"] > 0.25 or scalars["health/one_step_better"] > 0.05:
+        complaints.append("unconverged")
+    return ", ".join(complaints)
