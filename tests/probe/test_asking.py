@@ -20,20 +20,19 @@ from tests.callbacks.small_runs import loader as small_loader
 from tests.probe.runs import Data, Images, InHook, TinyModule, everything, rng_state, run, set_of
 from tests.probe.training_runs import Views
 
+#: Which factories were asked. Of the whole module: whatever a LightningModule can reach by itself is put back.
+ASKED: list[str] = []
+
 
 class Asked(TinyModule):
-    """Counts its factories, which draw random numbers and make a data set with names and a transform."""
-
-    def __init__(self, asked: list[str] | None = None) -> None:
-        super().__init__()
-        self.note = ([] if asked is None else asked).append  # elsewhere: what a module keeps is put back
+    """Notes that its factories are asked; they draw random numbers and make a data set with names and a transform."""
 
     def train_dataloader(self) -> Any:
-        self.note("train")
+        ASKED.append("train")
         return DataLoader(Images(16), batch_size=4, shuffle=True)
 
     def val_dataloader(self) -> Any:
-        self.note("val")
+        ASKED.append("val")
         dataset = Views()
         dataset.length = 8 + int(torch.randint(4, ()))
         return DataLoader(dataset, batch_size=4)
@@ -74,10 +73,10 @@ def test_factories_are_asked_once_more_at_most_for_all_sets_and_evaluations(opti
     asked, outcomes = [], []
     for probes in ((), (set_of(4, image_key=[0, 0]), set_of(2, seed=5, image_key=[0, 0]))):
         torch.manual_seed(0)
-        notes: list[str] = []
-        module = Asked(notes)
+        ASKED.clear()
+        module = Asked()
         run("fit", module, *evaluating(*probes), loader="the module's own", max_epochs=4, **options)
-        asked.append(Counter(notes))
+        asked.append(Counter(ASKED))
         outcomes.append(everything(module))
     assert asked[1]["train"] == asked[0]["train"]
     assert asked[1]["val"] == asked[0]["val"] + more
@@ -87,31 +86,27 @@ def test_factories_are_asked_once_more_at_most_for_all_sets_and_evaluations(opti
 @pytest.mark.parametrize("options", [{}, {"num_sanity_val_steps": 0, "check_val_every_n_epoch": 2}])
 def test_monitors_ask_the_users_factories_once_more_at_most(options: Any, tmp_path: Path) -> None:
     class Small(Classifier):
-        def __init__(self, asked: list[str]) -> None:
-            super().__init__()
-            self.note = asked.append
-
         def train_dataloader(self) -> Any:
-            self.note("train")
+            ASKED.append("train")
             return small_loader(Squares())
 
         def val_dataloader(self) -> Any:
-            self.note("val")
+            ASKED.append("val")
             return small_loader(Squares())
 
     asked = []
     for callbacks in ([], [attngrad.AttentionMapMonitor(num_images=2), attngrad.AttentionDriftMonitor(num_images=2)]):
-        notes: list[str] = []
+        ASKED.clear()
         run(
             "fit",
-            Small(notes),
+            Small(),
             *callbacks,
             loader="the module's own",
             max_epochs=4,
             default_root_dir=tmp_path,
             **options,
         )
-        asked.append(Counter(notes))
+        asked.append(Counter(ASKED))
     assert asked[1]["train"] == asked[0]["train"]
     assert asked[1]["val"] - asked[0]["val"] == (1 if options else 0)
 
@@ -169,8 +164,8 @@ def test_names_and_normalisation_of_images_from_a_checkpoint() -> None:
 
 def test_stated_names_and_numbers_ask_nobody() -> None:
     probe = set_of(2, images=torch.rand(2, 3, 8, 8), class_names=["x"], mean=0.1, std=0.2)
-    notes: list[str] = []
-    module = Asked(notes)
+    ASKED.clear()
+    module = Asked()
     options = {"max_epochs": 2, "check_val_every_n_epoch": 2, "num_sanity_val_steps": 0}
     answers: list[Any] = []
 
@@ -181,7 +176,7 @@ def test_stated_names_and_numbers_ask_nobody() -> None:
 
     run("fit", module, InHook("on_train_start", body), loader="the module's own", **options)
     assert answers == [("x",), (0.1,)]
-    assert notes.count("val") == 1  # by Lightning
+    assert ASKED.count("val") == 1  # by Lightning
 
 
 def test_the_datamodule_is_asked_as_little() -> None:

@@ -148,11 +148,15 @@ def test_boxes_are_those_of_the_sampler_and_the_run_does_not_notice(loader: Any)
     assert said == []
 
 
+#: The boxes of each batch. Of the whole module: what a collate function can reach by itself is put back.
+READ: list[Any] = []
+
+
 def test_boxes_are_spread_over_the_scene_and_balanced_where_they_have_classes() -> None:
-    read: list[Any] = []
+    READ.clear()
 
     def keep(samples: Any) -> Any:
-        read.append([sample["bounds"] for sample in samples])
+        READ.append([sample["bounds"] for sample in samples])
         return collate(samples)
 
     loader = DataLoader(Scene(classes=True), sampler=Grid(), batch_size=4, collate_fn=keep)
@@ -160,7 +164,7 @@ def test_boxes_are_spread_over_the_scene_and_balanced_where_they_have_classes() 
     run("validate", Segmenter(), InHook("on_validation_start", probe.read), loader=loader)
     assert probe.targets is not None
     assert Counter(probe.targets.tolist()) == dict.fromkeys(range(4), 2)
-    (chosen,) = [bounds for bounds in read if len(bounds) == 8][:1]
+    (chosen,) = [bounds for bounds in READ if len(bounds) == 8][:1]
     assert len({top for _, top in chosen}) > 2  # not the first row of the grid
 
 
