@@ -96,7 +96,10 @@ class TestWhatItTells:
         assert saved.record("sub/class").hash == "other"
 
     def test_other_callbacks_are_no_audits(self, tmp_path: Path) -> None:
-        states = {"ModelCheckpoint": {"monitor": None}, "x": {"images": {}, "settings": {}, "scalars": {}, "history": {}}}
+        states = {
+            "ModelCheckpoint": {"monitor": None},
+            "x": {"images": {}, "settings": {}, "scalars": {}, "history": {}},
+        }
         (saved,) = read(a_checkpoint(tmp_path / "a.ckpt", callbacks=states))
         assert saved.state(None) is None
 
