@@ -1,34 +1,72 @@
-"""The files of ours that a batch goes through, from the validation loader to a written figure.
+"""The files of ours between a validation loader and a figure: ``python -m benchmarks.path_of_a_batch``.
 
-    python -m benchmarks.path_of_a_batch
+A fit under `AttentionMapMonitor` and TensorBoard. Counted is every file of the package that stands on the call stack
 
-One validation of `AttentionMapMonitor`, whose every call is watched: a file is on the path if one of its functions
-takes, or gives back, the batch, its images, what the model makes of them, their maps, or the figure and its picture.
+- where the validation data set gives an item,
+- where the module's transfer hook gets the batch,
+- where the model runs on the images for a map,
+- where the picture of a figure reaches TensorBoard's writer.
+
+What only computes (tensors in, tensors out) or only draws is called from these files and is not on the way itself.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
-from matplotlib.figure import Figure
+from lightning.pytorch.loggers import TensorBoardLogger
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset
+from torch.utils.tensorboard.writer import FileWriter
 
 import lightning_attngrad as attngrad
 
 PACKAGE = Path(attngrad.__file__).parent
-SIDE, GRID, IMAGES = 32, 4, 4
-#: Sizes that only images, and only maps, have here.
-_OF_IMAGES, _OF_MAPS = (SIDE, SIDE), (GRID, GRID)
+SIDE = 32
+
+
+class Way:
+    """The files that were met, and on the way to where."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, set[str]] = {}
+
+    def note(self, where: str, only_through: str = "") -> None:
+        """Take the files of the package that stand on the stack, if one of them is ``only_through``."""
+        here: list[str] = []
+        frame = sys._getframe(1)
+        while frame is not None:
+            file = Path(frame.f_code.co_filename)
+            if file.is_relative_to(PACKAGE):
+                here.append(str(file.relative_to(PACKAGE)))
+            frame = frame.f_back  # type: ignore[assignment]
+        if not only_through or only_through in here:
+            for name in here:
+                self.files.setdefault(name, set()).add(where)
+
+
+#: Of the whole module: what a data set or a LightningModule keeps for itself is put back after an evaluation.
+WAY = Way()
+
+
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """Noise whose classes are known without reading it."""
+
+    def __init__(self) -> None:
+        self.targets = [index % 3 for index in range(8)]
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        WAY.note("read")
+        return torch.rand(3, SIDE, SIDE), self.targets[index]
 
 
 class Module(L.LightningModule):
@@ -36,80 +74,60 @@ class Module(L.LightningModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = VisionTransformer(
-            img_size=SIDE, patch_size=SIDE // GRID, embed_dim=24, depth=2, num_heads=2, num_classes=3
-        )
+        self.net = VisionTransformer(img_size=SIDE, patch_size=8, embed_dim=24, depth=2, num_heads=2, num_classes=3)
 
     def forward(self, images: Tensor) -> Any:
-        """Logits."""
+        WAY.note("explained", only_through="explain/question.py")
         return self.net(images)
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        """Log the loss."""
-        self.log("val_loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:  # noqa: ARG002
+        WAY.note("transferred")
+        return batch
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:  # noqa: ARG002
+        return nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Nothing of its own."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def carries(value: Any, depth: int = 0) -> bool:
-    """Whether a value is the batch, images, maps, a figure or its picture, or holds them."""
-    if isinstance(value, Tensor | np.ndarray):
-        shape = tuple(value.shape)
-        picture = isinstance(value, np.ndarray) and value.ndim == 3 and shape[-1] in (3, 4)
-        return shape[-2:] in (_OF_IMAGES, _OF_MAPS) or picture
-    if isinstance(value, Figure):
-        return True
-    if depth < 2 and isinstance(value, list | tuple):
-        return any(carries(item, depth + 1) for item in value)
-    if depth < 2 and isinstance(value, dict):
-        return any(carries(item, depth + 1) for item in value.values())
-    return False
+def files_on_the_way() -> dict[str, set[str]]:
+    """By file, where it was met."""
+    WAY.files.clear()
+    real = FileWriter.add_summary
 
+    def noted(self: Any, summary: Any, *rest: Any, **options: Any) -> Any:
+        if any(value.HasField("image") for value in summary.value):
+            WAY.note("written")
+        return real(self, summary, *rest, **options)
 
-@contextmanager
-def watched(found: dict[str, set[str]]) -> Iterator[None]:
-    """Note the files and functions that are on the path."""
-
-    def profile(frame: Any, event: str, result: Any) -> None:
-        file = frame.f_code.co_filename
-        if event not in ("call", "return") or not file.startswith(str(PACKAGE)):
-            return
-        names = frame.f_code.co_varnames[: frame.f_code.co_argcount + frame.f_code.co_kwonlyargcount]
-        values = [frame.f_locals.get(name) for name in names] if event == "call" else [result]
-        if any(carries(value) for value in values):
-            found.setdefault(str(Path(file).relative_to(PACKAGE)), set()).add(frame.f_code.co_name)
-
-    sys.setprofile(profile)
+    FileWriter.add_summary = noted  # type: ignore[method-assign]
     try:
-        yield
+        with tempfile.TemporaryDirectory() as folder:
+            trainer = L.Trainer(
+                accelerator="cpu",
+                max_epochs=1,
+                num_sanity_val_steps=0,
+                logger=TensorBoardLogger(folder),
+                enable_progress_bar=False,
+                enable_checkpointing=False,
+                enable_model_summary=False,
+                callbacks=[attngrad.AttentionMapMonitor(num_images=4, on_error="raise")],
+            )
+            trainer.fit(Module(), DataLoader(Pictures(), batch_size=4), DataLoader(Pictures(), batch_size=4))
     finally:
-        sys.setprofile(None)
-
-
-def path() -> dict[str, set[str]]:
-    """Functions by file."""
-    torch.manual_seed(0)
-    data = TensorDataset(torch.rand(8, 3, SIDE, SIDE), torch.arange(8) % 3)
-    found: dict[str, set[str]] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = L.Trainer(
-            accelerator="cpu",
-            logger=False,
-            enable_progress_bar=False,
-            enable_checkpointing=False,
-            default_root_dir=folder,
-            callbacks=[attngrad.AttentionMapMonitor(num_images=IMAGES, on_error="raise")],
-        )
-        with watched(found):
-            trainer.validate(Module(), DataLoader(data, batch_size=4), verbose=False)
-        written = sorted(Path(folder).rglob("*.png"))
-        assert written, "no figure was written"
-    return found
+        FileWriter.add_summary = real  # type: ignore[method-assign]
+    return dict(WAY.files)
 
 
 def main() -> None:
-    found = path()
-    for file in sorted(found):
-        print(f"{file:40} {', '.join(sorted(found[file]))}")
-    print(f"\n{len(found)} files")
+    files = files_on_the_way()
+    for file in sorted(files):
+        print(f"{file:42} {', '.join(sorted(files[file]))}")
+    print(f"\n{len(files)} files")
 
 
 if __name__ == "__main__":

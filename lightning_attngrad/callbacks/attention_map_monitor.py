@@ -12,7 +12,7 @@ from lightning_attngrad.callbacks.monitor import Monitor
 from lightning_attngrad.explain import DEFAULT_METHOD, Objective
 from lightning_attngrad.measure.map_figures import Frame, caption_of, map_figures
 from lightning_attngrad.measure.map_scalars import head_scalars, mask_scalars
-from lightning_attngrad.measure.maps import check_question, explain_images, with_panels
+from lightning_attngrad.measure.maps import check_question, explain_best_classes, explain_images, with_panels
 from lightning_attngrad.metrics.functional import map_statistics, times_uniform_share
 from lightning_attngrad.probe import Evaluation, Findings, ProbeImages
 from lightning_attngrad.reporting.layout import Charts
@@ -131,8 +131,10 @@ class AttentionMapMonitor(Monitor):
         film = [*self.film, frame]
         if evaluation.in_history:
             self.film = film
-        draw = map_figures(evaluation, self.question, maps, film, self.top_k, self.classes, self.memory_budget)
-        return Findings(scalars, draw)
+        beside = explain_best_classes(
+            evaluation, self.question, maps, self.top_k, self.classes, memory_budget=self.memory_budget
+        )
+        return Findings(scalars, map_figures(evaluation, self.question, maps, film, beside))
 
     def settings(self) -> dict[str, Any]:
         """The question that is asked of each image."""

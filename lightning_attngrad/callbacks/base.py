@@ -235,19 +235,27 @@ class ProbeCallback(Memory, ABC):
         self._end_streams(trainer, training=True)
 
     def _collect(self, trainer: pl.Trainer, batch: Any, dataloader_idx: int, *, training: bool) -> None:
-        if self._is_first(trainer):
-            for probe in _probes_of(trainer):
-                if probe.streams(training=training):
-                    probe.collect(batch, dataloader_idx)
+        if not self._is_first(trainer):
+            return
+        for probe in _probes_of(trainer):
+            if probe.streams(training=training):
+                probe.collect(batch, dataloader_idx)
+                # An epoch of training may take days: the images are there once every process has enough of them.
+                if training and trainer.strategy.reduce_boolean_decision(probe.has_enough):
+                    self._end_stream(trainer, probe)
 
     def _end_streams(self, trainer: pl.Trainer, *, training: bool) -> None:
         if self._is_first(trainer) and not trainer.sanity_checking:
             for probe in _probes_of(trainer):
                 if probe.streams(training=training):
-                    probe.end_of_stream(trainer)
-                    for callback in callbacks_of(trainer):
-                        if callback.shared is probe:
-                            callback._images_are_there(trainer)
+                    self._end_stream(trainer, probe)
+
+    @staticmethod
+    def _end_stream(trainer: pl.Trainer, probe: SharedProbe) -> None:
+        probe.end_of_stream(trainer)
+        for callback in callbacks_of(trainer):
+            if callback.shared is probe:
+                callback._images_are_there(trainer)
 
     def _freeze(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not self._off:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_attngrad.explain import Question
-from lightning_attngrad.measure.maps import Maps, explain_classes
+from lightning_attngrad.measure.maps import SHOWN_IN_STRIPS, Maps
 from lightning_attngrad.metrics.functional import times_uniform_share
 from lightning_attngrad.probe import Evaluation
 from lightning_attngrad.reporting.figures import (
@@ -25,8 +25,6 @@ from lightning_attngrad.reporting.figures import (
 
 #: Images of the overlay.
 _OVERLAID = 8
-#: Images in the figures that show several maps of each.
-_STRIPS = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,24 +71,16 @@ def caption_of(evaluation: Evaluation, maps: Maps, index: int) -> Caption:
 
 
 def map_figures(
-    evaluation: Evaluation,
-    question: Question,
-    maps: Maps,
-    film: Sequence[Frame],
-    top_k: int,
-    classes: Sequence[int],
-    memory_budget: int | None,
+    evaluation: Evaluation, question: Question, maps: Maps, film: Sequence[Frame], beside: tuple[Tensor, Tensor] | None
 ) -> Callable[[], dict[str, Figure]]:
-    """The figures of one evaluation, to be drawn; a collective operation, as further maps are needed.
+    """The figures of one evaluation, to be drawn.
 
     Args:
-        evaluation: images and model.
+        evaluation: images and names.
         question: what was asked.
         maps: what was found.
         film: of the first image, this evaluation last.
-        top_k: how many of the most probable classes stand side by side.
-        classes: further classes that stand beside them.
-        memory_budget: see :func:`explain_classes`.
+        beside: classes (n, K) and their maps (n, K, h, w) of the first images; None where there are none.
 
     Returns:
         Draws ``overlay`` and ``film``; ``classes`` where there are any; ``layers`` for methods that have them;
@@ -98,15 +88,9 @@ def map_figures(
     """
     method = question.method.replace("_", " ")
     scale = ColourScale("signed" if question.signed else "share")
-    # A model of one output, and an objective that knows no class, have nothing to put beside each other.
-    has_classes = maps.target is not None and maps.logits.shape[1] > 1
-    beside = None
-    if has_classes:
-        asked = _classes(maps.logits[:_STRIPS], top_k, classes)
-        beside = asked, explain_classes(evaluation, question, asked, memory_budget=memory_budget)
 
     def draw() -> dict[str, Figure]:
-        shown, some = min(len(maps.heatmap), _OVERLAID), evaluation.pixels[:_STRIPS]
+        shown, some = min(len(maps.heatmap), _OVERLAID), evaluation.pixels[:SHOWN_IN_STRIPS]
         figures = {
             "overlay": map_grid(
                 evaluation.pixels[:shown],
@@ -131,14 +115,14 @@ def map_figures(
                 some,
                 times_uniform_share(of_classes),
                 [[evaluation.class_name(int(index)) for index in row] for row in asked],
-                maps.logits[:_STRIPS].softmax(dim=1).gather(1, asked),
+                maps.logits[:SHOWN_IN_STRIPS].softmax(dim=1).gather(1, asked),
                 title=f"Evidence for each class · {evaluation.label} · {method}",
                 scale=scale,
             )
         if maps.layers is not None:
             figures["layers"] = layer_strip(
                 some,
-                times_uniform_share(maps.layers[:_STRIPS]),
+                times_uniform_share(maps.layers[:SHOWN_IN_STRIPS]),
                 maps.layer_names,
                 title=f"What each part adds to the map · {evaluation.label} · {method}",
                 scale=scale,
@@ -146,7 +130,7 @@ def map_figures(
         if maps.panel_names:
             figures["corrections"] = layer_strip(
                 some,
-                times_uniform_share(maps.panels[:_STRIPS]),
+                times_uniform_share(maps.panels[:SHOWN_IN_STRIPS]),
                 maps.panel_names,
                 title=f"The map by each correction · {evaluation.label} · {method}",
                 scale=scale,
@@ -154,12 +138,3 @@ def map_figures(
         return figures
 
     return draw
-
-
-def _classes(logits: Tensor, top_k: int, further: Sequence[int]) -> Tensor:
-    """The most probable classes and those asked for, (n, K)."""
-    number = logits.shape[1]
-    if any(index >= number for index in further):
-        raise ValueError(f"classes: got {tuple(further)}; the model's classes are 0 to {number - 1}")
-    top = logits.topk(min(top_k, number), dim=1).indices
-    return torch.cat([top, torch.tensor(list(further), dtype=torch.long).expand(len(top), -1)], dim=1)

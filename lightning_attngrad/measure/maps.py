@@ -12,6 +12,8 @@ from torch import Tensor
 from lightning_attngrad.explain import Explanation, Question, Region
 from lightning_attngrad.probe import Evaluation
 
+#: Images in the figures that show several maps of each.
+SHOWN_IN_STRIPS = 4
 #: Images whose classes are explained at once: each takes a backward pass a class.
 _IMAGES_OF_SEVERAL_CLASSES = 2
 
@@ -104,6 +106,34 @@ def explain_classes(
         )
 
     return torch.cat(evaluation.each(len(classes), work, at_most=_IMAGES_OF_SEVERAL_CLASSES))
+
+
+def explain_best_classes(
+    evaluation: Evaluation,
+    question: Question,
+    maps: Maps,
+    top_k: int,
+    further: Sequence[int],
+    *,
+    memory_budget: int | None = None,
+) -> tuple[Tensor, Tensor] | None:
+    """The most probable classes of the first images, and those asked for, with their maps; a collective operation.
+
+    Returns:
+        Classes (n, K) and maps (n, K, h, w); None for a model of one output, and for an objective that knows no class.
+
+    Raises:
+        ValueError: for a class that the model does not have.
+    """
+    logits = maps.logits[:SHOWN_IN_STRIPS]
+    number = logits.shape[1]
+    if maps.target is None or number < 2:
+        return None
+    if any(index >= number for index in further):
+        raise ValueError(f"classes: got {tuple(further)}; the model's classes are 0 to {number - 1}")
+    top = logits.topk(min(top_k, number), dim=1).indices
+    classes = torch.cat([top, torch.tensor(list(further), dtype=torch.long).expand(len(top), -1)], dim=1)
+    return classes, explain_classes(evaluation, question, classes, memory_budget=memory_budget)
 
 
 def _with_masks(evaluation: Evaluation, question: Question) -> Question:

@@ -88,6 +88,11 @@ class SharedProbe:
             except Exception as error:
                 self.failure = error
 
+    @property
+    def has_enough(self) -> bool:
+        """Whether this process need gather no more."""
+        return self.images.is_full or self.failure is not None
+
     def after_sanity_check(self, trainer: pl.Trainer) -> None:
         """Keep a stream's images if the sanity check gave all of them, else start over; a collective operation."""
         if self.streaming:

@@ -577,7 +577,7 @@ def test_the_state_is_plain_enough_for_a_safe_load(tmp_path: Path) -> None:
     (reference,) = state["history"]["references"].values()
     assert reference["label"] == "start"
     assert reference["heatmap"].shape == (3, 4, 4)
-    assert reference["layers"].shape == (3, 2, 4, 4)
+    assert reference["layers"].shape == (3, 3, 4, 4)  # two layers, and the half of none
     assert [one["label"] for one in state["history"]["past"]] == ["start", "epoch 1"]
     assert state["conditions"]["images"] == mine.probe_set.hash
     assert len(state["conditions"]["images"]) == 64

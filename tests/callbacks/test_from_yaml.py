@@ -69,7 +69,11 @@ QUESTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "objective": {"class_path": "lightning_attngrad.Region"},
             "probe": {"num_images": 3, "mask": "tests.callbacks.test_from_yaml:left_half"},
         },
-        {"method": "gradient_guided", "objective": attngrad.Region(), "mask": "tests.callbacks.test_from_yaml:left_half"},
+        {
+            "method": "gradient_guided",
+            "objective": attngrad.Region(),
+            "mask": "tests.callbacks.test_from_yaml:left_half",
+        },
     ),
     "a function": (
         {"objective": "tests.callbacks.test_from_yaml.mean_of_output"},

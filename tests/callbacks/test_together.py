@@ -19,6 +19,7 @@ from lightning_attngrad.probe import ProbeImages, ProbeSet
 from tests.callbacks.small_runs import (
     Classifier,
     Squares,
+    Stream,
     WatchedMonitor,
     events,
     fit,
@@ -271,3 +272,26 @@ def test_the_cadence_holds_without_validation_too() -> None:
     mine = WatchedMonitor(on_error="raise", every_n_epochs=2)
     fit(mine, module=TrainingOnly, val=None, max_epochs=5)
     assert mine.labels == ["start", "epoch 2", "epoch 4", "epoch 5"]
+
+
+def test_a_stream_of_training_batches_gives_its_first_images() -> None:
+    """As in self-supervised training on a stream: nothing to validate on, nothing that an integer indexes."""
+    mine = WatchedMonitor(on_error="raise", num_images=6)
+    run = fit(mine, module=TrainingOnly, train=loader(Stream(12)), val=None, max_epochs=2)
+    assert mine.labels == ["epoch 1", "epoch 2"]
+    assert mine.probe_set.source == "training"
+    expected = torch.stack([image for image, _ in Squares(12)])[:6]
+    assert torch.equal(mine.evaluations[0][0].images, expected)
+    assert any("training" in message for message in run.messages)
+
+
+def test_steps_of_a_streaming_epoch_are_evaluated_as_soon_as_there_are_images() -> None:
+    mine = WatchedMonitor(on_error="raise", num_images=6, every_n_steps=1)
+    fit(mine, module=TrainingOnly, train=loader(Stream(20)), val=None, max_epochs=1)
+    assert mine.labels == ["step 2", "step 3", "step 4", "step 5"]
+
+
+def test_validation_that_is_switched_off_switches_no_monitor_off() -> None:
+    mine = WatchedMonitor(on_error="raise")
+    fit(mine, limit_val_batches=0, max_epochs=2)
+    assert mine.labels == ["start", "epoch 1", "epoch 2"]
