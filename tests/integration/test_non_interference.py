@@ -27,7 +27,8 @@ from torch.utils.data import DataLoader, default_collate
 
 from lightning_attngrad.callbacks import base, together
 from lightning_attngrad.explain import forward_pass
-from lightning_attngrad.probe import Evaluation, Findings, isolation, probe_set
+from lightning_attngrad.metrics.functional import faithfulness
+from lightning_attngrad.probe import Evaluation, Findings, evaluation, isolation, probe_set, reading
 from lightning_attngrad.rewrite import quality, rewriting
 from lightning_attngrad.state import module as module_state
 from tests.integration import harness
@@ -592,7 +593,7 @@ def test_the_averaged_weights_are_explained_where_the_run_validates_with_them(fi
     order = [averaging, monitor] if first == "averaging" else [monitor, averaging]
     fit(module, [remembering, *order])
     label, images, explanation = monitor.explained[-1]
-    assert label == "epoch 2"
+    assert label == "epoch 2 (averaged weights)"
     averaged = logits_of(module, images)  # the last averaged weights are left in the module
     module.load_state_dict(remembering.raw)
     raw = logits_of(module, images)
@@ -650,13 +651,22 @@ def trained_again(model: nn.Module) -> Iterator[None]:
 
 held_still = forward_pass.held_still
 
+
+def holding_still_by(substitute: Any) -> list[tuple[Any, str, Any]]:
+    """Another way to hold a model still, wherever that is done."""
+    places = (together, evaluation, forward_pass, rewriting, quality, faithfulness)
+    return [(place, "held_still", substitute) for place in places]
+
+
 #: What is taken away → what is then no longer the same, at the least.
 MUTATIONS: dict[str, tuple[list[tuple[Any, str, Any]], set[str]]] = {
     "everything": (
         [
             (together, "isolated", only_gradients),
             (probe_set, "isolated", only_gradients),
-            (forward_pass, "held_still", evaluated_for_good),
+            (reading, "isolated", only_gradients),
+            (base, "seeded_rng", nothing),
+            *holding_still_by(evaluated_for_good),
         ],
         {"weights", "buffers", "optimizer", "flags", "random streams", "steps", "metrics"},
     ),
@@ -665,11 +675,11 @@ MUTATIONS: dict[str, tuple[list[tuple[Any, str, Any]], set[str]]] = {
         {"weights", "optimizer", "random streams", "steps", "metrics"},
     ),
     "flags never put back": (
-        [(isolation, "untouched", nothing), (forward_pass, "held_still", evaluated_for_good)],
+        [(isolation, "untouched", nothing), *holding_still_by(evaluated_for_good)],
         {"weights", "buffers", "optimizer", "flags", "steps"},
     ),
     "flags put back by train()": (
-        [(isolation, "untouched", nothing), (forward_pass, "held_still", trained_again)],
+        [(isolation, "untouched", nothing), *holding_still_by(trained_again)],
         {"weights", "buffers", "optimizer", "flags", "steps"},
     ),
 }
@@ -708,8 +718,6 @@ def test_without_the_isolation_a_run_that_rewrites_is_disturbed(
     assert differences(without, once("isolated", alone())) == set()
     for place, name, substitute in MUTATIONS["everything"][0]:
         monkeypatch.setattr(place, name, substitute)
-    for place in (rewriting, quality):
-        monkeypatch.setattr(place, "held_still", evaluated_for_good)
     broken = differences(without, once("disturbed", alone()))
     expected = MUTATIONS["everything"][1]
     assert expected <= broken, f"missing: {expected - broken}; broken: {sorted(broken)}"
@@ -732,7 +740,8 @@ def test_without_either_keeper_of_buffers_they_change(monkeypatch: pytest.Monkey
         patch.setattr(isolation, "untouched", nothing)
         assert differences(without, once([WatchedMonitor()])) == set()
     with monkeypatch.context() as patch:
-        patch.setattr(forward_pass, "held_still", evaluated_for_good)
+        for place, name, substitute in holding_still_by(evaluated_for_good):
+            patch.setattr(place, name, substitute)
         assert differences(without, once([WatchedMonitor()])) <= {"flags", "steps"}
     monkeypatch.setattr(module_state, "Belongings", Forgetful)
     assert {"buffers", "saved state"} <= differences(without, once([WatchedMonitor()]))
