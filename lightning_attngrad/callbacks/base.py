@@ -162,6 +162,7 @@ class ProbeCallback(Memory, ABC):
         self._begin(pl_module)
         self._fit_began = time.perf_counter()
         if self._is_first(trainer):
+            self._together.shared_cost = Account()
             self._report(lambda: write_layout(trainer, callbacks_of(trainer)))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
