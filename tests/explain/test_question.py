@@ -134,7 +134,9 @@ def test_a_target_is_needed_where_the_objective_is_about_a_class() -> None:
     assert not Question(objective=score).needs_target
 
 
-@pytest.mark.parametrize("objective", ["logit", "margin", Contrast(3), score], ids=str)
+@pytest.mark.parametrize(
+    "objective", ["logit", "margin", Contrast(3), score], ids=lambda value: getattr(value, "__name__", str(value))
+)
 def test_it_answers_as_explain_does(objective: object) -> None:
     model, images = VIT.build(), VIT.images()
     target = None if objective is score else TARGET
@@ -253,7 +255,11 @@ def test_a_mixture_of_classes_that_are_not_there(weights: dict[int, float]) -> N
         explain(VIT.build(), VIT.images(), objective=Mixture(weights))
 
 
-@pytest.mark.parametrize("against", [-1, CLASSES, True, [0, 9], [0, 1, 2], torch.tensor([0.0, 1.0])], ids=str)
+@pytest.mark.parametrize(
+    "against",
+    [-1, CLASSES, True, [0, 9], [0, 1, 2], torch.tensor([0.0, 1.0])],
+    ids=lambda value: getattr(value, "__name__", str(value)),
+)
 def test_a_contrast_with_classes_that_are_not_there(against: object) -> None:
     with pytest.raises(ValueError, match=r"against: got .* expected classes from 0 to 6"):
         explain(VIT.build(), VIT.images(), 1, objective=Contrast(against))
