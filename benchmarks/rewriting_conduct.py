@@ -57,10 +57,10 @@ def _modes(network: nn.Module) -> Iterator[set[bool]]:
     """The modes that the network is run in."""
     seen: set[bool] = set()
 
-    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:  # noqa: ARG001
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:  # noqa: ARG001
         seen.add(module.training)
 
-    handle = network.register_forward_pre_hook(look)
+    handle = network.register_forward_pre_hook(note)
     try:
         yield seen
     finally:

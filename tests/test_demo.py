@@ -430,8 +430,8 @@ class TestRun:
             history = run_demo(options).history
             # As text: what is not known at the start is NaN, which equals nothing.
             return [
-                {name: repr(value) for name, value in look.items() if not name.endswith(("seconds", "overhead"))}
-                for look in history
+                {name: repr(value) for name, value in scalars.items() if not name.endswith(("seconds", "overhead"))}
+                for scalars in history
             ]
 
         first = run(0, "a")

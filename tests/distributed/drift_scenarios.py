@@ -17,12 +17,12 @@ from tests.distributed.scenarios import dropping, fit_sharded, two_processes
 from tests.integration.harness import fit, seed_everything
 from tests.probe_options import with_probe
 
-#: Images of the look: with four rows at once three parts, which do not go round among two processes.
+#: Images of an evaluation: with four at once three parts, which do not go round among two processes.
 IMAGES, IMAGES_AT_ONCE = 11, 4
 
 
 class WatchedDrift(attngrad.AttentionDriftMonitor):
-    """The monitor as it is, drawing nothing, which counts what goes through the model in each look."""
+    """The monitor as it is, drawing nothing, which counts what goes through the model in each evaluation."""
 
     #: As the checkpoint of a run would hold them.
     given_classes: Tensor | None = None
@@ -53,7 +53,7 @@ def seen_by(monitor: WatchedDrift) -> dict[str, Any]:
         "reference": monitor.saved_state()["history"]["references"][""],
         "target": monitor.shared.classes,
         "hash": monitor.saved_state()["conditions"],
-        "resting": monitor._off,
+        "switched off": monitor._off,
     }
 
 

@@ -16,14 +16,14 @@ from tests.distributed.scenarios import dropping, fit_sharded, two_processes
 from tests.integration.harness import fit
 from tests.probe_options import with_probe
 
-#: Images of the look: with four at once three parts, which do not go round among two processes.
+#: Images of an evaluation: with four at once three parts, which do not go round among two processes.
 IMAGES, IMAGES_AT_ONCE, STEPS = 11, 4, 4
 #: Maps that are zero nowhere, whatever little the model has learnt.
 OPTIONS: dict[str, Any] = {"num_images": IMAGES, "steps": STEPS, "method": "attn_lrp"}
 
 
 class WatchedFaithfulness(attngrad.FaithfulnessMonitor):
-    """The monitor as it is, drawing nothing, which counts the changed images of each look."""
+    """The monitor as it is, drawing nothing, which counts the changed images of each evaluation."""
 
     #: As the checkpoint of a run would hold them.
     given_classes: Tensor | None = None
@@ -59,7 +59,7 @@ def _seen_by(monitor: WatchedFaithfulness) -> dict[str, Any]:
         "passes": monitor.passes,
         "scalars": numbers(monitor.scalars),
         "target": monitor.shared.classes,
-        "resting": monitor._off,
+        "switched off": monitor._off,
     }
 
 

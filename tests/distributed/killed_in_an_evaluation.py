@@ -30,7 +30,7 @@ class Dying(SharingMonitor):
             if evaluation.label != "start":
                 if torch.distributed.get_rank() == 1:
                     os.kill(os.getpid(), signal.SIGKILL)
-                (self.directory / "looked").touch()
+                (self.directory / "evaluating").touch()
             return evaluation.forward(images)
 
         return super().evaluate(Evaluation(**{**vars(evaluation), "forward": forward}))

@@ -21,14 +21,14 @@ from tests.integration.harness import BATCH, COSTS, TRAINING_IMAGES, Pictures, f
 from tests.probe_options import with_probe
 
 MEDIAN = "attngrad/rewrite/median_linf"
-#: Images of the look: with four rows at once three parts, which do not go round among two processes.
+#: Images of an evaluation: with four at once three parts, which do not go round among two processes.
 IMAGES, IMAGES_AT_ONCE = 11, 4
 #: The pictures are noise around grey: so they lie in [0, 1] as pixels.
 OPTIONS: dict[str, Any] = {"num_images": IMAGES, "steps": 3, "mean": 0.5, "std": 0.05}
 
 
 class WatchedRewriting(attngrad.RewriteRobustnessMonitor):
-    """The monitor as it is, drawing nothing, which counts what goes through the model in each look."""
+    """The monitor as it is, drawing nothing, which counts what goes through the model in each evaluation."""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -86,7 +86,7 @@ def seen_by(monitor: WatchedRewriting) -> dict[str, Any]:
         "passes": monitor.passes,
         "scalars": numbers(monitor.scalars),
         "hash": monitor.rewrite_hash,
-        "resting": monitor._off,
+        "switched off": monitor._off,
         "own": None if monitor._frozen is None else monitor._frozen.own,
         "targets": None if monitor._frozen is None else monitor._frozen.targets,
     }
@@ -222,7 +222,7 @@ def rewriting_sharded(directory: Path) -> dict[str, Any]:
 
 
 def in_one_process(weights: dict[str, Tensor], callback: Any) -> None:
-    """Let a callback look at these weights in a validation of its own."""
+    """Let a callback evaluate these weights in a validation of its own."""
     module = dropping()
     module.load_state_dict(weights)
     make_trainer([callback]).validate(module, loaders()[1], verbose=False)

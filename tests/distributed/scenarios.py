@@ -62,7 +62,7 @@ def seen_by(monitor: WatchedMonitor) -> dict[str, Any]:
         "targets": [explanation.target for _, _, explanation in monitor.explained],
         "scalars": {name: value for name, value in monitor.scalars.items() if name not in COSTS},
         "hash": monitor.probe_set.hash,
-        "resting": monitor._off,
+        "switched off": monitor._off,
     }
 
 
@@ -166,7 +166,7 @@ def stream_of_one_process(directory: Path) -> dict[str, Any]:
 
 
 class FailsOnOneRank(WatchedMonitor):
-    """Raises in its second look, after the model has run, on one process only."""
+    """Raises in its second evaluation, after the model has run, on one process only."""
 
     def evaluate(self, evaluation: Evaluation) -> Findings:
         findings = super().evaluate(evaluation)
@@ -175,7 +175,7 @@ class FailsOnOneRank(WatchedMonitor):
         return findings
 
 
-def failing_look(directory: Path) -> dict[str, Any]:
+def failing_evaluation(directory: Path) -> dict[str, Any]:
     monitor = FailsOnOneRank(on_error="log")
     # The file's name holds the score: where the processes have different ones, Lightning's own checks for
     # a file of that name wait for each other for ever.
@@ -194,7 +194,7 @@ def failing_look(directory: Path) -> dict[str, Any]:
     }
 
 
-def failing_look_reference(directory: Path) -> dict[str, Any]:
+def failing_evaluation_reference(directory: Path) -> dict[str, Any]:
     module = dropping()
     fit(module, max_epochs=4, **two_processes())
     return {"state": plain(module.state_dict())}
@@ -279,8 +279,8 @@ SCENARIOS: tuple[Callable[[Path], dict[str, Any]], ...] = (
     waiting_for_a_scalar,
     uneven_stream,
     stream_of_one_process,
-    failing_look_reference,
-    failing_look,
+    failing_evaluation_reference,
+    failing_evaluation,
     failing_images,
     failing_stream,
     sharded,

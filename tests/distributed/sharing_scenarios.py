@@ -17,12 +17,12 @@ from tests.integration.harness import BATCH, TRAINING_IMAGES, Pictures, TinyModu
 
 #: Of an odd data set, which a DistributedSampler fills up with a duplicate; in parts of two that do not go round.
 IMAGES, IMAGES_AT_ONCE = 7, 2
-#: Of the look that is slowed down; the share of the time that it may take; and the steps that it is watched for.
-LOOK_SECONDS, STEP_SECONDS, LIMIT, STEPS = 0.1, 0.01, 0.1, 200
+#: Of the evaluation that is slowed down; the share of the time that it may take; and the steps that it is watched for.
+EVALUATION_SECONDS, STEP_SECONDS, LIMIT, STEPS = 0.1, 0.01, 0.1, 200
 
 
 class SharingMonitor(WatchedMonitor):
-    """The monitor as it is, which keeps how many images went through the model in each forward pass of a look."""
+    """The monitor as it is, which keeps how many images went through the model in each forward pass."""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
@@ -102,10 +102,10 @@ def out_of_memory(directory: Path) -> dict[str, Any]:
 
 
 class SlowMonitor(WatchedMonitor):
-    """Looks that take as long as several steps, on the first process longer than on the second."""
+    """Evaluations that take as long as several steps, on the first process longer than on the second."""
 
     def evaluate(self, evaluation: Evaluation) -> Findings:
-        time.sleep(LOOK_SECONDS if torch.distributed.get_rank() == 0 else LOOK_SECONDS / 2)
+        time.sleep(EVALUATION_SECONDS if torch.distributed.get_rank() == 0 else EVALUATION_SECONDS / 2)
         return super().evaluate(evaluation)
 
 
@@ -133,7 +133,7 @@ def governed(directory: Path) -> dict[str, Any]:
     return {
         "share": monitor.spent / took,
         "taken": monitor.governor.taken,
-        "passed": monitor.governor.skipped,
+        "skipped": monitor.governor.skipped,
         "stretch": monitor.scalars["stretch"],
         **seen_by(monitor),
     }

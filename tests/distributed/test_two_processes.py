@@ -36,8 +36,8 @@ from tests.distributed.sharing_scenarios import LIMIT as GOVERNED_SHARE
 from tests.distributed.sharing_scenarios import SharingMonitor, loaders
 from tests.integration.harness import COSTS, WatchedMonitor, differences, evaluate, make_trainer
 
-#: That go through the model in a look without sharing: each for its map and its heads, four for their classes.
-IMAGES_OF_A_LOOK = 2 * SHARED_IMAGES + 4
+#: That go through the model in an evaluation without sharing: each for its map and its heads, four for their classes.
+IMAGES_OF_AN_EVALUATION = 2 * SHARED_IMAGES + 4
 
 #: Seconds for all scenarios together; a collective operation without a partner ends them much earlier.
 LIMIT = 400
@@ -151,13 +151,13 @@ def test_validations_and_streams_are_bit_identical(outcome: Outcome, scenario: s
         ("sharded", ["start", "epoch 1", "epoch 2"]),
     ],
 )
-def test_both_processes_look_at_the_same_images_and_have_the_same_numbers(
+def test_both_processes_evaluate_the_same_images_and_have_the_same_numbers(
     outcome: Outcome, scenario: str, labels: list[str]
 ) -> None:
     first, second = (outcome(scenario, rank) for rank in RANKS)
     for left in (first, second):
         assert left["labels"] == labels
-        assert not left["resting"]
+        assert not left["switched off"]
     assert first["hash"] == second["hash"]
     assert first["scalars"]
     assert first["scalars"] == second["scalars"]
@@ -165,20 +165,20 @@ def test_both_processes_look_at_the_same_images_and_have_the_same_numbers(
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("look", ["first", "last"])
-def test_the_maps_and_numbers_are_those_of_one_process(outcome: Outcome, look: str) -> None:
+@pytest.mark.parametrize("when", ["first", "last"])
+def test_the_maps_and_numbers_are_those_of_one_process(outcome: Outcome, when: str) -> None:
     two = outcome("every_epoch", 0)
     module, monitor = dropping(), WatchedMonitor()
-    if look == "last":
+    if when == "last":
         module.load_state_dict(two["weights"])
     evaluate("validate", module, [monitor])
     ((_, images, explanation),) = monitor.explained
-    index = 0 if look == "first" else -1
+    index = 0 if when == "first" else -1
     assert monitor.probe_set.hash == two["hash"]
     assert torch.equal(images, two["images"][index])
     assert torch.equal(torch.as_tensor(explanation.target), two["targets"][index])
     torch.testing.assert_close(explanation.heatmap, two["heatmaps"][index], rtol=1e-5, atol=1e-7)
-    if look == "last":
+    if when == "last":
         numbers = {name: value for name, value in monitor.scalars.items() if name not in COSTS}
         assert numbers == pytest.approx(two["scalars"], rel=1e-5)
         for rank in RANKS:
@@ -206,13 +206,13 @@ def test_a_process_that_gets_no_batch_of_a_validation_has_the_numbers_all_the_sa
     assert logged == pytest.approx([scalar, scalar], rel=1e-6)
 
 
-def test_where_one_process_fails_in_its_look_all_rest_and_training_goes_on(outcome: Outcome) -> None:
-    first, second = (outcome("failing_look", rank) for rank in RANKS)
+def test_where_one_process_fails_in_its_evaluation_all_are_switched_off_and_training_goes_on(outcome: Outcome) -> None:
+    first, second = (outcome("failing_evaluation", rank) for rank in RANKS)
     for rank, left in zip(RANKS, (first, second), strict=True):
         assert left["epochs"] == 4
         assert left["labels"] == ["start", "epoch 1"]
-        assert left["resting"]
-        assert left["state"] == outcome("failing_look_reference", rank)["state"]
+        assert left["switched off"]
+        assert left["state"] == outcome("failing_evaluation_reference", rank)["state"]
     assert first["logged"] == second["logged"]
     assert first["best"] == second["best"]
     assert len(first["best"]) == 2
@@ -224,7 +224,7 @@ def test_where_one_process_cannot_read_its_images_nobody_waits(
 ) -> None:
     for rank in RANKS:
         left = outcome(scenario, rank)
-        assert left["resting"]
+        assert left["switched off"]
         assert epochs is None or left["epochs"] == epochs
 
 
@@ -251,16 +251,16 @@ def test_a_run_whose_images_are_shared_is_bit_identical(outcome: Outcome, scenar
 @pytest.mark.parametrize("scenario", ["shared_maps", "shared_maps_sharded", "out_of_memory"])
 def test_each_process_explains_its_part_and_both_make_as_many_passes(outcome: Outcome, scenario: str) -> None:
     first, second = (outcome(scenario, rank) for rank in RANKS)
-    looks = list(zip(first["passes"], second["passes"], strict=True))
-    assert len(looks) == 3
-    for one, other in looks[1:]:  # in the first one memory may have run out
+    evaluations = list(zip(first["passes"], second["passes"], strict=True))
+    assert len(evaluations) == 3
+    for one, other in evaluations[1:]:  # in the first one memory may have run out
         assert len(one) == len(other)
         # Seven images in parts of two: each twice (maps, heads) and four of them for their classes.
-        assert sum(one) < IMAGES_OF_A_LOOK
-        assert sum(other) < IMAGES_OF_A_LOOK
+        assert sum(one) < IMAGES_OF_AN_EVALUATION
+        assert sum(other) < IMAGES_OF_AN_EVALUATION
     assert first["scalars"] == second["scalars"]
-    assert not first["resting"]
-    # What a DistributedSampler gives twice is looked at once.
+    assert not first["switched off"]
+    # What a DistributedSampler gives twice is evaluated once.
     assert all(len(images) == SHARED_IMAGES for images in first["images"])
     assert len({bytes(image.numpy()) for image in first["images"][0]}) == SHARED_IMAGES
 
@@ -286,7 +286,7 @@ def test_where_one_process_runs_out_of_memory_both_go_on_with_half(outcome: Outc
     for rank in RANKS:
         left = outcome("out_of_memory", rank)
         assert left["at once"] == 2
-        assert not left["resting"]
+        assert not left["switched off"]
         assert left["labels"] == ["start", "epoch 1", "epoch 2"]
         assert left["scalars"] == enough["scalars"]
         assert all(max(sizes) == 2 for sizes in left["passes"][1:]), "the size that fits is remembered"
@@ -294,17 +294,17 @@ def test_where_one_process_runs_out_of_memory_both_go_on_with_half(outcome: Outc
 
 
 def test_the_governor_keeps_its_share_and_decides_alike(outcome: Outcome) -> None:
-    """Looks are due after every second of 200 steps, and slowed down: all of them would take half of the time."""
+    """Evaluations are due after every second of 200 steps, and slowed down: all of them would take half of the time."""
     first, second = (outcome("governed", rank) for rank in RANKS)
     assert first["share"] <= 1.5 * GOVERNED_SHARE
     assert first["labels"] == second["labels"]
     assert 2 < first["taken"] < 60
     assert first["taken"] == len(first["labels"])
     for left in (first, second):
-        # The start, a hundred times in two hundred steps, and the end where the last step was passed over.
-        assert left["taken"] + left["passed"] in (101, 102)
+        # The start, a hundred times in two hundred steps, and the end where the last step was skipped.
+        assert left["taken"] + left["skipped"] in (101, 102)
         assert left["stretch"] > 2
-    assert (first["taken"], first["passed"]) == (second["taken"], second["passed"])
+    assert (first["taken"], first["skipped"]) == (second["taken"], second["skipped"])
 
 
 # A process that dies ---------------------------------------------------------------------------------------------
@@ -323,7 +323,7 @@ def test_where_one_process_is_killed_in_an_evaluation_the_other_ends_with_an_err
     said = (tmp_path / "0.log").read_text(errors="replace")
     assert ended[1] == -signal.SIGKILL
     assert ended[0] not in (0, -signal.SIGKILL), said
-    assert (tmp_path / "looked").exists(), "the first process had not begun its look"
+    assert (tmp_path / "evaluating").exists(), "the first process had not begun to evaluate"
     assert "Connection closed by peer" in said or "gloo" in said.lower(), said[-2000:]
 
 
@@ -343,7 +343,7 @@ def test_an_uneven_number_of_images_gives_both_processes_the_same_numbers(outcom
     first, second = (outcome(scenario, rank) for rank in RANKS)
     for left in (first, second):
         assert left["labels"][:3] == ["start", "epoch 1", "epoch 2"]
-        assert not left["resting"]
+        assert not left["switched off"]
     assert first["hash"] == second["hash"]
     assert {name: str(value) for name, value in first["scalars"].items()} == {
         name: str(value) for name, value in second["scalars"].items()
@@ -412,12 +412,12 @@ def test_each_checkpoint_of_two_processes_has_one_record_with_the_figures_of_one
 
 
 @pytest.mark.parametrize("scenario", ["failing_search", "failing_before_it_is_shared"])
-def test_where_one_process_fails_to_rewrite_all_rest_and_nobody_waits(outcome: Outcome, scenario: str) -> None:
+def test_where_one_process_fails_to_rewrite_all_are_switched_off(outcome: Outcome, scenario: str) -> None:
     first, second = (outcome(scenario, rank) for rank in RANKS)
     for rank, left in zip(RANKS, (first, second), strict=True):
         assert left["epochs"] == 3
         assert left["labels"][0] == "start"
-        assert left["resting"]
+        assert left["switched off"]
         assert "the audit is switched off" in left["why"]
         assert left["state"] == outcome("failing_rewriting_reference", rank)["state"]
     assert first["logged"] == second["logged"]
@@ -440,7 +440,7 @@ def test_a_sharded_checkpoint_has_a_record_beside_it(
         assert first["record"]["figures"][name] == pytest.approx(value, rel=1e-5, nan_ok=True), name
 
 
-# Drift: three explanations a look, shared --------------------------------------------------------------------------
+# Drift: three explanations an evaluation, shared -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rank", RANKS)
@@ -456,7 +456,7 @@ def test_both_processes_have_the_same_drift_from_as_many_passes(outcome: Outcome
     first, second = (outcome(scenario, rank) for rank in RANKS)
     for left in (first, second):
         assert left["labels"] == ["start", "epoch 1", "epoch 2"]
-        assert not left["resting"]
+        assert not left["switched off"]
     assert first["hash"] == second["hash"]
     assert {name: str(value) for name, value in first["scalars"].items()} == {
         name: str(value) for name, value in second["scalars"].items()
@@ -523,7 +523,7 @@ def test_faithfulness_of_two_processes_is_that_of_one(outcome: Outcome, scenario
         assert left["without"]["steps"]
         assert differences(left["without"], left["fingerprint"]) == set()
         assert left["labels"] == ["start", "epoch 1", "epoch 2"]
-        assert not left["resting"]
+        assert not left["switched off"]
         # 11 images in parts of 4: two parts for each process, and as many passes whatever the size of a part; at the
         # start one more of each part, for the classes
         assert [len(sizes) for sizes in left["passes"]] == [2 * STEPS // 2 + 2, 2 * STEPS // 2, 2 * STEPS // 2]

@@ -133,7 +133,7 @@ class TinyModule(Steps, pl.LightningModule):
 class WatchedMonitor(attngrad.AttentionMapMonitor):
     """The monitor as it is, keeping what it explained, and drawing nothing (drawing has tests of its own).
 
-    It raises its errors, so that no test passes because the monitor rested.
+    It raises its errors, so that no test passes because the monitor was switched off.
     """
 
     def __init__(self, **options: Any) -> None:

@@ -361,7 +361,7 @@ def test_it_ends_in_one_message(monkeypatch: Any, name: str) -> None:
 # What the figures of some of them hold ---------------------------------------------------------------------------
 
 
-def looked_at(monkeypatch: Any, name: str, **options: Any) -> tuple[WatchedMonitor, dict[str, Any]]:
+def evaluated(monkeypatch: Any, name: str, **options: Any) -> tuple[WatchedMonitor, dict[str, Any]]:
     drawn = captured_figures(monkeypatch)
     case = PICTURES[name]
     monitor = WatchedMonitor(draws=True, on_error="raise", **{**case.monitor, **options})
@@ -370,8 +370,8 @@ def looked_at(monkeypatch: Any, name: str, **options: Any) -> tuple[WatchedMonit
 
 
 def test_the_second_loader_gives_other_images(monkeypatch: Any) -> None:
-    first, _ = looked_at(monkeypatch, "two validation loaders")
-    second, _ = looked_at(monkeypatch, "the second of two validation loaders")
+    first, _ = evaluated(monkeypatch, "two validation loaders")
+    second, _ = evaluated(monkeypatch, "the second of two validation loaders")
     assert first.probe_set.hash != second.probe_set.hash
     assert all(
         any(torch.equal(image, one) for one in Squares(9, seed=2).images) for image in second.evaluations[0][0].images
@@ -379,13 +379,13 @@ def test_the_second_loader_gives_other_images(monkeypatch: Any) -> None:
 
 
 def test_a_grid_that_is_not_square(monkeypatch: Any) -> None:
-    _, figures = looked_at(monkeypatch, "not square")
+    _, figures = evaluated(monkeypatch, "not square")
     assert any("patch grid 4 × 6" in text for text in words(figures["overlay"]))
 
 
 def test_an_output_that_is_no_class_is_called_so(monkeypatch: Any) -> None:
     for name in ("regression", "one class"):
-        monitor, figures = looked_at(monkeypatch, name)
+        monitor, figures = evaluated(monkeypatch, name)
         probe = monitor.evaluations[0][0]
         torch.manual_seed(7)
         with torch.no_grad():
@@ -397,10 +397,10 @@ def test_an_output_that_is_no_class_is_called_so(monkeypatch: Any) -> None:
 
 
 def test_labels_that_are_no_classes(monkeypatch: Any) -> None:
-    beyond, figures = looked_at(monkeypatch, "labels beyond the classes")
+    beyond, figures = evaluated(monkeypatch, "labels beyond the classes")
     assert beyond.evaluations[0][0].targets is not None
     assert str(int(beyond.evaluations[0][0].targets[0])) in words(figures["overlay"])
-    ignored, figures = looked_at(monkeypatch, "labels to be ignored", class_names=("left", "right", "below"))
+    ignored, figures = evaluated(monkeypatch, "labels to be ignored", class_names=("left", "right", "below"))
     assert "true" not in words(figures["overlay"])  # and not the last class, which Python's index −100 … −1 would give
     for monitor in (beyond, ignored):  # explained is the class first predicted
         torch.manual_seed(7)
@@ -411,7 +411,7 @@ def test_labels_that_are_no_classes(monkeypatch: Any) -> None:
 
 
 def test_images_of_unknown_normalisation_are_stretched(monkeypatch: Any) -> None:
-    monitor, _ = looked_at(monkeypatch, "1 channel, normalised, and a timm model that knows three means")
+    monitor, _ = evaluated(monkeypatch, "1 channel, normalised, and a timm model that knows three means")
     pixels = monitor.evaluations[0][0].pixels
     assert pixels.shape == (3, 1, 32, 32)
     assert torch.allclose(pixels.amin(dim=(1, 2, 3)), torch.zeros(3))
@@ -420,20 +420,20 @@ def test_images_of_unknown_normalisation_are_stretched(monkeypatch: Any) -> None
 
 @pytest.mark.parametrize(("name", "shown"), [("2 channels", 1), ("6 channels", 3)])
 def test_images_that_are_not_coloured_show_some_of_their_channels(monkeypatch: Any, name: str, shown: int) -> None:
-    monitor, _ = looked_at(monkeypatch, name)
+    monitor, _ = evaluated(monkeypatch, name)
     probe = monitor.evaluations[0][0]
     assert torch.allclose(probe.pixels, probe.images[:, :shown], atol=1e-6)
 
 
 def test_a_hugging_face_model_names_its_classes(monkeypatch: Any) -> None:
-    monitor, _ = looked_at(monkeypatch, "Hugging Face")
+    monitor, _ = evaluated(monkeypatch, "Hugging Face")
     assert monitor.evaluations[0][0].class_names == ("left", "right", "below")
     assert monitor.evaluations[0][0].targets is not None
 
 
 def test_given_keys_and_adapters_find_images_and_targets(monkeypatch: Any) -> None:
     for name in ("nested batches and keys", "a batch adapter"):
-        monitor, _ = looked_at(monkeypatch, name)
+        monitor, _ = evaluated(monkeypatch, name)
         assert sorted(monitor.evaluations[0][0].targets.tolist()) == [0, 1, 2]  # type: ignore[union-attr]
 
 

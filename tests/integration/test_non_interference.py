@@ -96,7 +96,7 @@ VARIANTS = {
     "plain": Variant(),
     "dropout and drop path": Variant(dropping, {"num_sanity_val_steps": 2}),
     "frozen backbone": Variant(frozen),
-    # A validation after every batch: every other look finds half of an accumulated gradient in .grad.
+    # A validation after every batch: every other evaluation finds half of an accumulated gradient in .grad.
     "gradient accumulation": Variant(options={"accumulate_grad_batches": 2, "val_check_interval": 1}),
     "gradient checkpointing": Variant(checkpointed),
     "compiled": Variant(compiled),
@@ -104,7 +104,7 @@ VARIANTS = {
     "weight averaging before": Variant(before=lambda: [EMAWeightAveraging(decay=0.5)]),
     "weight averaging after": Variant(dropping, after=lambda: [WeightAveraging()]),
 }
-#: What the monitor looks at in a fit, by its cadence.
+#: When the monitor evaluates in a fit.
 CADENCES: dict[str, dict[str, Any]] = {"epochs": {}, "steps": {"every_n_steps": 1}}
 
 
@@ -250,7 +250,7 @@ COMPANIES: dict[str, Callable[[], list[pl.Callback]]] = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_runs_that_rewrite_and_save_are_bit_identical(name: str, tmp_path: Path) -> None:
-    """Beside a run that saves as well, but looks at nothing."""
+    """Beside a run that saves as well, but evaluates nothing."""
     variant = VARIANTS[name]
     without = life(variant, list, "bf16-mixed", tmp_path / "without")
     assert list((tmp_path / "without").rglob("*.ckpt"))
@@ -267,8 +267,8 @@ def test_runs_that_rewrite_and_save_are_bit_identical(name: str, tmp_path: Path)
         assert len(list(folder.rglob("*.json"))) == len(list(folder.rglob("*.ckpt"))) == 2
         for stage, watched in zip(("fit", "validate", "test"), made, strict=True):
             for callback in watched:
-                no_look = stage == "test" and isinstance(callback, WatchedAudit)  # there is nothing to be saved
-                assert callback.labels if stage == "fit" else callback.labels == ([] if no_look else [stage])
+                saves_nothing = stage == "test" and isinstance(callback, WatchedAudit)  # there is nothing to be saved
+                assert callback.labels if stage == "fit" else callback.labels == ([] if saves_nothing else [stage])
                 assert not callback._off
 
 
@@ -357,7 +357,7 @@ class FailsHalfway(WatchedMonitor):
 
 
 @pytest.mark.parametrize("name", ["frozen backbone", "gradient checkpointing", "compiled", "weight averaging before"])
-def test_a_look_that_fails_halfway_leaves_nothing_changed(name: str) -> None:
+def test_an_evaluation_that_fails_halfway_leaves_nothing_changed(name: str) -> None:
     variant = VARIANTS[name]
     without = life(variant, list, "bf16-mixed")
     assert differences(without, life(variant, lambda: [FailsHalfway(on_error="log")], "bf16-mixed")) == set()
@@ -458,7 +458,7 @@ def test_what_a_module_keeps_for_itself_is_as_it_was(name: str) -> None:
 
 
 @pytest.mark.parametrize("company", COMPANIES)
-def test_whoever_looks_it_is_as_it_was(company: str, tmp_path: Path) -> None:
+def test_whoever_evaluates_it_is_as_it_was(company: str, tmp_path: Path) -> None:
     def build() -> TinyModule:
         kept = {name: make() for name, (make, _) in KEPT.items()}
         return Keeping(kept, lambda kept: sum(KEPT[name][1](part) for name, part in kept.items()) / len(kept))

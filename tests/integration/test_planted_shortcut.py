@@ -25,7 +25,7 @@ STEPS, EVERY = 40, 10
 
 @dataclass
 class Outcome:
-    """Numbers of one run, a row a look: after 10, 20, … steps."""
+    """Numbers of one run, one an evaluation: after 10, 20, … steps."""
 
     scalars: dict[str, list[float]]
     accuracy: list[float]
@@ -57,11 +57,13 @@ def run(seed: int, *, planted: bool) -> Outcome:
     )
     module = FineTuner(model, 10)
     trainer.fit(module, datamodule=data)
-    looks = [findings.scalars for _, findings in monitor.evaluations[1:]]  # the first is at the starting weights
+    evaluations = [findings.scalars for _, findings in monitor.evaluations[1:]]  # the first is at the starting weights
     honest = []
     for data.marks in ("none", "wrong"):
         honest.append(make_trainer().validate(module, datamodule=data, verbose=False)[0]["val_accuracy"])
-    return Outcome({name: [look[name] for look in looks] for name in looks[0]}, accuracies.found, *honest)
+    return Outcome(
+        {name: [scalars[name] for scalars in evaluations] for name in evaluations[0]}, accuracies.found, *honest
+    )
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +85,10 @@ def separates(upper: list[float], lower: list[float]) -> bool:
 
 
 def first_separation(upper: list[Outcome], lower: list[Outcome], name: str) -> int | None:
-    """The first look at which a scalar separates two kinds of runs."""
-    looks = range(STEPS // EVERY)
-    high, low = ([[one.scalars[name][look] for one in kind] for look in looks] for kind in (upper, lower))
-    return next((look for look in looks if separates(high[look], low[look])), None)
+    """The first evaluation at which a scalar separates two kinds of runs."""
+    evaluations = range(STEPS // EVERY)
+    high, low = ([[one.scalars[name][when] for one in kind] for when in evaluations] for kind in (upper, lower))
+    return next((when for when in evaluations if separates(high[when], low[when])), None)
 
 
 @pytest.mark.parametrize("name", ["corner_mass", "mass_outside_mask"])
@@ -96,12 +98,12 @@ def test_the_map_shows_the_shortcut_while_accuracy_warns_of_nothing(
     planted, clean = runs
     found = first_separation(planted, clean, name)
     assert found is not None
-    for look in range(STEPS // EVERY):
-        marked, plain = ([one.accuracy[look] for one in kind] for kind in (planted, clean))
-        assert not separates(plain, marked)  # at no look would accuracies have warned of the planted run
+    for when in range(STEPS // EVERY):
+        marked, plain = ([one.accuracy[when] for one in kind] for kind in (planted, clean))
+        assert not separates(plain, marked)  # at no evaluation would accuracies have warned of the planted run
         assert sum(marked) >= sum(plain)  # rather, they praise it
-        if look >= found:
-            high, low = ([one.scalars[name][look] for one in kind] for kind in (planted, clean))
+        if when >= found:
+            high, low = ([one.scalars[name][when] for one in kind] for kind in (planted, clean))
             assert min(high) > max(low)
 
 
