@@ -40,5 +40,5 @@ def fixed_radius(search: Search, norm: Norm, steps: int, radius: float, allowed:
         stride = limit * (0.1 + 0.9 * schedule(step, steps))
         delta = norm.within(pixels - original + over_pixels(stride) * norm.ascent(gradient), limit)
         pixels = (original + delta).clamp(0, 1)
-    search.look(pixels, cost, traced=True)
+    search.attempt(pixels, cost, traced=True)
     return search.trace[-1] >= search.trace[1]

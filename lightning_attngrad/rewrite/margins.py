@@ -63,7 +63,7 @@ class TargetMargin:
         share = max(_LEAD, _ROUNDINGS * torch.finfo(logits.dtype).eps)
         return self.of(logits) > share * _wide(logits).abs().amax(dim=1)
 
-    def look(self, pixels: Tensor) -> Tensor:
+    def attempt(self, pixels: Tensor) -> Tensor:
         """Logits (M, K), without a graph."""
         with torch.no_grad():
             return self.logits(pixels)

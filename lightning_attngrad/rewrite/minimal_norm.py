@@ -65,14 +65,14 @@ def minimal_norm(search: Search, norm: Norm, steps: int, allowed: Tensor | None)
         stride = last_stride + (first_stride - last_stride) * progress
         delta = pixels - original + over_pixels(radius * stride) * norm.ascent(direction)
         pixels = (original + norm.within(delta, radius)).clamp(0, 1)
-    search.look(pixels, norm.length(pixels - original), traced=True)
+    search.attempt(pixels, norm.length(pixels - original), traced=True)
     return _shorten(search, norm, first if first is not None else torch.zeros_like(original))
 
 
 def _shorten(search: Search, norm: Norm, first: Tensor) -> Tensor:
     """Shorten the best success by false position, then try a single step along the first gradient.
 
-    On the line from the original to the success, the next look is where the margin would be 0 if it were straight
+    On the line from the original to the success, the next attempt is where the margin would be 0 if it were straight
     between the two ends. The margin of the end that stays then counts half (the Illinois rule), so that both move.
     """
     original, change = search.original, search.best - search.original
@@ -82,12 +82,12 @@ def _shorten(search: Search, norm: Norm, first: Tensor) -> Tensor:
         share = torch.where(above > below, below / (below - above), 0.5).clamp(_NO_NEARER, 1)
         middle = torch.minimum(low + share * (high - low) + _BEYOND * high, high - _NO_NEARER * (high - low))
         pixels = (original + over_pixels(middle) * change).clamp(0, 1)
-        margin, rewritten = search.look(pixels, norm.length(pixels - original))
+        margin, rewritten = search.attempt(pixels, norm.length(pixels - original))
         low, high = torch.where(rewritten, low, middle), torch.where(rewritten, middle, high)
         below, above = torch.where(rewritten, below / 2, margin), torch.where(rewritten, margin, above / 2)
     length = torch.where(search.found, search.cost, norm.largest(original))
     step = over_pixels(_SHORT_OF * length) * norm.ascent(first)
     pixels = (original + step).clamp(0, 1)
     # An image that is of the class already needs no step at all.
-    _, rewritten = search.look(pixels, norm.length(pixels - original))
+    _, rewritten = search.attempt(pixels, norm.length(pixels - original))
     return (length == 0) | ~rewritten

@@ -83,14 +83,14 @@ def fewest_patches(search: Search, ranks: Tensor, steps: int, most: int | None) 
         stride = _LAST_STEP + (_FIRST_STEP - _LAST_STEP) * progress
         moved = (pixels + stride * gradient.sign()).clamp(0, 1)
         pixels = torch.where(top_patches(ranks, number.ceil(), size), moved, original)
-    search.look(pixels, _share_changed(pixels, original, ranks), traced=True)
+    search.attempt(pixels, _share_changed(pixels, original, ranks), traced=True)
     if most is not None:
         return
     best, low, high = search.best, torch.zeros_like(search.cost), search.cost.clamp(max=1.0) * total
     for _ in range(_BISECTIONS):
         middle = ((low + high) / 2).floor()
         pixels = torch.where(top_patches(ranks, middle, size), best, original)
-        _, rewritten = search.look(pixels, _share_changed(pixels, original, ranks))
+        _, rewritten = search.attempt(pixels, _share_changed(pixels, original, ranks))
         low, high = torch.where(rewritten, low, middle), torch.where(rewritten, middle, high)
 
 

@@ -71,9 +71,9 @@ class Search:
         self._cost_at.append(self.cost)
         return margin, gradient, rewritten
 
-    def look(self, pixels: Tensor, cost: Tensor, *, traced: bool = False) -> tuple[Tensor, Tensor]:
+    def attempt(self, pixels: Tensor, cost: Tensor, *, traced: bool = False) -> tuple[Tensor, Tensor]:
         """Evaluate an attempt without a gradient: margin (M,), and whether each row is rewritten (M,)."""
-        margin, rewritten = self._take(pixels, cost, self.margin.look(pixels))
+        margin, rewritten = self._take(pixels, cost, self.margin.attempt(pixels))
         if traced:
             self.trace.append(margin)
             self._cost_at.append(self.cost)

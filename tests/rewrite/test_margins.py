@@ -130,7 +130,7 @@ def test_climbing_leaves_no_gradient_on_the_parameters_and_no_mark_on_the_pixels
     margin_of(model, 1).climb(pixels)
     assert all(parameter.grad is None for parameter in model.parameters())
     assert not pixels.requires_grad
-    assert not margin_of(model, 1).look(pixels).requires_grad
+    assert not margin_of(model, 1).attempt(pixels).requires_grad
 
 
 @pytest.mark.parametrize("target", [[0, 3], [-1, 0]])

@@ -46,7 +46,7 @@ def test_the_cheapest_success_is_kept_whatever_its_margin() -> None:
     search.climb(pixel(0.2), torch.tensor([0.2]))
     outcomes = []
     for value, cost in ((0.9, 0.9), (0.6, 0.6), (1.0, 0.7), (0.45, 0.1), (0.8, 0.6)):
-        margin, rewritten = search.look(pixel(value), torch.tensor([cost]))
+        margin, rewritten = search.attempt(pixel(value), torch.tensor([cost]))
         assert margin.item() == pytest.approx(10 * value - 5)
         outcomes.append(bool(rewritten))
     assert outcomes == [True, True, True, False, True]
@@ -79,7 +79,7 @@ def test_logits_before_are_those_of_the_first_attempt() -> None:
     search = search_of()
     search.climb(pixel(0.0), torch.tensor([0.0]))
     search.climb(pixel(0.9), torch.tensor([0.9]))
-    search.look(pixel(0.7), torch.tensor([0.7]))
+    search.attempt(pixel(0.7), torch.tensor([0.7]))
     assert search.logits_before.flatten().tolist() == pytest.approx([2.5, -2.5])
     assert search.logits.flatten().tolist() == pytest.approx([-1, 1])
 
@@ -88,8 +88,8 @@ def test_the_trace_holds_the_iterates_and_nothing_else() -> None:
     search = search_of()
     for value in (0.1, 0.3):
         search.climb(pixel(value), torch.tensor([value]))
-    search.look(pixel(0.7), torch.tensor([0.7]), traced=True)
-    search.look(pixel(0.9), torch.tensor([0.9]))
+    search.attempt(pixel(0.7), torch.tensor([0.7]), traced=True)
+    search.attempt(pixel(0.9), torch.tensor([0.9]))
     assert torch.stack(search.trace).flatten().tolist() == pytest.approx([-4, -2, 2])
 
 
@@ -98,7 +98,7 @@ def run(values: list[float], *, gradient: bool = True) -> Search:
     search = search_of(gradient=gradient)
     for value in values[:-1]:
         search.climb(pixel(value), torch.tensor([value]))
-    search.look(pixel(values[-1]), torch.tensor([values[-1]]), traced=True)
+    search.attempt(pixel(values[-1]), torch.tensor([values[-1]]), traced=True)
     return search
 
 
@@ -127,7 +127,7 @@ def test_a_search_that_still_gets_better_at_its_end_has_not_converged(values: li
 
 def test_what_is_found_after_the_last_step_has_not_converged() -> None:
     search = run([0.1] * 9)
-    search.look(pixel(0.9), torch.tensor([0.9]))
+    search.attempt(pixel(0.9), torch.tensor([0.9]))
     assert search.health(beats_one_step=YES, huge_radius=search.found).unconverged.tolist() == [True]
 
 
