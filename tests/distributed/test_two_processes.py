@@ -294,15 +294,15 @@ def test_where_one_process_runs_out_of_memory_both_go_on_with_half(outcome: Outc
 
 
 def test_the_governor_keeps_its_share_and_decides_alike(outcome: Outcome) -> None:
-    """Evaluations are due after every second of 200 steps, and slowed down: all of them would take half of the time."""
+    """Evaluations are due after every second of 400 steps, and slowed down: all of them would take half of the time."""
     first, second = (outcome("governed", rank) for rank in RANKS)
     assert first["share"] <= 1.5 * GOVERNED_SHARE
     assert first["labels"] == second["labels"]
     assert 2 < first["taken"] < 60
     assert first["taken"] == len(first["labels"])
     for left in (first, second):
-        # The start, a hundred times in two hundred steps, and the end where the last step was skipped.
-        assert left["taken"] + left["skipped"] in (101, 102)
+        # The start, two hundred times in four hundred steps, and the end where the last step was skipped.
+        assert left["taken"] + left["skipped"] in (201, 202)
         assert left["stretch"] > 2
     assert (first["taken"], first["skipped"]) == (second["taken"], second["skipped"])
 
