@@ -24,6 +24,7 @@ from tests.callbacks.small_runs import (
     events,
     fit,
     loader,
+    make_trainer,
     scalar_points,
     tensorboard,
 )
@@ -117,6 +118,13 @@ def test_an_error_in_one_monitor_leaves_the_others_alone() -> None:
     assert message.startswith(
         "FailingMonitor is switched off for the remainder of this run, training goes on: in its evaluation"
     )
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_a_stream_ends_for_all_also_where_the_audit_stands_first(stage: str) -> None:
+    audit, mine = attngrad.CheckpointAudit(probe=PIXELS, steps=2), WatchedMonitor(num_images=3, mean=0.0, std=1.0)
+    getattr(make_trainer(audit, mine), stage)(Classifier(), loader(Stream()), verbose=False)
+    assert mine.labels == [stage]
 
 
 def test_images_that_cannot_be_read_are_one_piece_of_news() -> None:
