@@ -120,6 +120,20 @@ def test_an_error_in_one_monitor_leaves_the_others_alone() -> None:
     )
 
 
+def test_images_that_no_model_takes_leave_monitors_of_other_images_alone() -> None:
+    class OfBytes(Classifier):
+        def loss(self, batch: Any) -> torch.Tensor:
+            return super().loss((batch[0].float() / 255, batch[1]))
+
+    squares = Squares(9, seed=1)
+    squares.images = (255 * squares.images).to(torch.uint8)
+    fails, goes_on = WatchedMonitor(name="fails"), WatchedMonitor(name="goes_on", images=torch.rand(3, 3, 32, 32))
+    run = fit(fails, goes_on, module=OfBytes, train=loader(squares), val=loader(squares))
+    assert (fails.labels, goes_on.labels) == ([], ["start", "epoch 1", "epoch 2"])
+    (message,) = run.complaints
+    assert "no model differentiates" in message
+
+
 @pytest.mark.parametrize("stage", ["validate", "test"])
 def test_a_stream_ends_for_all_also_where_the_audit_stands_first(stage: str) -> None:
     audit, mine = attngrad.CheckpointAudit(probe=PIXELS, steps=2), WatchedMonitor(num_images=3, mean=0.0, std=1.0)
