@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import lightning.pytorch as pl
 import pytest
@@ -104,6 +106,14 @@ def test_another_trainer_shares_nothing() -> None:
     first = mine.shared
     fit(mine, max_epochs=1)
     assert mine.shared is not first
+
+
+def test_a_trainer_and_its_model_are_let_go_of() -> None:
+    run = fit(WatchedMonitor(), max_epochs=1)
+    trainer, module = ref(run.trainer), ref(run.module)
+    del run
+    gc.collect()
+    assert (trainer(), module()) == (None, None)
 
 
 def test_an_error_in_one_monitor_leaves_the_others_alone() -> None:
