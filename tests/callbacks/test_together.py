@@ -108,8 +108,9 @@ def test_another_trainer_shares_nothing() -> None:
     assert mine.shared is not first
 
 
-def test_a_trainer_and_its_model_are_let_go_of() -> None:
-    run = fit(WatchedMonitor(), max_epochs=1)
+@pytest.mark.parametrize("key", [None, "nowhere"], ids=["evaluated", "switched off"])
+def test_a_trainer_and_its_model_are_let_go_of(key: str | None) -> None:
+    run = fit(WatchedMonitor(image_key=key), max_epochs=1)
     trainer, module = ref(run.trainer), ref(run.module)
     del run
     gc.collect()
