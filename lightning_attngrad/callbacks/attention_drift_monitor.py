@@ -271,6 +271,7 @@ class AttentionDriftMonitor(Monitor):
             "references": {panel: reference.plain() for panel, reference in self._references.items()},
             "past": [one.plain() for one in self.past],
             "alarm": 0 if self.alarm is None else self.alarm.evaluations,
+            "alarm_at": None if self.alarm is None else [self.alarm.threshold, self.alarm.after],
         }
 
     def recall(self, history: Mapping[str, Any]) -> None:
@@ -278,7 +279,11 @@ class AttentionDriftMonitor(Monitor):
         self._references = {panel: Reference(**reference) for panel, reference in history["references"].items()}
         self.past = [PastDrift(**one) for one in history["past"]]
         if self.alarm is not None:
-            self.alarm.evaluations = history["alarm"]
+            at = [self.alarm.threshold, self.alarm.after]
+            same = list(history.get("alarm_at") or at) == at  # evaluations above another threshold say nothing
+            self.alarm.evaluations = history["alarm"] if same else 0
+            if "alarm" in self.scalars:
+                self.scalars["alarm"] = float(self.alarm.is_raised)
 
     def forget(self) -> None:
         """Drop the history of another run, or of other images."""

@@ -231,6 +231,10 @@ class ProbeCallback(Memory, ABC):
         """The images of a stream have gone by."""
         self._end_streams(trainer, training=False)
 
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """As in a validation."""
+        self._end_streams(trainer, training=False)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """Likewise those of training."""
         self._end_streams(trainer, training=True)

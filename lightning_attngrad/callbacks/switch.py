@@ -58,6 +58,7 @@ class Switch(pl.Callback):
             raise error
         _log.debug("traceback of the error in %s", type(self).__name__, exc_info=error)
         self._switch_off(trainer, f"in {what}: {type(error).__name__}: {error} (on_error='raise' would stop here)")
+        _let_go_of_frames(error)
 
     def _switch_off(self, trainer: pl.Trainer, why: str) -> None:
         if self._off:
@@ -102,6 +103,13 @@ class Switch(pl.Callback):
 
     def _keyed(self, values: Mapping[str, Any]) -> dict[str, Any]:
         return {self._key(name): value for name, value in values.items()}
+
+
+def _let_go_of_frames(error: BaseException | None) -> None:
+    """An error that is kept would keep all that the functions it went through have seen: the Trainer and its model."""
+    while error is not None and error.__traceback__ is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def _switches_of(trainer: pl.Trainer) -> list[Switch]:

@@ -74,22 +74,29 @@ class Together:
         whose = whose_weights(trainer, due[0])
         self._warn_if_the_average_stands_still(trainer, whose)
         label = f"{label} ({whose})" if whose else label
-        left, wanted = list(due), False
+        wanted = False
         try:
             with self.clock.charge(self.shared_cost), isolated(trainer, pl_module, seed=due[0].shared.settings.seed):
                 for probe in dict.fromkeys(monitor.shared for monitor in due):
-                    evaluation = probe.evaluation(trainer, pl_module, label, whose)
-                    with held_still(evaluation.model):  # once: what each explanation does then is next to nothing
-                        for monitor in [one for one in due if one.shared is probe]:
-                            left.remove(monitor)
-                            wanted = True  # whatever gets out of here, its user asked for with on_error="raise"
-                            monitor.evaluate_now(trainer, evaluation)
-                            wanted = False
-                left = list(due)  # what is said when the body is left concerns all
+                    left = [one for one in due if one.shared is probe]
+                    try:
+                        evaluation = probe.evaluation(trainer, pl_module, label, whose)
+                        with held_still(evaluation.model):  # once: what each explanation does then is next to nothing
+                            while left:
+                                wanted = True  # whatever gets out of here, its user asked for with on_error="raise"
+                                left.pop(0).evaluate_now(trainer, evaluation)
+                                wanted = False
+                    except Exception as error:  # images that others look at may be well
+                        if wanted:
+                            raise
+                        wanted = True
+                        for monitor in left:
+                            monitor.fails(trainer, f"its evaluation at {label}", error)
+                        wanted = False
         except Exception as error:
             if wanted:
                 raise
-            for monitor in left:
+            for monitor in due:  # what is said when the body is left concerns all
                 monitor.fails(trainer, f"its evaluation at {label}", error)
 
     def _warn_if_the_average_stands_still(self, trainer: pl.Trainer, whose: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from weakref import ref
 
 import lightning.pytorch as pl
 from torch import Tensor, nn
@@ -28,7 +29,6 @@ class SharedProbe:
     Attributes:
         settings: likewise.
         images: the frozen set.
-        model: the part of the LightningModule that is explained; None before the run begins.
         streaming: whether the images are gathered as batches go by.
         failure: the error that kept the images from being read; the monitors of this probe are then switched off.
     """
@@ -36,7 +36,7 @@ class SharedProbe:
     def __init__(self, settings: ProbeImages, charge: Callable[[], Any]) -> None:
         self.settings = settings
         self._charge = charge
-        self.model: nn.Module | None = None
+        self._model: ref[nn.Module] | None = None  # a module knows its Trainer, under which this probe is kept
         self.streaming = False
         self.failure: Exception | None = None
         self._sharing = PartSharing(IMAGES_AT_ONCE)
@@ -50,13 +50,18 @@ class SharedProbe:
         self._when: tuple[Moment, tuple[float, ...], str] | None = None
         self._restored: tuple[str | None, Tensor] | None = None  # hash of images, and their classes
 
+    @property
+    def model(self) -> nn.Module | None:
+        """The part of the LightningModule that is explained; None before the run begins, and when it is gone."""
+        return None if self._model is None else self._model()
+
     def begin(self, pl_module: pl.LightningModule) -> None:
         """A run begins: find the model.
 
         Raises:
             ModelPathError: if the path in the settings leads to none.
         """
-        self.model = resolve_model(pl_module, self.settings.model, needs_forward=self.settings.forward is None)
+        self._model = ref(resolve_model(pl_module, self.settings.model, needs_forward=self.settings.forward is None))
         self.streaming, self.failure, self._when = False, None, None
 
     def freeze(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -149,9 +154,9 @@ class SharedProbe:
             label: when this is.
             whose: which weights these are, where the run averages them.
         """
-        assert self.model is not None
-        self._take_up_classes()
         model, processes = self.model, Processes.of(trainer)
+        assert model is not None
+        self._take_up_classes()
         with self._charge():
             # Together: where one process has an error, the others would wait for it in the work that follows.
             evaluation = processes.together(lambda: self._as_evaluation(trainer, pl_module, label, model))

@@ -463,6 +463,17 @@ def test_an_alarm_that_was_raised_goes_on_over_a_resume(tmp_path: Path) -> None:
     assert run.complaints == []  # said before
 
 
+def test_a_run_that_an_alarm_ended_goes_on_under_another_alarm(tmp_path: Path) -> None:
+    before = ScriptedMonitor(alarm=3.0, alarm_stops=True)
+    after = ScriptedMonitor(alarm=100.0, alarm_stops=True)
+    run = fit(before, module=Gently, train=in_order(), max_epochs=7)
+    run.trainer.save_checkpoint(tmp_path / "ended.ckpt")
+    run = fit(after, module=Gently, train=in_order(), max_epochs=5, ckpt_path=tmp_path / "ended.ckpt")
+    assert before.labels[-1] == "epoch 2"
+    assert after.labels == ["epoch 3", "epoch 4", "epoch 5"]
+    assert after.series("alarm") == [0, 0, 0]
+
+
 # When it evaluates, and who waits for it ------------------------------------------------------------------------
 
 

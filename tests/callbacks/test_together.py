@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import lightning.pytorch as pl
 import pytest
@@ -24,6 +26,7 @@ from tests.callbacks.small_runs import (
     events,
     fit,
     loader,
+    make_trainer,
     scalar_points,
     tensorboard,
 )
@@ -105,6 +108,15 @@ def test_another_trainer_shares_nothing() -> None:
     assert mine.shared is not first
 
 
+@pytest.mark.parametrize("key", [None, "nowhere"], ids=["evaluated", "switched off"])
+def test_a_trainer_and_its_model_are_let_go_of(key: str | None) -> None:
+    run = fit(WatchedMonitor(image_key=key), max_epochs=1)
+    trainer, module = ref(run.trainer), ref(run.module)
+    del run
+    gc.collect()
+    assert (trainer(), module()) == (None, None)
+
+
 def test_an_error_in_one_monitor_leaves_the_others_alone() -> None:
     class FailingMonitor(WatchedMonitor):
         def evaluate(self, evaluation: Any) -> Any:
@@ -117,6 +129,27 @@ def test_an_error_in_one_monitor_leaves_the_others_alone() -> None:
     assert message.startswith(
         "FailingMonitor is switched off for the remainder of this run, training goes on: in its evaluation"
     )
+
+
+def test_images_that_no_model_takes_leave_monitors_of_other_images_alone() -> None:
+    class OfBytes(Classifier):
+        def loss(self, batch: Any) -> torch.Tensor:
+            return super().loss((batch[0].float() / 255, batch[1]))
+
+    squares = Squares(9, seed=1)
+    squares.images = (255 * squares.images).to(torch.uint8)
+    fails, goes_on = WatchedMonitor(name="fails"), WatchedMonitor(name="goes_on", images=torch.rand(3, 3, 32, 32))
+    run = fit(fails, goes_on, module=OfBytes, train=loader(squares), val=loader(squares))
+    assert (fails.labels, goes_on.labels) == ([], ["start", "epoch 1", "epoch 2"])
+    (message,) = run.complaints
+    assert "no model differentiates" in message
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_a_stream_ends_for_all_also_where_the_audit_stands_first(stage: str) -> None:
+    audit, mine = attngrad.CheckpointAudit(probe=PIXELS, steps=2), WatchedMonitor(num_images=3, mean=0.0, std=1.0)
+    getattr(make_trainer(audit, mine), stage)(Classifier(), loader(Stream()), verbose=False)
+    assert mine.labels == [stage]
 
 
 def test_images_that_cannot_be_read_are_one_piece_of_news() -> None:
