@@ -92,11 +92,11 @@ class AttentionDriftMonitor(Monitor):
 
     main_scalars: Mapping[str, str] = MappingProxyType(
         {
-            "spearman": "distance to the reference; 0 = the same",
-            "floor/spearman": "noise floor: the same, from noise alone",
+            "spearman": "distance; 0 = as the reference",
+            "floor/spearman": "noise floor: from noise alone",
             "ratio/spearman": "of the two; 1 says nothing",
-            "prediction_changed_map_stable": "images whose prediction alone changed",
-            "map_changed_prediction_stable": "images whose map alone changed",
+            "prediction_changed_map_stable": "images",
+            "map_changed_prediction_stable": "images",
         }
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -27,23 +28,51 @@ class Linear(nn.Module):
         return images.flatten(1) @ self.weight.T + self.bias
 
 
+class Counts:
+    """What a model was asked for."""
+
+    def __init__(self) -> None:
+        self.forwards = self.gradients = 0
+        self.batches: set[int] = set()
+        self.modes: set[bool] = set()
+
+
+#: Of each model. Not in the model itself, which is put back as it was with all that it keeps.
+_COUNTS: WeakKeyDictionary[nn.Module, Counts] = WeakKeyDictionary()
+
+
 class Counted(nn.Module):
     """Counts forward passes, gradients that reach the images, and the modes it was run in."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.forwards = self.gradients = 0
-        self.batches: set[int] = set()
-        self.modes: set[bool] = set()
+        _COUNTS[self] = Counts()
+
+    @property
+    def forwards(self) -> int:
+        return _COUNTS[self].forwards
+
+    @property
+    def gradients(self) -> int:
+        return _COUNTS[self].gradients
+
+    @property
+    def batches(self) -> set[int]:
+        return _COUNTS[self].batches
+
+    @property
+    def modes(self) -> set[bool]:
+        return _COUNTS[self].modes
 
     def _count_gradient(self, gradient: Tensor) -> None:
-        self.gradients += 1
+        _COUNTS[self].gradients += 1
 
     def forward(self, images: Tensor) -> Any:
-        self.forwards += 1
-        self.batches.add(len(images))
-        self.modes.add(self.training)
+        counts = _COUNTS[self]
+        counts.forwards += 1
+        counts.batches.add(len(images))
+        counts.modes.add(self.training)
         if images.requires_grad:
             images.register_hook(self._count_gradient)
         return self.model(images)

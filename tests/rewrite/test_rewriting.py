@@ -125,7 +125,7 @@ def test_all_gives_a_row_for_each_pair_image_by_image() -> None:
     assert result.target.tolist() == [c for image in range(3) for c in range(4) if c != own[image]]
     assert torch.equal(result.original, images[result.index])
     assert_true_report(result, model)
-    assert counted.batches == {3, 9}  # one look at the images, and all their rows at once: they are few
+    assert counted.batches == {3, 9}  # one pass over the images, and all their pairs at once: they are few
     assert counted.forwards == 1 + 23
     alone = rewrite(model, images, result.target.view(3, 3)[:, 1], **PIXELS)
     torch.testing.assert_close(result.distance[1::3], alone.distance, rtol=1e-2, atol=0)
