@@ -277,6 +277,13 @@ class ProbeCallback(Memory, ABC):
         """Those of the Trainer's probe, or those that were restored and have not met a Trainer yet."""
         return self._restored or ({} if self._shared is None else self.shared.state())
 
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on from a checkpoint; a validation or test of one, after a fit, leaves the history of the fit as it is."""
+        if is_fitting(trainer) or not (self.story.evaluations and self.probe_set.is_frozen):
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
+
     def restore_images(self, state: Mapping[str, Any]) -> None:
         """Keep them until the run begins."""
         self._restored = dict(state)

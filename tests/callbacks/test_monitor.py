@@ -329,6 +329,17 @@ def test_an_evaluation_after_fit_is_of_the_same_images(stage: str) -> None:
     assert torch.equal(mine.evaluations[-1][0].images, mine.evaluations[0][0].images)
 
 
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_an_evaluation_of_an_earlier_checkpoint_leaves_the_history_of_the_fit(stage: str, tmp_path: Any) -> None:
+    mine = watched()
+    saving = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
+    run = fit(mine, saving, enable_checkpointing=True)
+    evaluate = getattr(run.trainer, stage)
+    evaluate(run.module, loader(Squares(9, seed=1)), ckpt_path=tmp_path / "epoch=0.ckpt", verbose=False)
+    assert mine.labels == ["start", "epoch 1", "epoch 2", stage]
+    assert mine.frames == ["start", "epoch 1", "epoch 2"]
+
+
 # Resuming -------------------------------------------------------------------------------------------------------
 
 
