@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
@@ -135,6 +136,10 @@ class AttentionMapMonitor(Monitor):
             evaluation, self.question, maps, self.top_k, self.classes, memory_budget=self.memory_budget
         )
         return Findings(scalars, map_figures(evaluation, self.question, maps, film, beside))
+
+    def knows_enough(self) -> bool:
+        """Not without a map: heads have an entropy also where a zero-initialised classifier gives none."""
+        return math.isfinite(self.scalars.get("entropy", math.nan))
 
     def settings(self) -> dict[str, Any]:
         """The question that is asked of each image."""

@@ -73,6 +73,7 @@ class ProbeCallback(Memory, ABC):
         self.probe = probe or (ProbeImages() if num_images is None else ProbeImages(num_images=num_images))
         self.account = Account()
         self._shared: SharedProbe | None = None
+        self._before: SharedProbe | None = None  # of the Trainer before this one, until the run begins
         self._together = Together()
         self._fit_began = math.nan
         self._could_report = True
@@ -81,7 +82,7 @@ class ProbeCallback(Memory, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a Trainer: a copy meets its own."""
-        return {**vars(self), "_shared": None, "_together": Together()}
+        return {**vars(self), "_shared": None, "_before": None, "_together": Together()}
 
     # What a subclass says ------------------------------------------------------------------------------------
 
@@ -127,8 +128,9 @@ class ProbeCallback(Memory, ABC):
         if anew:
             self.forget()
             self._restored = None
-        self._shared = self._together.probe(self.probe)
+        self._before, self._shared = self._shared, self._together.probe(self.probe)
         if anew:
+            self._before = None
             self._shared.forget()
 
     def _refuse_twins(self, trainer: pl.Trainer) -> None:
@@ -156,6 +158,9 @@ class ProbeCallback(Memory, ABC):
         if self._restored is not None:
             self.shared.restore(self._restored)
             self._restored = None
+        if self._before is not None:
+            self.shared.go_on_from(self._before)
+            self._before = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the model; a wrong path is an error now. The first callback writes the charts of all."""
@@ -276,6 +281,13 @@ class ProbeCallback(Memory, ABC):
     def images_state(self) -> dict[str, Any]:
         """Those of the Trainer's probe, or those that were restored and have not met a Trainer yet."""
         return self._restored or ({} if self._shared is None else self.shared.state())
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Go on from a checkpoint; a validation or test of one, after a fit, leaves the history of the fit as it is."""
+        if is_fitting(trainer) or not (self.story.evaluations and self.probe_set.is_frozen):
+            super().on_load_checkpoint(trainer, pl_module, checkpoint)
 
     def restore_images(self, state: Mapping[str, Any]) -> None:
         """Keep them until the run begins."""

@@ -17,6 +17,8 @@ from lightning_attngrad.reporting.loggers import log_figures, log_scalars, scala
 
 __all__ = ["Evaluation", "Findings", "Monitor"]
 
+_COSTS = ("seconds", "overhead", "stretch")
+
 
 class Monitor(ProbeCallback):
     """A callback that evaluates its frozen images every so often, and logs what it finds. To be subclassed.
@@ -76,9 +78,10 @@ class Monitor(ProbeCallback):
     def knows_enough(self) -> bool:
         """Whether the next evaluation can wait until it is due.
 
-        Not without a number yet, perhaps because a zero-initialised classifier gives no map at the start.
+        Not without a number yet, perhaps because a zero-initialised classifier gives no map at the start. One that is
+        NaN beside others may be so for good: it is not waited for.
         """
-        return bool(self.scalars) and all(math.isfinite(value) for value in self.scalars.values())
+        return any(math.isfinite(value) for name, value in self.scalars.items() if name not in _COSTS)
 
     def dry_cost(
         self,

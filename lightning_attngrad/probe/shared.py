@@ -135,6 +135,11 @@ class SharedProbe:
         if state["classes"] is not None:
             self._restored = (state["set"]["hash"], state["classes"])
 
+    def go_on_from(self, other: SharedProbe) -> None:
+        """Explain the images, if they are the same, for the classes of another Trainer's probe: its history goes on."""
+        if other.classes is not None and self.classes is None and self._restored is None:
+            self._restored = other.images.hash, other.classes
+
     def _take_up_classes(self) -> None:
         """Those of the run that is resumed, if they are of the same images."""
         if self._restored is not None:

@@ -329,6 +329,30 @@ def test_an_evaluation_after_fit_is_of_the_same_images(stage: str) -> None:
     assert torch.equal(mine.evaluations[-1][0].images, mine.evaluations[0][0].images)
 
 
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_an_evaluation_of_an_earlier_checkpoint_leaves_the_history_of_the_fit(stage: str, tmp_path: Any) -> None:
+    mine = watched()
+    saving = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
+    run = fit(mine, saving, enable_checkpointing=True)
+    evaluate = getattr(run.trainer, stage)
+    evaluate(run.module, loader(Squares(9, seed=1)), ckpt_path=tmp_path / "epoch=0.ckpt", verbose=False)
+    assert mine.labels == ["start", "epoch 1", "epoch 2", stage]
+    assert mine.frames == ["start", "epoch 1", "epoch 2"]
+
+
+def test_a_validation_by_another_trainer_is_of_the_same_classes() -> None:
+    unlabelled = [loader([image for image, _ in Squares(9, seed=1)], 4) for _ in range(2)]
+    mine = watched()
+    run = fit(mine, module=Unlabelled, val=unlabelled[0], max_epochs=1)
+    torch.nn.init.zeros_(run.module.net.head.weight)
+    first = mine.evaluations[0][0].classes()
+    run.module.net.head.bias.data[(first[0] + 1) % 3] = 100.0  # another prediction for every image
+    make_trainer(mine).validate(run.module, unlabelled[1], verbose=False)
+    assert mine.labels[-1] == "validate"
+    assert mine.evaluations[-1][0].classes().tolist() == first.tolist()
+    assert mine.evaluations[-1][0].logits().argmax(1).tolist() != first.tolist()
+
+
 # Resuming -------------------------------------------------------------------------------------------------------
 
 

@@ -224,6 +224,17 @@ def test_a_monitor_of_a_third_party_is_one_class_with_one_method(tmp_path: Path)
 # Averaged weights ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("beside", "evaluations"), [({"known": 1.0}, 3), ({}, 5)], ids=["one of two", "all"])
+def test_a_number_that_is_never_there_does_not_undo_the_cadence(beside: dict[str, float], evaluations: int) -> None:
+    class Lacking(attngrad.Monitor):
+        def evaluate(self, evaluation: attngrad.Evaluation) -> attngrad.Findings:
+            return attngrad.Findings({"unknown": math.nan, **beside})
+
+    mine = Lacking(num_images=3, every_n_epochs=2)
+    fit(mine, max_epochs=4)
+    assert mine.story.evaluations == evaluations
+
+
 def test_an_average_that_has_not_begun_is_said_in_every_label_and_warned_of() -> None:
     mine = WatchedMonitor(on_error="raise")
     average = EMAWeightAveraging(decay=0.5, update_starting_at_step=8)
