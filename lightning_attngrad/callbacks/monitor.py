@@ -129,9 +129,10 @@ class Monitor(ProbeCallback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate the starting weights, before the first step."""
         super().on_train_start(trainer, pl_module)
-        self.timetable.begin(trainer)
-        self._has_validation = why_no_validation(trainer) is None
         if self._leads(trainer):
+            for monitor in monitors_of(trainer):
+                monitor.timetable.begin(trainer)
+                monitor._has_validation = why_no_validation(trainer) is None
             new = [monitor for monitor in monitors_of(trainer) if monitor._is_ready() and not monitor.scalars]
             label = f"step {trainer.global_step}" if trainer.global_step else "start"
             self._evaluate(trainer, pl_module, new, label)

@@ -164,8 +164,12 @@ class SharedProbe:
         self._take_up_classes()
         with self._charge():
             # Together: where one process has an error, the others would wait for it in the work that follows.
-            evaluation = processes.together(lambda: self._as_evaluation(trainer, pl_module, label, model))
-            now = (moment(trainer), fingerprint(model), whose if is_fitting(trainer) else label)
+            evaluation, now = processes.together(
+                lambda: (
+                    self._as_evaluation(trainer, pl_module, label, model),
+                    (moment(trainer), fingerprint(model), whose if is_fitting(trainer) else label),
+                )
+            )
             # Asked of all: a process that found its answers kept would not join the others in working them out.
             if not all(processes.gather(now == self._when)):
                 self._at_this_moment = Kept()
