@@ -73,7 +73,7 @@ class ProbeCallback(Memory, ABC):
         self.probe = probe or (ProbeImages() if num_images is None else ProbeImages(num_images=num_images))
         self.account = Account()
         self._shared: SharedProbe | None = None
-        self._before: SharedProbe | None = None  # of the Trainer before this one, until the run begins
+        self._probe_before: SharedProbe | None = None  # of the Trainer before this one, until the run begins
         self._together = Together()
         self._fit_began = math.nan
         self._could_report = True
@@ -82,7 +82,7 @@ class ProbeCallback(Memory, ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a Trainer: a copy meets its own."""
-        return {**vars(self), "_shared": None, "_before": None, "_together": Together()}
+        return {**vars(self), "_shared": None, "_probe_before": None, "_together": Together()}
 
     # What a subclass says ------------------------------------------------------------------------------------
 
@@ -128,9 +128,9 @@ class ProbeCallback(Memory, ABC):
         if anew:
             self.forget()
             self._restored = None
-        self._before, self._shared = self._shared, self._together.probe(self.probe)
+        self._probe_before, self._shared = self._shared, self._together.probe(self.probe)
         if anew:
-            self._before = None
+            self._probe_before = None
             self._shared.forget()
 
     def _refuse_twins(self, trainer: pl.Trainer) -> None:
@@ -158,9 +158,9 @@ class ProbeCallback(Memory, ABC):
         if self._restored is not None:
             self.shared.restore(self._restored)
             self._restored = None
-        if self._before is not None:
-            self.shared.go_on_from(self._before)
-            self._before = None
+        if self._probe_before is not None:
+            self.shared.go_on_from(self._probe_before)
+            self._probe_before = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the model; a wrong path is an error now. The first callback writes the charts of all."""
