@@ -68,7 +68,7 @@ def drift_figures(
             drift.layer_floor,
             layer_names,
             labels,
-            title=f"Which layers moved · {then}",
+            title=f"Which parts of the map moved · {then}",
         )
     if reference is not None and reference is not now:
         order = drift.distance[LEADING].nan_to_num(-1).argsort(descending=True, stable=True)[:_SHOWN]

@@ -61,7 +61,7 @@ def rewrite_figures(
             maps[:, 0],
             maps[:, 1],
             [_caption(evaluation, settings, pairs, pair) for pair in shown],
-            title=f"The smallest change that rewrites the class · {evaluation.label}{warned}",
+            title=f"Smallest change found · {evaluation.label}{warned}",
         )
     classes = len(shown[0].before) if shown else 0
     if 0 < classes <= _MOST_CLASSES:

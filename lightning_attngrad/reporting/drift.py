@@ -99,7 +99,7 @@ def layer_drift(
     top = on_pixel(HEADER_HEIGHT + (widest if upwards else _LINE) + _GAP)
     aside = on_pixel(left + columns * cell + 0.14)  # the column of noise
     width = max(NARROWEST, aside + cell + MARGIN)
-    notes = [counted(rows, total_layers, "layer"), counted(columns, total, "evaluation")]
+    notes = [counted(rows, total_layers, "part"), counted(columns, total, "evaluation")]
     notes += ["evenly spaced"] * (columns < total) + ["blank: no order of patches"] * bool(np.isnan(values).any())
     with house_style():
         page = Page(

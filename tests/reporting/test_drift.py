@@ -55,7 +55,7 @@ def test_the_colours_run_from_0_to_1_in_every_figure_and_noise_has_its_own_colum
 def test_the_numbers_stand_in_the_cells_below_the_names_of_evaluations_and_beside_those_of_layers():
     figure = layers([[0.0, 0.421]], floor=[0.057], labels=["start", "epoch 1"])
     assert [word for word in words(figure) if word[:2] == "0." and len(word) == 4] == ["0.00", "0.42", "0.06"]
-    assert {"block 0", "start", "epoch 1", "noise", "1 layer · 2 evaluations"} <= set(words(figure))
+    assert {"block 0", "start", "epoch 1", "noise", "1 part · 2 evaluations"} <= set(words(figure))
 
 
 def test_many_evaluations_are_thinned_evenly_with_the_first_and_the_last_and_hold_no_numbers():
@@ -74,7 +74,7 @@ def test_many_evaluations_are_thinned_evenly_with_the_first_and_the_last_and_hol
 def test_words_of_layers_never_overlap_or_leave_the_page(count, looks):
     figure = layers(np.full((count, looks), 0.5), labels=LABELS[looks])
     assert_words_lie_inside_and_apart(figure)
-    assert any(f"{min(count, 64)} of {count} layers" in word for word in words(figure)) == (count > 64)
+    assert any(f"{min(count, 64)} of {count} parts" in word for word in words(figure)) == (count > 64)
 
 
 def test_long_names_of_layers_are_cut_and_equal_short_ones_stay_whole():
