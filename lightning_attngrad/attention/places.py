@@ -1,0 +1,120 @@
+"""Where on the image the tokens of every attention call lie, and how relevance is carried from grid to grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Grid = tuple[int, int]
+
+
+class UnsupportedModelError(ValueError):
+    """The model has no attention that can be read as one map over the image."""
+
+
+@dataclass(frozen=True, eq=False)
+class TokenPlaces:
+    """Places of a set of tokens: R rows of N tokens, once (G = 1) or for each head (G = H).
+
+    A place is one number: ``0 … S−1`` for a token that lies nowhere on the image (class, register, query tokens; S of
+    them in the model), ``S + row·w + column`` for one that lies on cell (row, column) of ``grid``, and −1 for padding.
+
+    Attributes:
+        image: (R, G, N) int64, to which image of the batch each token belongs; −1 for padding.
+        place: (R, G, N) int64.
+        grid: rows and columns (h, w) of the cells; None where no token lies on the image.
+        in_order: whether row r is image r and token n has place n: nothing has to be moved.
+    """
+
+    image: Tensor
+    place: Tensor
+    grid: Grid | None
+    in_order: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class CallPlaces:
+    """Places of one attention call, whose probabilities are (R, H, N, M).
+
+    Attributes:
+        name: of the call.
+        shape: (R, H, N, M).
+        queries: of the N query tokens.
+        keys: of the M key tokens.
+        heads: how many matrices are averaged for a query token: H, or more where heads are folded into the rows.
+        kind: ``tokens`` read from tokens. ``channels``: channels read from channels, and every token stays where it
+            is. ``elsewhere``: nothing that it reads comes from the image.
+        reads: numbers of the earlier calls whose output it reads, directly or through other calls.
+    """
+
+    name: str
+    shape: tuple[int, int, int, int]
+    queries: TokenPlaces
+    keys: TokenPlaces
+    heads: int
+    kind: Literal["tokens", "channels", "elsewhere"]
+    reads: frozenset[int]
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedPlaces:
+    """Places of the tokens at which relevance is measured.
+
+    Attributes:
+        channel_axis: of the tensor, counted from the end (−1 for (B, N, D), −3 for (B, D, h, w)).
+        tokens: R = 1 row of all the tensor's tokens in order, channels left out.
+    """
+
+    channel_axis: int
+    tokens: TokenPlaces
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePlaces:
+    """Places of everything that a forward pass on a batch of images of one size attends to.
+
+    Attributes:
+        calls: the attention calls, first call first.
+        slots: number S of tokens that lie nowhere on the image.
+        grid: the finest grid of the calls' keys, on which maps of the attention are drawn; None without any.
+        embedding: of the tokens at which relevance is measured; None where they are not known.
+        area: top, left, bottom, right in pixels of the part of the images that the model sees.
+        batch: number of images B.
+    """
+
+    calls: tuple[CallPlaces, ...]
+    slots: int
+    grid: Grid | None
+    embedding: EmbeddedPlaces | None
+    area: tuple[int, int, int, int]
+    batch: int
+
+
+def carry(values: Tensor, to: Grid) -> Tensor:
+    """Cells (…, h, w) on another grid over the same area, (…, h', w'); the sum is kept.
+
+    A cell shares what it has among the cells that it overlaps, by area.
+
+    Example:
+        >>> carry(torch.tensor([[4.0, 8.0]]), (2, 2))
+        tensor([[2., 4.],
+                [2., 4.]])
+        >>> carry(torch.tensor([[2.0, 4.0], [2.0, 4.0]]), (1, 2))
+        tensor([[4., 8.]])
+    """
+    height, width = values.shape[-2:]
+    if (height, width) == to:
+        return values
+    rows, columns = _overlap(height, to[0], values), _overlap(width, to[1], values)
+    return torch.einsum("ih,...hw,jw->...ij", rows, values, columns)
+
+
+def _overlap(source: int, target: int, like: Tensor) -> Tensor:
+    """Which share of each of ``source`` equal parts of a length lies in each of ``target``: (target, source)."""
+    begins = torch.arange(source, device=like.device, dtype=like.dtype) * target
+    lands = torch.arange(target, device=like.device, dtype=like.dtype)[:, None] * source
+    shared = torch.minimum(begins + target, lands + source) - torch.maximum(begins, lands)
+    return shared.clamp_min(0) / target
