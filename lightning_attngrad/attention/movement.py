@@ -7,7 +7,6 @@ dozen kinds. Values are the model's own; the ids of :class:`PlaceTable` travel b
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -539,18 +538,17 @@ def _windows(
 ) -> tuple[list[int], list[int]]:
     """First and last input index that stands for each output.
 
-    Windows that do not overlap are read whole. Overlapping ones only blur: outputs lie evenly over the input, or,
-    where a border was cut off, at the middle of their window.
+    Windows that do not overlap are read whole. Overlapping ones only blur: their outputs lie evenly over the input.
     """
     reach = (kernel - 1) * dilation + 1
     if stride == 1:
         shift = (reach - 1) // 2 - padding
         places = [min(max(index + shift, 0), before - 1) for index in range(after)]
         return places, places
-    if kernel > stride and after in (math.ceil(before / stride), before // stride):
-        return _even_windows(before, after)
-    start = -padding if kernel <= stride else (reach - stride) // 2 - padding
-    length = reach if kernel <= stride else stride
+    if kernel > stride:
+        seen = max(0, min(before, (after - 1) * stride + reach - padding))
+        return _even_windows(seen if after <= seen else before, after)
+    start, length = -padding, reach
     first = [min(max(index * stride + start, 0), before - 1) for index in range(after)]
     last = [min(max(index * stride + start + length - 1, 0), before - 1) for index in range(after)]
     return first, last

@@ -188,7 +188,7 @@ class AttentionTap(TorchFunctionMode):
             )
         fused = FusedArrangement.of(*seen, enable_gqa)
         call = FusedAttentionCall(
-            name=self._calling_module(),
+            name=self.calling_module(),
             tensor=output,
             query=fused.of_rows(seen[0]),
             key=fused.grouped_keys(seen[1]),
@@ -225,7 +225,7 @@ class AttentionTap(TorchFunctionMode):
         if over_keys:
             square = output.dim() == 4 and output.shape[-1] == output.shape[-2] > 1
             self._softmaxes = [pending for pending in self._softmaxes if pending.square]  # others were no attention
-            self._softmaxes.append(_PendingSoftmax(self._calling_module(), square, [output]))
+            self._softmaxes.append(_PendingSoftmax(self.calling_module(), square, [output]))
         return output
 
     def _on_in_between(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -267,7 +267,7 @@ class AttentionTap(TorchFunctionMode):
         elif self._rules.attention == "uniform":
             factor, value = scale_gradient(factor, 0.25), scale_gradient(value, 0.5)
         call = ExplicitAttentionCall(
-            name=self._calling_module(), tensor=factor, probabilities=arrangement.of_rows(matrix.detach())
+            name=self.calling_module(), tensor=factor, probabilities=arrangement.of_rows(matrix.detach())
         )
         self._record(seen, call, arrangement.of_rows)
         with self._attending():
@@ -350,7 +350,7 @@ class AttentionTap(TorchFunctionMode):
         index = len(self.calls)
         return self._score_offsets[index] if index < len(self._score_offsets) else None
 
-    def _calling_module(self) -> str:
+    def calling_module(self) -> str:
         """Name of the innermost module of the model whose forward is running."""
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:

@@ -160,8 +160,9 @@ class _Reader:
             sizes = " and ".join(f"{height}×{width}" for height, width in sorted(grids))
             raise _NotPlacedError(f"reads tokens of several grids in one sequence ({sizes})")
         grid = lattices[0].grid
-        self.areas.setdefault(grid, lattices[0].area)
         cells = torch.stack([lattice.cells[lines] for lattice in lattices]).amax(0)
+        cells, grid = _every_other(cells, boxed, grid)
+        self.areas.setdefault(grid, lattices[0].area)
         place = torch.where(boxed, table.slots + cells, torch.where(slot >= 0, slot, -1))
         rows = torch.arange(len(place), device=place.device)[:, None, None]
         order = torch.arange(place.shape[-1], device=place.device)
@@ -202,6 +203,21 @@ class _Reader:
         edges = boxes[:, 0].min(), boxes[:, 2].min(), boxes[:, 1].max(), boxes[:, 3].max()
         area = tuple(round(edge) for edge in torch.stack(edges).tolist())
         return _Lattice((height, width), everywhere, area)  # type: ignore[arg-type]
+
+
+def _every_other(cells: Tensor, boxed: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
+    """Where only every s-th row and column of a grid is left (queries that are every other token): the coarser grid."""
+    rows, columns = torch.unique(cells[boxed] // grid[1]), torch.unique(cells[boxed] % grid[1])
+    steps, coarse = [], []
+    for kept, length in ((rows, grid[0]), (columns, grid[1])):
+        between = torch.unique(kept.diff()).tolist()
+        step = between[0] if len(between) == 1 and len(kept) == -(-length // between[0]) else 1
+        steps.append(step)
+        coarse.append(len(kept) if step > 1 else length)
+    if steps == [1, 1] or len(torch.unique(cells[boxed])) != len(rows) * len(columns):
+        return cells, grid
+    row, column = cells // grid[1] // steps[0], cells % grid[1] // steps[1]
+    return torch.where(boxed, row * coarse[1] + column, -1), (coarse[0], coarse[1])
 
 
 def _levels(middles: Tensor, sizes: Tensor) -> tuple[Tensor, int]:

@@ -115,10 +115,9 @@ def trace(
         answers: the tensors of the output that may be explained.
     """
     images = images.detach().clone()
-    tap = AttentionTap(model)
-    movement = Movement(images, tap.calling_module)
+    movement = Movement(images, lambda: tap.calling_module())
     watcher = _Watcher(movement)
-    tap.watcher = watcher
+    tap = AttentionTap(model, watcher=watcher)
     try:
         with torch.no_grad(), movement, tap:
             output = forward(images)
