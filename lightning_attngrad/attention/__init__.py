@@ -20,6 +20,7 @@ from lightning_attngrad.attention.rules import (
     forget_backward_rule,
 )
 from lightning_attngrad.attention.tap import AttentionTap
+from lightning_attngrad.attention.watching import AttentionWatcher, SeenAttention
 
 __all__ = [
     "ATTN_LRP",
@@ -27,10 +28,12 @@ __all__ = [
     "PLAIN",
     "AttentionCall",
     "AttentionTap",
+    "AttentionWatcher",
     "BackwardRules",
     "ExplicitAttentionCall",
     "FusedAttentionCall",
     "NoEmbeddingError",
+    "SeenAttention",
     "TokenLayout",
     "UnsupportedModelError",
     "backward_rule",

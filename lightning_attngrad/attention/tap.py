@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -14,16 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lightning_attngrad.attention.arrangement import Arrangement, FusedArrangement, four_dimensional
 from lightning_attngrad.attention.call import AttentionCall, ExplicitAttentionCall, FusedAttentionCall
 from lightning_attngrad.attention.embedding import NumberedOutputs, node_of, walk_graph
 from lightning_attngrad.attention.multihead import multi_head_attention
+from lightning_attngrad.attention.products import PRODUCTS, Product
 from lightning_attngrad.attention.rules import NORMALISATIONS, PLAIN, BackwardRules, scale_gradient, under_rules
+from lightning_attngrad.attention.watching import AttentionWatcher, SeenAttention
 from lightning_attngrad.state import outside_inference
 
 T = TypeVar("T")
 
 _SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
-_MATRIX_PRODUCT = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm)
 #: Between a softmax and its matrix product the probabilities may pass through these.
 _IN_BETWEEN = (F.dropout, Tensor.to, Tensor.type_as, Tensor.contiguous, Tensor.float, Tensor.half, Tensor.bfloat16)
 #: Modules that do the arithmetic of an attention layer but are not the layer.
@@ -45,6 +48,7 @@ class AttentionTap(TorchFunctionMode):
         embedding_number: of the embedding, as :func:`embedding_number` finds it; None where it is not needed.
         rules: what replaces the plain gradient on the way back.
         score_offsets: one addition to the scores (B, H, N, M), or None, for each call in order.
+        watcher: is told of every attention call while it happens.
 
     Attributes:
         calls: the attention calls.
@@ -81,6 +85,7 @@ class AttentionTap(TorchFunctionMode):
         start: Literal["attention", "embedding", "images"] | None = None,
         rules: BackwardRules = PLAIN,
         score_offsets: Sequence[Tensor | None] = (),
+        watcher: AttentionWatcher | None = None,
         embedding_number: int | None = None,
     ) -> None:
         super().__init__()
@@ -101,6 +106,7 @@ class AttentionTap(TorchFunctionMode):
         self._start = start
         self._rules = rules
         self._score_offsets = score_offsets
+        self._watcher = watcher
         self._normalised: Tensor | None = None
         self._entering_norm: Tensor | None = None
         self._softmaxes: list[_PendingSoftmax] = []  # probabilities, if a matrix product with values follows
@@ -110,10 +116,9 @@ class AttentionTap(TorchFunctionMode):
             F.scaled_dot_product_attention: self._on_fused_attention,
             F.multi_head_attention_forward: self._on_multi_head_attention,
             torch.conv2d: self._on_convolution,
-            torch.einsum: self._on_einsum,
             torch._C._set_grad_enabled: self._on_set_grad_enabled,
             **dict.fromkeys(_SOFTMAX, self._on_softmax),
-            **dict.fromkeys(_MATRIX_PRODUCT, self._on_matrix_product),
+            **dict.fromkeys(PRODUCTS, self._on_product),
             **dict.fromkeys(NORMALISATIONS, self._on_normalisation),
             **dict.fromkeys(_IN_BETWEEN, self._on_in_between),
         }
@@ -186,24 +191,28 @@ class AttentionTap(TorchFunctionMode):
         if offset is not None:
             mask = _added_to_mask(offset.to(query.dtype), attn_mask, is_causal)
             is_causal = False
-        output: Tensor = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+        with self._attending():
+            output: Tensor = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+        fused = FusedArrangement.of(*seen, enable_gqa)
+        call = FusedAttentionCall(
+            name=self._calling_module(),
+            tensor=output,
+            query=fused.of_rows(seen[0]),
+            key=fused.grouped_keys(seen[1]),
+            value=fused.grouped_keys(seen[2]),
+            mask=None if mask is None else fused.of_mask(mask),
+            is_causal=is_causal,
+            scale=scale,
         )
-        query, key, value = (_four_dimensional(tensor) for tensor in seen)
-        self._record(
-            seen,
-            FusedAttentionCall(
-                name=self._calling_module(),
-                tensor=output,
-                query=query,
-                key=key,
-                value=value,
-                mask=mask,
-                is_causal=is_causal,
-                scale=scale,
-            ),
-        )
+        self._record(seen, call, fused.of_rows)
         self._came_out = node_of(output)
+        self._tell(
+            lambda: SeenAttention(
+                call, seen[0], seen[2], output, fused.of_rows, fused.of_keys, fused.to_output(output.shape)
+            )
+        )
         return output
 
     def _on_multi_head_attention(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -235,26 +244,15 @@ class AttentionTap(TorchFunctionMode):
             pending.tensors.append(output)
         return output
 
-    def _on_matrix_product(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        attends = len(args) > 1 and self._pending_softmax(args[0]) is not None
-        if attends:
-            args = (*self._on_explicit_attention(args[0], args[1]), *args[2:])
-        output: Tensor = (func if attends else under_rules(func, self._rules))(*args, **kwargs)
-        if attends:
-            self._came_out = node_of(output)
-        return output
-
-    def _on_einsum(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        probabilities_first = len(args) == 3 and self._pending_softmax(args[1]) is not None
-        values_first = len(args) == 3 and not probabilities_first and self._pending_softmax(args[2]) is not None
-        if probabilities_first:
-            args = (args[0], *self._on_explicit_attention(args[1], args[2]))
-        elif values_first:
-            args = (args[0], *reversed(self._on_explicit_attention(args[2], args[1])))
-        attends = probabilities_first or values_first
-        output: Tensor = (func if attends else under_rules(func, self._rules))(*args, **kwargs)
-        if attends:
-            self._came_out = node_of(output)
+    def _on_product(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        product = PRODUCTS[func](func, *args, **kwargs) if self._softmaxes else None
+        if product is not None:
+            for side in (0, 1):
+                if self._pending_softmax(product.operands[side]) is not None:
+                    arrangement = product.attention(side, frozenset({product.operands[side].dim() - 1}))
+                    if arrangement is not None:
+                        return self._attend(product, side, arrangement)
+        output: Tensor = under_rules(func, self._rules)(*args, **kwargs)
         return output
 
     def _pending_softmax(self, operand: Any) -> _PendingSoftmax | None:
@@ -265,25 +263,30 @@ class AttentionTap(TorchFunctionMode):
             (pending for pending in self._softmaxes if any(operand is tensor for tensor in pending.tensors)), None
         )
 
-    def _on_explicit_attention(self, probabilities: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        self._softmaxes = [
-            pending for pending in self._softmaxes if pending is not self._pending_softmax(probabilities)
-        ]
-        rules, seen = self._rules.attention, (probabilities, value)
-        if rules == "constant":
-            probabilities = probabilities.detach()
-        elif rules == "uniform":
-            # What multiplied queries and keys halves once more, by the rule for products.
-            probabilities, value = scale_gradient(probabilities, 0.5), scale_gradient(value, 0.5)
-        self._record(
-            seen,
-            ExplicitAttentionCall(
-                name=self._calling_module(),
-                tensor=probabilities,
-                probabilities=_four_dimensional(probabilities.detach()),
-            ),
+    def _attend(self, product: Product, side: int, arrangement: Arrangement) -> Tensor:
+        """Compute a product of probabilities, its operand of this side, and values, and keep what it was."""
+        matrix, value = product.operands[side], product.operands[1 - side]
+        pending = self._pending_softmax(matrix)
+        self._softmaxes = [other for other in self._softmaxes if other is not pending]
+        seen = (matrix, value)
+        # An alias: the gradient at it comes from this product, and from nothing else that the matrix is used for.
+        factor = matrix.view_as(matrix)
+        if self._rules.attention == "constant":
+            factor = factor.detach()
+        elif self._rules.attention == "uniform":
+            # The rule for products halves what reaches queries and keys once more.
+            factor, value = scale_gradient(factor, 0.5), scale_gradient(value, 0.5)
+        call = ExplicitAttentionCall(
+            name=self._calling_module(), tensor=factor, probabilities=arrangement.of_rows(matrix.detach())
         )
-        return probabilities, value
+        self._record(seen, call, arrangement.of_rows)
+        with self._attending():
+            output = product.compute(*((factor, value) if side == 0 else (value, factor)))
+        self._came_out = node_of(output)
+        self._tell(
+            lambda: SeenAttention(call, *seen, output, arrangement.of_rows, arrangement.of_keys, arrangement.to_output)
+        )
+        return output
 
     def _on_normalisation(self, func: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
         of_tokens = input.dim() == 3 and input.is_floating_point()  # (B, N, D), not the heads of a query
@@ -309,19 +312,26 @@ class AttentionTap(TorchFunctionMode):
 
     # What is kept ------------------------------------------------------------------------------------------
 
-    def _record(self, reads: tuple[Tensor, ...], call: AttentionCall) -> None:
+    def _attending(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext() if self._watcher is None else self._watcher.attending()
+
+    def _tell(self, seen: Callable[[], SeenAttention]) -> None:
+        if self._watcher is not None:
+            self._watcher.attended(seen())
+
+    def _record(self, reads: tuple[Tensor, ...], call: AttentionCall, canonical: Callable[[Tensor], Tensor]) -> None:
         """Keep a call, and from what it reads, values last, as the model has it: before rules cut anything."""
         name, number = call.name, sum(known.name.split("#")[0] == call.name for known in self.calls)
         call.name = f"{name}#{number + 1}" if number else name  # a module that attends several times
         if not self.calls:
             self.first_reads = reads
-            self.first_values = _four_dimensional(reads[-1])
+            self.first_values = four_dimensional(reads[-1])
         elif self._came_out is not None:
             call.follows = any(node is self._came_out for node in walk_graph(*reads))
         if self._start == "attention" and not self.calls and not call.tensor.requires_grad:
             call.tensor.requires_grad_()
         if call.tensor.requires_grad:
-            self._hooks.append(call.tensor.register_hook(self._deliver(call)))
+            self._hooks.append(call.tensor.register_hook(self._deliver(call, canonical)))
         if call.is_self_attention:
             self.last_normalised = self._normalised
         if self._entering_norm is not None:
@@ -331,10 +341,10 @@ class AttentionTap(TorchFunctionMode):
             )
         self.calls.append(call)
 
-    def _deliver(self, call: AttentionCall) -> Callable[[Tensor], None]:
+    def _deliver(self, call: AttentionCall, canonical: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
         def deliver(gradient: Tensor) -> None:
             if self.on_gradient is not None:
-                self.on_gradient(call, _four_dimensional(gradient))
+                self.on_gradient(call, canonical(gradient))
 
         return deliver
 
@@ -360,13 +370,6 @@ class _PendingSoftmax:
     name: str
     square: bool  # (B, H, N, N), which is hardly anything but attention
     tensors: list[Tensor]  # the probabilities, and their copies in other types
-
-
-def _four_dimensional(tensor: Tensor) -> Tensor:
-    """(B, H, N, d) from (B, N, d), which has a single head, or from more leading dimensions than two."""
-    if tensor.dim() == 3:
-        return tensor.unsqueeze(1)
-    return tensor if tensor.dim() == 4 else tensor.flatten(0, -4)
 
 
 def _added_to_mask(offset: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
