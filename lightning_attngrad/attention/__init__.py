@@ -7,6 +7,8 @@ from lightning_attngrad.attention.call import (
     FusedAttentionCall,
     outside_autocast,
 )
+from lightning_attngrad.attention.embedding import NoEmbeddingError
+from lightning_attngrad.attention.embedding_search import embedding_number
 from lightning_attngrad.attention.layout import TokenLayout, UnsupportedModelError, check_structure, infer_layout
 from lightning_attngrad.attention.rules import (
     ATTN_LRP,
@@ -30,6 +32,7 @@ __all__ = [
     "BackwardRules",
     "ExplicitAttentionCall",
     "FusedAttentionCall",
+    "NoEmbeddingError",
     "SeenAttention",
     "TokenLayout",
     "UnsupportedModelError",
@@ -37,6 +40,7 @@ __all__ = [
     "check_structure",
     "constant_ratio",
     "default_memory_budget",
+    "embedding_number",
     "forget_backward_rule",
     "infer_layout",
     "outside_autocast",

@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal, TypeVar
@@ -18,9 +17,10 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_attngrad.attention.arrangement import Arrangement, FusedArrangement, four_dimensional
 from lightning_attngrad.attention.call import AttentionCall, ExplicitAttentionCall, FusedAttentionCall
+from lightning_attngrad.attention.embedding import NumberedOutputs, node_of, walk_graph
 from lightning_attngrad.attention.multihead import multi_head_attention
 from lightning_attngrad.attention.products import PRODUCTS, Product
-from lightning_attngrad.attention.rules import LINEARISED, NORMALISATIONS, PLAIN, BackwardRules, scale_gradient
+from lightning_attngrad.attention.rules import NORMALISATIONS, PLAIN, BackwardRules, scale_gradient, under_rules
 from lightning_attngrad.attention.watching import AttentionWatcher, SeenAttention
 from lightning_attngrad.state import outside_inference
 
@@ -43,8 +43,9 @@ class AttentionTap(TorchFunctionMode):
     Args:
         model: whose module names the calls are known by.
         start: where the autograd graph begins while parameters are held constant. ``attention``: at the first
-            attention call. ``embedding``: at the tokens that enter the first block, see :attr:`embedding`.
+            attention call. ``embedding``: at :attr:`embedding`. ``images``: at what :meth:`begin_at` was given.
             ``None``: no graph is asked for.
+        embedding_number: of the embedding, as :func:`embedding_number` finds it; None where it is not needed.
         rules: what replaces the plain gradient on the way back.
         score_offsets: one addition to the scores (B, H, N, M), or None, for each call in order.
         watcher: is told of every attention call while it happens.
@@ -52,8 +53,10 @@ class AttentionTap(TorchFunctionMode):
     Attributes:
         calls: the attention calls.
         conv_grids: height and width that each convolution before the first attention call gave.
-        embedding: tokens with their positions as they enter the first block (B, N, D): the input of the normalisation
-            that the first attention call's values come from. None until then.
+        numbered: how many tensors functions of torch have returned to the model, see :mod:`embedding`.
+        embedding: what relevance is measured at, tokens with their positions as they enter the first block: (B, N, D), or
+            whatever form the model gives them. None until then.
+        first_reads: what the first attention call reads, values last, in the graph. None until then.
         first_values: values of the first attention call, (B, H, M, d), in the graph. None until then.
         patch_anchor: what the last convolution before the first attention call gave (B, D, h, w), where a graph is
             asked for: the graph begins here, so that one can ask which token comes from which patch. Before that, and
@@ -79,15 +82,17 @@ class AttentionTap(TorchFunctionMode):
         self,
         model: nn.Module,
         *,
-        start: Literal["attention", "embedding"] | None = None,
+        start: Literal["attention", "embedding", "images"] | None = None,
         rules: BackwardRules = PLAIN,
         score_offsets: Sequence[Tensor | None] = (),
         watcher: AttentionWatcher | None = None,
+        embedding_number: int | None = None,
     ) -> None:
         super().__init__()
         self.calls: list[AttentionCall] = []
         self.conv_grids: list[tuple[int, int]] = []
-        self.embedding: Tensor | None = None
+        self.numbered = NumberedOutputs(embedding_number, keep_nodes=start == "images")
+        self.first_reads: tuple[Tensor, ...] | None = None
         self.first_values: Tensor | None = None
         self.patch_anchor: Tensor | None = None
         self.anchor_is_image = False
@@ -104,7 +109,6 @@ class AttentionTap(TorchFunctionMode):
         self._watcher = watcher
         self._normalised: Tensor | None = None
         self._entering_norm: Tensor | None = None
-        self._norms_before: list[tuple[Tensor, Tensor]] = []  # inputs and outputs, before the first attention call
         self._softmaxes: list[_PendingSoftmax] = []  # probabilities, if a matrix product with values follows
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._came_out: Any = None  # node of the graph that made the output of the last attention call
@@ -130,8 +134,13 @@ class AttentionTap(TorchFunctionMode):
         kwargs = {name: outside_inference(value) for name, value in kwargs.items()} if kwargs else {}
         handler = self._handlers.get(func)
         if handler is not None:
-            return handler(func, *args, **kwargs)
-        return self._under_rules(func)(*args, **kwargs)
+            return self.numbered(handler(func, *args, **kwargs))
+        return self.numbered(under_rules(func, self._rules)(*args, **kwargs))
+
+    @property
+    def embedding(self) -> Tensor | None:
+        """What relevance is measured at; None until then."""
+        return self.numbered.embedding
 
     def begin_at(self, images: Tensor) -> Tensor:
         """Let the graph begin at images (B, C, H, W) that no convolution will meet; returns what the model takes."""
@@ -145,9 +154,9 @@ class AttentionTap(TorchFunctionMode):
         self._hooks.clear()
         self.calls.clear()
         self.on_gradient = None
-        self._norms_before.clear()
         self._softmaxes.clear()
-        self.embedding = self.first_values = self.patch_anchor = self.last_normalised = None
+        self.numbered.release()
+        self.first_values = self.first_reads = self.patch_anchor = self.last_normalised = None
         self._normalised = self._entering_norm = self._came_out = None
 
     @property
@@ -198,7 +207,7 @@ class AttentionTap(TorchFunctionMode):
             scale=scale,
         )
         self._record(seen, call, fused.of_rows)
-        self._came_out = _node_of(output)
+        self._came_out = node_of(output)
         self._tell(
             lambda: SeenAttention(
                 call, seen[0], seen[2], output, fused.of_rows, fused.of_keys, fused.to_output(output.shape)
@@ -243,7 +252,7 @@ class AttentionTap(TorchFunctionMode):
                     arrangement = product.attention(side, frozenset({product.operands[side].dim() - 1}))
                     if arrangement is not None:
                         return self._attend(product, side, arrangement)
-        output: Tensor = func(*args, **kwargs)
+        output: Tensor = under_rules(func, self._rules)(*args, **kwargs)
         return output
 
     def _pending_softmax(self, operand: Any) -> _PendingSoftmax | None:
@@ -265,14 +274,15 @@ class AttentionTap(TorchFunctionMode):
         if self._rules.attention == "constant":
             factor = factor.detach()
         elif self._rules.attention == "uniform":
-            factor, value = scale_gradient(factor, 0.25), scale_gradient(value, 0.5)
+            # The rule for products halves what reaches queries and keys once more.
+            factor, value = scale_gradient(factor, 0.5), scale_gradient(value, 0.5)
         call = ExplicitAttentionCall(
             name=self.calling_module(), tensor=factor, probabilities=arrangement.of_rows(matrix.detach())
         )
         self._record(seen, call, arrangement.of_rows)
         with self._attending():
             output = product.compute(*((factor, value) if side == 0 else (value, factor)))
-        self._came_out = _node_of(output)
+        self._came_out = node_of(output)
         self._tell(
             lambda: SeenAttention(call, *seen, output, arrangement.of_rows, arrangement.of_keys, arrangement.to_output)
         )
@@ -280,13 +290,9 @@ class AttentionTap(TorchFunctionMode):
 
     def _on_normalisation(self, func: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
         of_tokens = input.dim() == 3 and input.is_floating_point()  # (B, N, D), not the heads of a query
-        if of_tokens and not self.calls and self._start == "embedding" and not input.requires_grad:
-            input.requires_grad_()
-        output: Tensor = self._under_rules(func)(input, *args, **kwargs)
+        output: Tensor = under_rules(func, self._rules)(input, *args, **kwargs)
         if of_tokens:
             self._normalised, self._entering_norm = output, input
-            if not self.calls:
-                self._norms_before.append((input, output))
         return output
 
     def _on_convolution(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
@@ -294,7 +300,7 @@ class AttentionTap(TorchFunctionMode):
         if self.calls:
             return output
         self.conv_grids.append((output.shape[-2], output.shape[-1]))
-        if self._start is None:
+        if self._start in (None, "images") or self.embedding is not None:
             return output
         self.patch_anchor, self.anchor_is_image = output.detach().requires_grad_(), False
         return self.patch_anchor.clone()  # an activation that works in place would fail on the anchor itself
@@ -318,9 +324,8 @@ class AttentionTap(TorchFunctionMode):
         name, number = call.name, sum(known.name.split("#")[0] == call.name for known in self.calls)
         call.name = f"{name}#{number + 1}" if number else name  # a module that attends several times
         if not self.calls:
-            self.embedding = _input_of_norm(self._norms_before, reads[-1])
+            self.first_reads = reads
             self.first_values = four_dimensional(reads[-1])
-            self._norms_before.clear()
         elif self._came_out is not None:
             call.follows = any(node is self._came_out for node in walk_graph(*reads))
         if self._start == "attention" and not self.calls and not call.tensor.requires_grad:
@@ -342,9 +347,6 @@ class AttentionTap(TorchFunctionMode):
                 self.on_gradient(call, canonical(gradient))
 
         return deliver
-
-    def _under_rules(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        return LINEARISED.get(func, func) if self._rules.linearise else func
 
     def _score_offset(self) -> Tensor | None:
         index = len(self.calls)
@@ -368,32 +370,6 @@ class _PendingSoftmax:
     name: str
     square: bool  # (B, H, N, N), which is hardly anything but attention
     tensors: list[Tensor]  # the probabilities, and their copies in other types
-
-
-def _input_of_norm(norms: list[tuple[Tensor, Tensor]], value: Tensor) -> Tensor | None:
-    """Input of the normalisation nearest before ``value``: queries and keys may have normalisations of their own."""
-    by_node = {output.grad_fn: tokens for tokens, output in norms if output.grad_fn is not None}
-    found = next((node for node in walk_graph(value) if node in by_node), None)
-    if found is not None:
-        return by_node[found]
-    return norms[-1][0] if norms else None
-
-
-def _node_of(output: Tensor) -> Any:
-    """Node of the graph that made ``output``, or that receives its gradient where the graph begins; None without."""
-    return torch.autograd.graph.get_gradient_edge(output).node if output.requires_grad else None
-
-
-def walk_graph(*tensors: Tensor) -> Iterator[Any]:
-    """Nodes of the autograd graph behind ``tensors``, nearest first."""
-    waiting, seen = deque(_node_of(tensor) for tensor in tensors), set()
-    while waiting:
-        node = waiting.popleft()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        waiting.extend(earlier for earlier, _ in node.next_functions)
 
 
 def _added_to_mask(offset: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
