@@ -7,7 +7,8 @@ from lightning_attngrad.attention.call import (
     FusedAttentionCall,
     outside_autocast,
 )
-from lightning_attngrad.attention.layout import TokenLayout, UnsupportedModelError, check_structure, infer_layout
+from lightning_attngrad.attention.layout import TokenLayout, check_structure, infer_layout
+from lightning_attngrad.attention.places import NoAttentionError, UnsupportedModelError
 from lightning_attngrad.attention.rules import (
     ATTN_LRP,
     CONSERVATIVE,
@@ -28,6 +29,7 @@ __all__ = [
     "BackwardRules",
     "ExplicitAttentionCall",
     "FusedAttentionCall",
+    "NoAttentionError",
     "TokenLayout",
     "UnsupportedModelError",
     "backward_rule",

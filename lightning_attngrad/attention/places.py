@@ -15,6 +15,10 @@ class UnsupportedModelError(ValueError):
     """The model has no attention that can be read as one map over the image."""
 
 
+class NoAttentionError(UnsupportedModelError):
+    """The model attends to nothing: what of it can be explained is what needs no attention."""
+
+
 @dataclass(frozen=True, eq=False)
 class TokenPlaces:
     """Places of a set of tokens: R rows of N tokens, once (G = 1) or for each head (G = H).
