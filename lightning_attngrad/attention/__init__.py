@@ -8,8 +8,8 @@ from lightning_attngrad.attention.call import (
     outside_autocast,
 )
 from lightning_attngrad.attention.embedding import NoEmbeddingError
-from lightning_attngrad.attention.embedding_search import embedding_number
-from lightning_attngrad.attention.layout import TokenLayout, UnsupportedModelError, check_structure, infer_layout
+from lightning_attngrad.attention.layout import TokenLayout, check_structure, infer_layout
+from lightning_attngrad.attention.places import NoAttentionError, UnsupportedModelError
 from lightning_attngrad.attention.rules import (
     ATTN_LRP,
     CONSERVATIVE,
@@ -32,6 +32,7 @@ __all__ = [
     "BackwardRules",
     "ExplicitAttentionCall",
     "FusedAttentionCall",
+    "NoAttentionError",
     "NoEmbeddingError",
     "SeenAttention",
     "TokenLayout",
@@ -40,7 +41,6 @@ __all__ = [
     "check_structure",
     "constant_ratio",
     "default_memory_budget",
-    "embedding_number",
     "forget_backward_rule",
     "infer_layout",
     "outside_autocast",

@@ -29,14 +29,7 @@ from torch import Tensor
 
 
 class NoEmbeddingError(ValueError):
-    """Nothing in the model is the embedding that relevance is measured at."""
-
-    def __init__(self, model_name: str) -> None:
-        super().__init__(
-            f"model: {model_name} has no one tensor in front of its first attention through which all goes that its "
-            "output has of the image (several towers, each with patches of its own), so there is no embedding that "
-            "relevance could be measured at. Use method='gradient_guided', or explain one tower"
-        )
+    """The model has no one tensor at which relevance can be measured; its attention can be followed."""
 
 
 class NumberedOutputs:

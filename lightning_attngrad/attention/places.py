@@ -16,7 +16,7 @@ class UnsupportedModelError(ValueError):
 
 
 class NoAttentionError(UnsupportedModelError):
-    """The model attends to nothing: there is no attention to follow, while relevance may be there."""
+    """The model attends to nothing: what of it can be explained is what needs no attention."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -53,6 +53,7 @@ class AttentionTap(TorchFunctionMode):
     Attributes:
         calls: the attention calls.
         conv_grids: height and width that each convolution before the first attention call gave.
+        moves: a number that tells passes apart that move their tokens in another way.
         numbered: how many tensors functions of torch have returned to the model, see :mod:`embedding`.
         embedding: what relevance is measured at, tokens with their positions as they enter the first block: (B, N, D), or
             whatever form the model gives them. None until then.
@@ -91,6 +92,7 @@ class AttentionTap(TorchFunctionMode):
         super().__init__()
         self.calls: list[AttentionCall] = []
         self.conv_grids: list[tuple[int, int]] = []
+        self.moves = 0
         self.numbered = NumberedOutputs(embedding_number, keep_nodes=start == "images")
         self.first_reads: tuple[Tensor, ...] | None = None
         self.first_values: Tensor | None = None
@@ -134,8 +136,14 @@ class AttentionTap(TorchFunctionMode):
         kwargs = {name: outside_inference(value) for name, value in kwargs.items()} if kwargs else {}
         handler = self._handlers.get(func)
         if handler is not None:
-            return self.numbered(handler(func, *args, **kwargs))
-        return self.numbered(under_rules(func, self._rules)(*args, **kwargs))
+            output = self.numbered(handler(func, *args, **kwargs))
+        else:
+            output = self.numbered(under_rules(func, self._rules)(*args, **kwargs))
+        if func in _MOVES:
+            self.moves = hash((self.moves, func, _plain(args), _plain(tuple(kwargs.values()))))
+        if self._watcher is not None and isinstance(output, Tensor):
+            self._watcher.returned(self.numbered.last, output)
+        return output
 
     @property
     def embedding(self) -> Tensor | None:
@@ -361,6 +369,23 @@ class AttentionTap(TorchFunctionMode):
                 return name
             frame = frame.f_back
         return f"attention.{len(self.calls)}"
+
+
+#: What moves tokens by arguments that have nothing to do with the number of images.
+_MOVES = {
+    torch.roll, Tensor.roll, torch.flip, Tensor.flip, torch.permute, Tensor.permute, torch.transpose, Tensor.transpose,
+    torch.cat, F.pad, Tensor.__getitem__, torch.swapaxes, Tensor.swapaxes, torch.movedim, Tensor.movedim,
+}  # fmt: skip
+
+
+def _plain(arguments: tuple[Any, ...]) -> str:
+    """Numbers and slices among the arguments of a function, as text."""
+    kinds = (int, slice, tuple, list)
+    return str([one for one in arguments if isinstance(one, kinds) and not _has_tensors(one)])
+
+
+def _has_tensors(argument: Any) -> bool:
+    return isinstance(argument, tuple | list) and any(isinstance(one, Tensor) or _has_tensors(one) for one in argument)
 
 
 @dataclass(eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -13,6 +13,7 @@ from lightning_attngrad.attention.movement import Movement, Unseen
 from lightning_attngrad.attention.place_table import PlaceTable
 from lightning_attngrad.attention.places import (
     CallPlaces,
+    EmbeddedPlaces,
     Grid,
     ImagePlaces,
     NoAttentionError,
@@ -73,15 +74,22 @@ class TracedPlaces:
         places: of the traced batch.
         chosen: whether tokens were picked by what the images hold, or by chance: it then holds for this pass only.
         strides: for each call, after how many rows the next image follows; None where an image's tokens are no rows.
+        embedded_stride: the same of the tokens of the embedding.
+        embedding_number: by which a tap knows the embedding; None where the model has none.
+        moves: of the tap, by which a pass is known that moves its tokens otherwise.
     """
 
     places: ImagePlaces
     chosen: bool
     strides: tuple[int | None, ...]
+    embedded_stride: int | None
+    embedding_number: int | None = None
+    moves: int = 0
 
     def holds_for(self, batch: int) -> bool:
         """Whether places of so many images follow from those of the traced ones."""
-        return batch == self.places.batch or (self.places.batch > 1 and None not in self.strides)
+        strides = (*self.strides, self.embedded_stride if self.places.embedding is not None else 1)
+        return batch == self.places.batch or (self.places.batch > 1 and None not in strides)
 
     def of_batch(self, batch: int) -> ImagePlaces:
         """Places of ``batch`` images."""
@@ -89,14 +97,23 @@ class TracedPlaces:
         if batch == found.batch:
             return found
         calls = tuple(
-            call if call.kind != "tokens" else _of_batch(call, stride or 1, found.batch, batch, found.slots)
+            _call_of_batch(call, stride or 1, found.batch, batch)
             for call, stride in zip(found.calls, self.strides, strict=True)
         )
-        return ImagePlaces(calls, found.slots, found.grid, found.embedding, found.area, batch, found.obstacle)
+        embedding = found.embedding
+        if embedding is not None:
+            rows = _turned(_of_batch(_turned(embedding.tokens), self.embedded_stride or 1, found.batch, batch))
+            embedding = EmbeddedPlaces(embedding.channel_axis, rows)
+        return ImagePlaces(calls, found.slots, found.grid, embedding, found.area, batch, found.obstacle)
 
 
 def traced_places(
-    model_name: str, movement: Movement, calls: list[SeenCall], answer: int, unread: tuple[str, ...] = ()
+    model_name: str,
+    movement: Movement,
+    calls: list[SeenCall],
+    answer: int,
+    embedded: Tensor | None,
+    unread: tuple[str, ...] = (),
 ) -> TracedPlaces:
     """Places of all calls, and what stands in the way of a map.
 
@@ -105,6 +122,7 @@ def traced_places(
         movement: after the pass.
         calls: in order.
         answer: bits of what the explained output depends on.
+        embedded: ids of the embedding.
         unread: modules whose softmax met values in a way that cannot be read.
     """
     table = movement.table
@@ -129,8 +147,11 @@ def traced_places(
     grid = max(grids, key=math.prod) if grids else None
     obstacle = _obstacle(model_name, calls, movement, answer, reasons, unread, grid)
     area = reader.areas.get(grid, (0, 0, *table.size)) if grid is not None else (0, 0, *table.size)
-    found = ImagePlaces(tuple(placed), table.slots, grid, None, area, movement.batch, obstacle)
-    return TracedPlaces(found, movement.chosen, tuple(strides))
+    embedding, embedded_stride = (None, None) if embedded is None else _embedded(reader, embedded, movement.batch)
+    if grid is None and embedding is not None and embedding.tokens.grid is not None:
+        area = reader.areas[embedding.tokens.grid]
+    found = ImagePlaces(tuple(placed), table.slots, grid, embedding, area, movement.batch, obstacle)
+    return TracedPlaces(found, movement.chosen, tuple(strides), embedded_stride)
 
 
 _NOWHERE = TokenPlaces(torch.full((1, 1, 1), -1), torch.full((1, 1, 1), -1), None)
@@ -262,18 +283,46 @@ def _stride(queries: TokenPlaces, keys: TokenPlaces, batch: int) -> int | None:
     return None
 
 
-def _of_batch(call: CallPlaces, stride: int, traced: int, batch: int, slots: int) -> CallPlaces:
-    def side(tokens: TokenPlaces) -> TokenPlaces:
-        place = tokens.place.unflatten(0, (-1, traced, stride))[:, :1]  # (outer, 1, stride, G, N)
-        place = place.expand(-1, batch, *place.shape[2:])
-        image = torch.arange(batch, device=place.device).view(1, -1, 1, 1, 1).expand_as(place)
-        image = torch.where(place >= 0, image, -1)
-        return TokenPlaces(image.flatten(0, 2), place.flatten(0, 2), tokens.grid, tokens.in_order)
+def _call_of_batch(call: CallPlaces, stride: int, traced: int, batch: int) -> CallPlaces:
+    shape = (call.shape[0] // traced * batch, *call.shape[1:])
+    if call.kind != "tokens" or call.keys is _NOWHERE:
+        return replace(call, shape=shape)
+    queries, keys = (_of_batch(side, stride, traced, batch) for side in (call.queries, call.keys))
+    return replace(call, shape=shape, queries=queries, keys=keys)
 
-    rows = call.shape[0] // traced * batch
-    return CallPlaces(
-        call.name, (rows, *call.shape[1:]), side(call.queries), side(call.keys), call.heads, call.kind, call.reads
-    )
+
+def _of_batch(tokens: TokenPlaces, stride: int, traced: int, batch: int) -> TokenPlaces:
+    """Rows of ``batch`` images, in the order in which those of ``traced`` images lie."""
+    place = tokens.place.unflatten(0, (-1, traced, stride))[:, :1]  # (outer, 1, stride, G, N)
+    place = place.expand(-1, batch, *place.shape[2:])
+    image = torch.arange(batch, device=place.device).view(1, -1, 1, 1, 1).expand_as(place)
+    image = torch.where(place >= 0, image, -1)
+    return replace(tokens, image=image.flatten(0, 2), place=place.flatten(0, 2))
+
+
+def _embedded(reader: _Reader, ids: Tensor, batch: int) -> tuple[EmbeddedPlaces | None, int | None]:
+    """Places of the tokens of a tensor with these ids, and after how many of them the next image follows."""
+    channels = [
+        axis
+        for axis in range(1, ids.dim())
+        if ids.shape[axis] > 1 and bool((ids == ids.narrow(axis, 0, 1)).all())
+    ]
+    if not channels:
+        return None, None
+    axis = channels[-1]
+    try:
+        tokens = reader.tokens(ids.select(axis, 0).reshape(-1, 1, 1))
+    except _NotPlacedError:
+        return None, None
+    if tokens.grid is None:
+        return None, None
+    stride = _stride(tokens, tokens, batch)
+    return EmbeddedPlaces(axis - ids.dim(), _turned(tokens)), stride
+
+
+def _turned(tokens: TokenPlaces) -> TokenPlaces:
+    """T rows of one token, (T, 1, 1), as one row of T tokens, (1, 1, T), and the other way round."""
+    return replace(tokens, image=tokens.image.permute(2, 1, 0), place=tokens.place.permute(2, 1, 0), in_order=False)
 
 
 _SWITCH = (

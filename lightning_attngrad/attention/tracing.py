@@ -8,30 +8,39 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from lightning_attngrad.attention.embedding import find_embedding
 from lightning_attngrad.attention.movement import Movement
 from lightning_attngrad.attention.place_table import compressed
 from lightning_attngrad.attention.traced import SeenCall, TracedPlaces, traced_places
-from lightning_attngrad.attention.tap import AttentionTap, SeenAttention
+from lightning_attngrad.attention.watching import SeenAttention
+from lightning_attngrad.attention.tap import AttentionTap
 
 
 class _Watcher:
     """Takes down the places of every call that a tap sees."""
 
-    def __init__(self, movement: Movement) -> None:
+    def __init__(self) -> None:
+        self.movement: Movement
         self.calls: list[SeenCall] = []
-        self._movement = movement
+        self.outputs: dict[int, Tensor] = {}  # ids of what functions gave the model, by number
 
     def attending(self) -> contextlib.AbstractContextManager[object]:
-        return self._movement.paused()
+        return self.movement.paused()
+
+    def returned(self, number: int, output: Tensor) -> None:
+        ids = self.movement.ids_of(output) if output.is_floating_point() else None
+        if ids is not None:
+            self.outputs[number] = ids
 
     @torch.no_grad()
     def attended(self, seen: SeenAttention) -> None:
-        movement, table = self._movement, self._movement.table
+        movement, table = self.movement, self.movement.table
         reads, bit = movement.reads(seen.output), movement.new_bit()
         movement.depend(seen.output, bit)
         shape = seen.call.shape
@@ -55,7 +64,7 @@ class _Watcher:
 
     def _queries(self, asks: Tensor, keys: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
         """Ids of the queries, (R, H, N): where their own scores say, or where the keys of the same tokens lie."""
-        table = self._movement.table
+        table = self.movement.table
         of_tokens = compressed(asks)
         along_keys = of_tokens.shape[2] == 1 and of_tokens.shape[3] == shape[3] > 1  # scores of keys with queries
         queries = _one(table.reduce(asks, (3,)), 3) if not along_keys else torch.zeros_like(keys[..., :1])
@@ -72,7 +81,7 @@ class _Watcher:
 
     def _of_other_tokens(self, queries: Tensor, keys: Tensor) -> bool:
         """Whether queries were made elsewhere for the tokens that are read: boxes of another size, or of the windows' own."""
-        boxes = self._movement.table.boxes
+        boxes = self.movement.table.boxes
         both = (queries > 0) & (keys > 0)
         one, two = boxes[queries[both].long()], boxes[keys[both].long()]
         return bool(one.numel()) and bool(((one - two).abs() > 1e-3).any())
@@ -114,16 +123,22 @@ def trace(
         forward: from images to the model's output.
         answers: the tensors of the output that may be explained.
     """
-    images = images.detach().clone()
-    movement = Movement(images, lambda: tap.calling_module())
-    watcher = _Watcher(movement)
-    tap = AttentionTap(model, watcher=watcher)
+    watcher = _Watcher()
+    tap = AttentionTap(model, start="images", watcher=watcher)
+    with torch.enable_grad():
+        images = tap.begin_at(images.detach().clone())
+    movement = watcher.movement = Movement(images, tap.calling_module)
+    # The graph says through which tensor all goes that the output has of the image; it keeps no activations.
+    graph_only = torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda kept: kept)
     try:
-        with torch.no_grad(), movement, tap:
+        with torch.enable_grad(), graph_only, movement, tap:
             output = forward(images)
+        explained = [tensor for tensor in answers(output) if tensor.requires_grad]
         bits = 0
-        for tensor in answers(output):
+        for tensor in explained:
             bits |= movement.reads(tensor)
-        return traced_places(type(model).__name__, movement, watcher.calls, bits)
+        number = find_embedding(tap.numbered.nodes, explained, tap.first_reads) if explained else None
+        traced = traced_places(type(model).__name__, movement, watcher.calls, bits, watcher.outputs.get(number or 0))
+        return replace(traced, moves=tap.moves, embedding_number=number)
     finally:
         tap.release()

@@ -38,10 +38,13 @@ class SeenAttention:
 
 
 class AttentionWatcher(Protocol):
-    """Is told of every attention call while it happens."""
+    """Is told of every attention call while it happens, and of what functions give the model."""
 
     def attending(self) -> AbstractContextManager[object]:
         """Entered around the product of probabilities and values, or the fused kernel, and nothing else."""
 
     def attended(self, seen: SeenAttention) -> None:
         """Called after it, with the call recorded."""
+
+    def returned(self, number: int, output: Tensor) -> None:
+        """Called with every tensor that a function of torch gives the model, and how many there were."""
