@@ -51,6 +51,8 @@ class Product:
         for tensor, labels in zip(self.operands, self.labels, strict=True):
             for label, size in zip(labels, tensor.shape, strict=True):
                 sizes[label] = max(size, sizes.get(label, 1))
+        summed = {label for label in matrix if label in value and label not in self.output and sizes[label] == 1}
+        of_keys = tuple(label for label in matrix if label in {*of_keys, *summed})
         rows, queries = self._rows_and_queries(matrix, value, of_keys)
         return Arrangement(matrix, value, self.output, rows, queries, of_keys, sizes)
 
