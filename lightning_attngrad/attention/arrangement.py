@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -65,6 +65,14 @@ class Arrangement:
         kept = [label for label in labels if label in self.output]
         return tokens.permute([kept.index(label) for label in self.output])
 
+    def for_every_row(self) -> Arrangement:
+        """The same for a matrix that :meth:`expand` made."""
+        return replace(self, matrix=(*(label for label in self.rows if label not in self.matrix), *self.matrix))
+
+    def expand(self, matrix: Tensor) -> Tensor:
+        """The matrix once for all rows that share it, so that each gets a gradient of its own. An alias otherwise."""
+        return matrix.expand([self.sizes[label] for label in self.for_every_row().matrix])
+
     def _row_sizes(self) -> tuple[int, int]:
         return row_sizes([self.sizes[label] for label in self.rows])
 
@@ -91,6 +99,10 @@ class FusedArrangement:
         if groups > 1:
             return cls(query.shape[:-2], groups)
         return cls(torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2]), 1)
+
+    def of_scores(self, scores: Tensor) -> Tensor:
+        """(…, N, M) from (R, H, N, M)."""
+        return scores.reshape(*self.leading, *scores.shape[-2:])
 
     def of_rows(self, query: Tensor) -> Tensor:
         """(R, H, N, ·) from a tensor shaped like the query, or like the output."""

@@ -63,9 +63,9 @@ class KnownPlaces:
         self.places: ImagePlaces = found.of_batch(len(images))
 
     @property
-    def chosen(self) -> bool:
-        """Whether they hold for these very images and random numbers only."""
-        return self._traced.chosen
+    def embedding_number(self) -> int | None:
+        """By which a tap knows the embedding; None where the model has none."""
+        return self._traced.embedding_number
 
     def hold_for(self, tap: AttentionTap) -> bool:
         """Whether the pass that a tap has seen moved its tokens as the traced one did."""

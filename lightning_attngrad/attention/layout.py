@@ -60,8 +60,8 @@ def infer_layout(tap: AttentionTap, model_name: str, images: Tensor) -> TokenLay
     calls = tap.calls
     if tap.unread_softmaxes:
         raise UnsupportedModelError(
-            f"{model_name}: the softmax in {tap.unread_softmaxes[0]!r} is changed before it meets the values, so its "
-            f"attention cannot be read. {_SUPPORTED}."
+            f"{model_name}: the softmax in {tap.unread_softmaxes[0].name!r} is changed before it meets the values, so "
+            f"its attention cannot be read. {_SUPPORTED}."
         )
     if not calls:
         raise NoAttentionError(

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_attngrad.attention.arrangement import Arrangement, Labels
+from lightning_attngrad.attention.axes import Axes, Part, has_keys, key_axes
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,6 +24,7 @@ class Product:
         output: of the axes of the product.
         rows: labels that are known to be a batch; None where only the operands tell.
         compute: the model's own call, of other operands.
+        never: sides on which no probabilities can be read.
     """
 
     operands: tuple[Tensor, Tensor]
@@ -29,12 +32,15 @@ class Product:
     output: Labels
     rows: Labels | None
     compute: Callable[[Tensor, Tensor], Tensor]
+    never: frozenset[int] = frozenset()
 
-    def attention(self, side: int, keys: frozenset[int]) -> Arrangement | None:
+    def attention(self, side: int, keys: Sequence[int]) -> Arrangement | None:
         """How it reads as attention, with the probabilities on one side and their keys along these axes.
 
         None where the keys are not what is summed over.
         """
+        if side in self.never:
+            return None
         matrix, value = self.labels[side], self.labels[1 - side]
         if len(set(matrix)) < len(matrix) or len(set(value)) < len(value):
             return None  # a diagonal
@@ -45,8 +51,53 @@ class Product:
         for tensor, labels in zip(self.operands, self.labels, strict=True):
             for label, size in zip(labels, tensor.shape, strict=True):
                 sizes[label] = max(size, sizes.get(label, 1))
+        summed = {label for label in matrix if label in value and label not in self.output and sizes[label] == 1}
+        of_keys = tuple(label for label in matrix if label in {*of_keys, *summed})
         rows, queries = self._rows_and_queries(matrix, value, of_keys)
         return Arrangement(matrix, value, self.output, rows, queries, of_keys, sizes)
+
+    def mixed(self, side: int, axes: Axes) -> Axes | None:
+        """Axes of the product where it leaves every key of the operand alone (a linear map over heads).
+
+        Args:
+            side: of the operand.
+            axes: of the operand.
+
+        Returns:
+            None where keys are summed over, or met by the other operand.
+        """
+        matrix, other = self.labels[side], self.labels[1 - side]
+        by_label = dict(zip(matrix, axes, strict=True))
+        of_keys = [label for label, axis in by_label.items() if has_keys((axis,))]
+        if len(by_label) < len(matrix) or any(label in other or label not in self.output for label in of_keys):
+            return None
+        sizes = dict(zip(other, self.operands[1 - side].shape, strict=True))
+        return tuple(
+            by_label.get(label) or ((Part(sizes[label], False),) if sizes.get(label, 1) > 1 else ())
+            for label in self.output
+        )
+
+    def multiply(self, side: int, matrix: Tensor, value: Tensor, arrangement: Arrangement) -> Tensor:
+        """The product, as the model computes it, of a matrix that has axes ``arrangement.matrix``."""
+        if arrangement.matrix == self.labels[side]:
+            return self.compute(*((matrix, value) if side == 0 else (value, matrix)))
+        numbers = {label: number for number, label in enumerate(arrangement.sizes)}
+        matrix_axes, value_axes, output_axes = (
+            [numbers[label] for label in labels]
+            for labels in (arrangement.matrix, arrangement.value, arrangement.output)
+        )
+        product: Tensor = torch.einsum(matrix, matrix_axes, value, value_axes, output_axes)
+        return product
+
+    def chained(self, first: Axes, second: Axes) -> Axes | None:
+        """Axes of the product of two attentions, ``A₁·A₂``: keys of the one are rows of the other, whose keys stay."""
+        for side, axes, others in ((0, first, second), (1, second, first)):
+            of_keys = {label for label, axis in zip(self.labels[side], axes, strict=True) if has_keys((axis,))}
+            summed = set(self.labels[0]) & set(self.labels[1]) - set(self.output)
+            stays = self.mixed(1 - side, others)
+            if key_axes(axes) and of_keys == summed and stays is not None:
+                return stays
+        return None
 
     def _rows_and_queries(self, matrix: Labels, value: Labels, keys: Labels) -> tuple[Labels, Labels]:
         free = tuple(label for label in matrix if label not in keys)
@@ -62,13 +113,62 @@ class Product:
         return rows, queries
 
 
-def _matmul(func: Callable[..., Any], first: Any, second: Any, *args: Any, **kwargs: Any) -> Product | None:
-    if not (isinstance(first, Tensor) and isinstance(second, Tensor)):
+def _matmul(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Product | None:
+    taken, rest = _take(2, args, kwargs)
+    if taken is None:
         return None
-    return _matrix_product(first, second, lambda one, other: func(one, other, *args, **kwargs))
+    return _matrix_product(*taken, lambda one, other: func(one, other, **rest))
 
 
-def _matrix_product(first: Tensor, second: Tensor, compute: Callable[[Tensor, Tensor], Tensor]) -> Product | None:
+def _added_matmul(func: Callable[..., Any], added: Any, *args: Any, **kwargs: Any) -> Product | None:
+    taken, rest = _take(2, args, kwargs)
+    if taken is None:
+        return None
+    product = _matrix_product(*taken, lambda one, other: func(added, one, other, **rest))
+    if func in (torch.addbmm, Tensor.addbmm):  # adds up its batch
+        return replace(product, output=product.output[1:])
+    return product
+
+
+def _linear(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Product | None:
+    bias = (args[2:] or (kwargs.get("bias"),))[0]
+    taken, _ = _take(2, args, kwargs)
+    if taken is None or taken[1].dim() != 2:
+        return None
+    product = _matrix_product(taken[0], taken[1].mT, lambda one, other: func(one, other, bias))
+    return replace(product, operands=taken, labels=(product.labels[0], ("m", "k")), never=frozenset({1}))
+
+
+def _tensordot(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Product | None:
+    taken, _ = _take(2, args, kwargs)
+    dims = args[2] if len(args) > 2 else kwargs.get("dims", 2)
+    if taken is None or isinstance(dims, Tensor):
+        return None
+    of_first, of_second = [
+        [f"{name}{axis}" for axis in range(each.dim())] for name, each in zip("nm", taken, strict=True)
+    ]
+    pairs = zip(range(-dims, 0), range(dims), strict=True) if isinstance(dims, int) else zip(*dims, strict=True)
+    for one, other in pairs:
+        of_second[other] = of_first[one]
+    output = tuple(label for label in (*of_first, *of_second) if (label in of_first) != (label in of_second))
+    return Product(
+        taken, (tuple(of_first), tuple(of_second)), output, None, lambda one, other: func(one, other, dims=dims)
+    )
+
+
+def _take(
+    count: int, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Tensor, Tensor] | None, dict[str, Any]]:
+    """The two tensors that a function multiplies, by place or by name, and the other arguments by name."""
+    named = {name: value for name, value in kwargs.items() if name in _NAMES}
+    rest = {name: value for name, value in kwargs.items() if name not in _NAMES}
+    found = (*args[:count], *(named[name] for name in _NAMES if name in named))
+    if len(found) < count or not all(isinstance(tensor, Tensor) for tensor in found[:count]):
+        return None, rest
+    return (found[0], found[1]), rest
+
+
+def _matrix_product(first: Tensor, second: Tensor, compute: Callable[[Tensor, Tensor], Tensor]) -> Product:
     batch = tuple(f"b{axis}" for axis in reversed(range(max(first.dim(), second.dim()) - 2)))
     of_first = (*batch[len(batch) - first.dim() + 2 :], "n", "k") if first.dim() > 1 else ("k",)
     of_second = (*batch[len(batch) - second.dim() + 2 :], "k", "m") if second.dim() > 1 else ("k",)
@@ -137,8 +237,26 @@ def _implied(labels: Sequence[Labels]) -> Labels:
 
 _Read = Callable[..., "Product | None"]
 
+#: Names of the two tensors, first ones first.
+_NAMES = ("input", "batch1", "mat1", "a", "tensor", "other", "mat2", "batch2", "vec", "vec2", "weight", "b")
+
 #: What reads the arguments of each function that multiplies.
 PRODUCTS: dict[Callable[..., Any], _Read] = {
-    **dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm), _matmul),
+    **dict.fromkeys(
+        (
+            torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.linalg.matmul,
+            torch.bmm, Tensor.bmm, torch.mm, Tensor.mm, torch.mv, Tensor.mv,
+        ),
+        _matmul,
+    ),
+    **dict.fromkeys(
+        (
+            torch.baddbmm, Tensor.baddbmm, Tensor.baddbmm_, torch.addbmm, Tensor.addbmm,
+            torch.addmm, Tensor.addmm, Tensor.addmm_,
+        ),
+        _added_matmul,
+    ),
+    F.linear: _linear,
     torch.einsum: _einsum,
-}
+    torch.tensordot: _tensordot,
+}  # fmt: skip
