@@ -7,6 +7,8 @@ from lightning_attngrad.attention.call import (
     FusedAttentionCall,
     outside_autocast,
 )
+from lightning_attngrad.attention.embedding import NoEmbeddingError
+from lightning_attngrad.attention.embedding_search import embedding_number
 from lightning_attngrad.attention.layout import TokenLayout, check_structure, infer_layout
 from lightning_attngrad.attention.places import NoAttentionError, UnsupportedModelError
 from lightning_attngrad.attention.rules import (
@@ -19,6 +21,7 @@ from lightning_attngrad.attention.rules import (
     forget_backward_rule,
 )
 from lightning_attngrad.attention.tap import AttentionTap
+from lightning_attngrad.attention.watching import AttentionWatcher, SeenAttention
 
 __all__ = [
     "ATTN_LRP",
@@ -26,16 +29,20 @@ __all__ = [
     "PLAIN",
     "AttentionCall",
     "AttentionTap",
+    "AttentionWatcher",
     "BackwardRules",
     "ExplicitAttentionCall",
     "FusedAttentionCall",
     "NoAttentionError",
+    "NoEmbeddingError",
+    "SeenAttention",
     "TokenLayout",
     "UnsupportedModelError",
     "backward_rule",
     "check_structure",
     "constant_ratio",
     "default_memory_budget",
+    "embedding_number",
     "forget_backward_rule",
     "infer_layout",
     "outside_autocast",

@@ -16,7 +16,7 @@ class UnsupportedModelError(ValueError):
 
 
 class NoAttentionError(UnsupportedModelError):
-    """The model attends to nothing: what of it can be explained is what needs no attention."""
+    """The model attends to nothing: there is no attention to follow, while relevance may be there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +87,7 @@ class ImagePlaces:
         embedding: of the tokens at which relevance is measured; None where they are not known.
         area: top, left, bottom, right in pixels of the part of the images that the model sees.
         batch: number of images B.
+        obstacle: why maps of the attention cannot be drawn; None where they can.
     """
 
     calls: tuple[CallPlaces, ...]
@@ -95,6 +96,7 @@ class ImagePlaces:
     embedding: EmbeddedPlaces | None
     area: tuple[int, int, int, int]
     batch: int
+    obstacle: UnsupportedModelError | None = None
 
 
 def carry(values: Tensor, to: Grid) -> Tensor:

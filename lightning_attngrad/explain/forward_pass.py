@@ -17,6 +17,7 @@ from lightning_attngrad.attention import (
     TokenLayout,
     check_structure,
     default_memory_budget,
+    embedding_number,
     infer_layout,
 )
 from lightning_attngrad.state import differentiable, held_still
@@ -149,7 +150,8 @@ def forward_pass(
     if memory_budget is not None and memory_budget < 1:
         raise ValueError(f"memory_budget: got {memory_budget!r}; expected a number of bytes above 0, or None")
     with differentiable(), held_still(model):
-        tap = AttentionTap(model, start=start, rules=rules, score_offsets=score_offsets)
+        number = embedding_number(model, images, forward) if start == "embedding" else None
+        tap = AttentionTap(model, start=start, rules=rules, score_offsets=score_offsets, embedding_number=number)
         try:
             # A copy, made here: a batch that was loaded under inference mode can enter no graph, and a model that
             # normalises in place must not write into the caller's images.
