@@ -1,4 +1,4 @@
-"""Small models that the default method cannot explain: a post-norm Vision Transformer, and a ResNet."""
+"""Small models beside the usual Vision Transformers: post-norm, without one embedding, and without attention."""
 
 from __future__ import annotations
 
@@ -29,6 +29,25 @@ class PostNormViT(nn.Module):
 def post_norm_vit(classes: int = 3, seed: int = 0) -> PostNormViT:
     """In evaluation mode, with weights of their own."""
     model = PostNormViT(classes)
+    randomise(model, seed)
+    return model.eval()
+
+
+class ViTBesideColours(PostNormViT):
+    """Mean colours go to the logits past the tokens: nothing is an embedding of all that the output has of the image."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__(classes)
+        self.colours = nn.Linear(3, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, 32, 32) to (B, classes)."""
+        return super().forward(images) + self.colours(images.mean(dim=(2, 3)))
+
+
+def vit_beside_colours(classes: int = 3, seed: int = 0) -> ViTBesideColours:
+    """In evaluation mode, with weights of their own."""
+    model = ViTBesideColours(classes)
     randomise(model, seed)
     return model.eval()
 

@@ -8,8 +8,17 @@ from lightning_attngrad.attention.call import (
     outside_autocast,
 )
 from lightning_attngrad.attention.embedding import NoEmbeddingError
-from lightning_attngrad.attention.layout import TokenLayout, check_structure, infer_layout
-from lightning_attngrad.attention.places import NoAttentionError, UnsupportedModelError
+from lightning_attngrad.attention.known_places import KnownPlaces
+from lightning_attngrad.attention.places import (
+    CallPlaces,
+    EmbeddedPlaces,
+    Grid,
+    ImagePlaces,
+    NoAttentionError,
+    TokenPlaces,
+    UnsupportedModelError,
+    carry,
+)
 from lightning_attngrad.attention.rules import (
     ATTN_LRP,
     CONSERVATIVE,
@@ -30,18 +39,22 @@ __all__ = [
     "AttentionTap",
     "AttentionWatcher",
     "BackwardRules",
+    "CallPlaces",
+    "EmbeddedPlaces",
     "ExplicitAttentionCall",
     "FusedAttentionCall",
+    "Grid",
+    "ImagePlaces",
+    "KnownPlaces",
     "NoAttentionError",
     "NoEmbeddingError",
     "SeenAttention",
-    "TokenLayout",
+    "TokenPlaces",
     "UnsupportedModelError",
     "backward_rule",
-    "check_structure",
+    "carry",
     "constant_ratio",
     "default_memory_budget",
     "forget_backward_rule",
-    "infer_layout",
     "outside_autocast",
 ]

@@ -1,11 +1,10 @@
 """Images and a class to heatmaps. Needs torch only."""
 
-from lightning_attngrad.attention import NoAttentionError, UnsupportedModelError
+from lightning_attngrad.attention import NoAttentionError, NoEmbeddingError, UnsupportedModelError
 from lightning_attngrad.explain import baselines, conservative, guided  # noqa: F401  (importing registers methods)
 from lightning_attngrad.explain.attention_step import AttentionStep, attention_step
 from lightning_attngrad.explain.corrections import CORRECTIONS
 from lightning_attngrad.explain.default import DEFAULT_METHOD
-from lightning_attngrad.attention import NoEmbeddingError
 from lightning_attngrad.explain.explaining import explain
 from lightning_attngrad.explain.explanation import Explanation
 from lightning_attngrad.explain.forward_pass import (

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_attngrad.attention import ATTN_LRP, CONSERVATIVE, TokenLayout
-from lightning_attngrad.attention import NoEmbeddingError
+from lightning_attngrad.attention import ATTN_LRP, CONSERVATIVE, NoEmbeddingError, TokenLayout
 from lightning_attngrad.explain.forward_pass import ForwardPass
 from lightning_attngrad.explain.guided import stream
 from lightning_attngrad.explain.objectives import Seeds

@@ -1,10 +1,10 @@
 """Which method answers where none is asked for: one that the model permits, and a sentence where it is not the first.
 
-Relevance has to be measured somewhere. Where no embedding is found (post-norm models, such as those made of
-``nn.TransformerEncoderLayer`` with its defaults), attention can still be followed by its gradient. A model without any
-attention (ResNet, ConvNeXt, MLP-Mixer) has relevance alone: by the rules of ``attn_lrp``, those of the half of the
-default that is left. ``conservative`` has the same rules outside attention but for products of two activations, which
-gates are made of: there AttnLRP shares the gradient, and relevance keeps its sum (METHODS §3).
+Relevance has to be measured somewhere. Where no embedding is found (several towers, or a path of the image past the
+tokens), attention can still be followed by its gradient. A model without any attention (ResNet, ConvNeXt, MLP-Mixer) has
+relevance alone: by the rules of ``attn_lrp``, those of the half of the default that is left. ``conservative`` was made
+for what attention does, which is not there; of the two, measured on photographs, ``attn_lrp`` was the more faithful
+(METHODS §3).
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from lightning_attngrad.attention import NoAttentionError, UnsupportedModelError
-from lightning_attngrad.attention import NoEmbeddingError
+from lightning_attngrad.attention import NoAttentionError, NoEmbeddingError, UnsupportedModelError
 
 T = TypeVar("T")
 
@@ -39,13 +38,13 @@ def ask_by_default(ask: Callable[[str], T], model_name: str) -> tuple[T, str]:
     Example:
         >>> def ask(method):
         ...     if method == "guided_relevance":
-        ...         raise NoEmbeddingError("no normalisation before its attention.")
+        ...         raise NoAttentionError("PlainNet makes no attention call")
         ...     return f"a map by {method}"
-        >>> answer, said = ask_by_default(ask, "PostNormViT")
+        >>> answer, said = ask_by_default(ask, "PlainNet")
         >>> answer
-        'a map by gradient_guided'
+        'a map by attn_lrp'
         >>> print(said)
-        PostNormViT: maps are by 'gradient_guided', which stands in for the default 'guided_relevance' (method='gradient_guided' asks for it, and silences this). Why: no normalisation before its attention.
+        PlainNet: maps are by 'attn_lrp', which stands in for the default 'guided_relevance' (method='attn_lrp' asks for it, and silences this). Why: PlainNet makes no attention call
     """  # noqa: E501  (one line is what is said)
     try:
         return ask(DEFAULT_METHOD), ""

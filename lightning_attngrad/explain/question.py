@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.attention import outside_autocast
+from lightning_attngrad.attention import PLAIN, outside_autocast
 from lightning_attngrad.explain.default import DEFAULT_METHOD, ask_by_default
 from lightning_attngrad.explain.explanation import Explanation
 from lightning_attngrad.explain.forward_pass import (
@@ -83,6 +83,16 @@ class Question:
     def panels(self) -> tuple[str, ...] | None:
         """Names of the maps that each image gets, where the options ask for several."""
         return getattr(self._options, "panels", None)
+
+    @property
+    def is_of_relevance(self) -> bool:
+        """Whether it is to a method with backward rules of its own, whose maps account for the output."""
+        return self._method.rules is not PLAIN
+
+    @property
+    def method_in_words(self) -> str:
+        """For titles; where no method is asked for, the default's."""
+        return self._method.name.replace("_", " ")
 
     def of_first_panel(self) -> Question:
         """The same question where the options ask for several maps of an image: for the first of them alone."""

@@ -22,7 +22,7 @@ from lightning_attngrad.explain import (
 )
 from lightning_attngrad.explain.default import ask_by_default
 from lightning_attngrad.metrics.functional import sanity_check
-from tests.other_models import post_norm_vit
+from tests.other_models import post_norm_vit, vit_beside_colours
 from tests.zoo import ZOO
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
@@ -45,15 +45,15 @@ def test_a_model_that_permits_the_default_gets_it_without_a_word() -> None:
     assert torch.equal(found.heatmap, named.heatmap)
 
 
-def test_a_post_norm_model_is_explained_by_its_attention_with_one_warning() -> None:
-    model = post_norm_vit()
+def test_a_model_without_an_embedding_is_explained_by_its_attention_with_one_warning() -> None:
+    model = vit_beside_colours()
     with warned() as caught:
         found = explain(model, IMAGES, 1)
     (warning,) = caught
     assert warning.category is UserWarning
     assert warning.filename == __file__
     said = str(warning.message)
-    for part in ("PostNormViT", "'guided_relevance'", "method='gradient_guided'", "embedding"):
+    for part in ("ViTBesideColours", "'guided_relevance'", "method='gradient_guided'", "embedding"):
         assert part in said
     with warned() as caught:
         named = explain(model, IMAGES, 1, method="gradient_guided")
@@ -62,8 +62,15 @@ def test_a_post_norm_model_is_explained_by_its_attention_with_one_warning() -> N
     assert torch.equal(found.heatmap, named.heatmap)
 
 
+def test_a_post_norm_model_has_an_embedding() -> None:
+    with warned() as caught:
+        found = explain(post_norm_vit(), IMAGES, 1)
+    assert not caught
+    assert found.method == DEFAULT_METHOD
+
+
 def test_several_classes_and_other_objectives_take_the_same_way() -> None:
-    model = post_norm_vit()
+    model = vit_beside_colours()
     with pytest.warns(UserWarning, match="stands in"):
         panels = explain(model, IMAGES, [0, 2])
     assert panels.heatmap.shape == (2, 2, 4, 4)
@@ -76,14 +83,14 @@ def test_several_classes_and_other_objectives_take_the_same_way() -> None:
 @pytest.mark.parametrize("asked", [{"method": DEFAULT_METHOD}, {"combine": "sum"}, {"method": "attn_lrp"}])
 def test_a_method_that_is_named_is_that_one_or_an_error(asked: dict[str, str]) -> None:
     with warned() as caught, pytest.raises(NoEmbeddingError):
-        explain(post_norm_vit(), IMAGES, 1, **asked)
+        explain(vit_beside_colours(), IMAGES, 1, **asked)
     assert not caught
 
 
 def test_the_sanity_check_redraws_under_one_method() -> None:
     with pytest.warns(UserWarning, match="stands in"):
-        found = sanity_check(post_norm_vit(), IMAGES, 1)
-    assert torch.equal(found, sanity_check(post_norm_vit(), IMAGES, 1, method="gradient_guided"))
+        found = sanity_check(vit_beside_colours(), IMAGES, 1)
+    assert torch.equal(found, sanity_check(vit_beside_colours(), IMAGES, 1, method="gradient_guided"))
 
 
 def test_a_question_without_a_method_says_so_in_plain_values() -> None:
@@ -117,7 +124,7 @@ def test_each_reason_has_a_stand_in_of_its_own() -> None:
         "Net: maps are by 'attn_lrp', which stands in for the default 'guided_relevance' (method='attn_lrp' asks for "
         "it, and silences this). Why: no attention.",
     )
-    asked, found = asked_of({DEFAULT_METHOD: NoEmbeddingError("no embedding.")})
+    asked, found = asked_of({DEFAULT_METHOD: NoEmbeddingError("Net")})
     assert asked == [DEFAULT_METHOD, "gradient_guided"]
 
 
@@ -129,7 +136,9 @@ def test_other_errors_are_raised_as_they_are(error: ValueError) -> None:
 
 
 def test_where_the_other_method_gives_no_map_either_both_reasons_are_told_once() -> None:
-    _, found = asked_of({DEFAULT_METHOD: NoAttentionError("No attention."), "attn_lrp": NoEmbeddingError("No grid.")})
+    _, found = asked_of(
+        {DEFAULT_METHOD: NoAttentionError("No attention."), "attn_lrp": UnsupportedModelError("No grid.")}
+    )
     assert type(found) is UnsupportedModelError
     assert str(found) == "No attention. Nor is there a map by 'attn_lrp': No grid."
     same = NoAttentionError("No attention.")
@@ -139,7 +148,7 @@ def test_where_the_other_method_gives_no_map_either_both_reasons_are_told_once()
 
 def test_the_first_attempt_is_let_go_of_before_the_second() -> None:
     """Its graph would fill the memory beside that of the other."""
-    model = post_norm_vit()
+    model = vit_beside_colours()
     returned: list[weakref.ref[Tensor]] = []
     alive: list[int] = []
 
@@ -156,5 +165,5 @@ def test_the_first_attempt_is_let_go_of_before_the_second() -> None:
 
 def test_an_explanation_names_the_method_that_answered() -> None:
     with pytest.warns(UserWarning, match="stands in"):
-        found: Explanation = Question().explain(post_norm_vit(), IMAGES, 1)
+        found: Explanation = Question().explain(vit_beside_colours(), IMAGES, 1)
     assert found.method == "gradient_guided"
