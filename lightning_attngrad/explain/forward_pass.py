@@ -19,6 +19,7 @@ from lightning_attngrad.attention import (
     default_memory_budget,
     infer_layout,
 )
+from lightning_attngrad.attention.places import CallPlaces, ImagePlaces, TokenPlaces
 from lightning_attngrad.state import differentiable, held_still
 
 #: So many images are named in a message.
@@ -60,6 +61,7 @@ class ForwardPass:
         tap: the attention calls, and where the graph begins.
         output: what the model returned.
         layout: which tokens lie where.
+        places: where the tokens of every call lie.
         batch: number of images B.
         memory_budget: bytes for the temporaries of a block of attention rows.
     """
@@ -67,6 +69,7 @@ class ForwardPass:
     tap: AttentionTap
     output: Any
     layout: TokenLayout
+    places: ImagePlaces
     batch: int
     memory_budget: int
 
@@ -162,7 +165,14 @@ def forward_pass(
             check_structure(tap, layout, type(model).__name__)
             _check_finite(output, type(model).__name__)
             budget = default_memory_budget(images.device) if memory_budget is None else memory_budget
-            yield ForwardPass(tap=tap, output=output, layout=layout, batch=len(images), memory_budget=budget)
+            yield ForwardPass(
+                tap=tap,
+                output=output,
+                layout=layout,
+                places=_plain_places(tap, layout, images),
+                batch=len(images),
+                memory_budget=budget,
+            )
         finally:
             tap.release()
 
@@ -175,6 +185,31 @@ def _structure_only(tap: AttentionTap) -> contextlib.AbstractContextManager[obje
 
     hooks: contextlib.AbstractContextManager[object] = torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept)
     return hooks
+
+
+def _plain_places(tap: AttentionTap, layout: TokenLayout, images: Tensor) -> ImagePlaces:
+    """Places in a plain ViT, from its layout; the queries of an attention pooling have slots of their own."""
+    batch, device = len(images), images.device
+    *_, last = tap.calls
+    own = 0 if last.is_self_attention else last.shape[2]
+    slots = layout.prefix + own
+    of_batch = torch.arange(batch, device=device).view(-1, 1, 1)
+
+    def tokens(place: Tensor, *, on_grid: bool = True, in_order: bool = False) -> TokenPlaces:
+        place = place.expand(batch, 1, -1)
+        return TokenPlaces(of_batch.expand_as(place), place, layout.grid if on_grid else None, in_order)
+
+    of_patches = torch.arange(slots, slots + layout.grid[0] * layout.grid[1], device=device)
+    everything = tokens(torch.cat([torch.arange(layout.prefix, device=device), of_patches]), in_order=not own)
+    calls = []
+    for number, call in enumerate(tap.calls):
+        asking = everything
+        if not call.is_self_attention:
+            asking = tokens(torch.arange(layout.prefix, slots, device=device), on_grid=False)
+        keys = everything if call.shape[3] == layout.tokens else tokens(of_patches)
+        calls.append(CallPlaces(call.name, call.shape, asking, keys, call.shape[1], "tokens", frozenset(range(number))))
+    whole = (0, 0, images.shape[-2], images.shape[-1])
+    return ImagePlaces(tuple(calls), slots, layout.grid, None, whole, batch)
 
 
 def _check_finite(output: Any, model_name: str) -> None:
