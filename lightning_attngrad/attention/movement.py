@@ -47,10 +47,11 @@ _NORMALISATIONS = {
 }  # fmt: skip
 #: Element by element, though torch does not mark them so, or along a row that stays what it is.
 _ELEMENTWISE = {
-    aten._softmax, aten._safe_softmax, aten._log_softmax, aten.hardswish, aten.hardswish_, aten.prelu,
+    aten.hardswish, aten.hardswish_, aten.prelu,
     aten._prelu_kernel, aten.tril, aten.triu, aten.rrelu_with_noise, aten.masked_fill, aten.where, aten.glu,
     aten.nan_to_num, aten.log_sigmoid_forward, aten.renorm, aten._weight_norm_interface,
 }  # fmt: skip
+_SOFTMAXES = {aten._softmax, aten._safe_softmax, aten._log_softmax}
 _REDUCTIONS = {
     aten.sum, aten.mean, aten.amax, aten.amin, aten.max, aten.min, aten.var, aten.std, aten.var_mean, aten.std_mean,
     aten.linalg_vector_norm, aten.norm, aten.logsumexp, aten.prod, aten.aminmax, aten.nansum, aten.argmax, aten.argmin,
@@ -88,6 +89,24 @@ class Unseen:
     bit: int
 
 
+@dataclass(frozen=True, eq=False)
+class SeenSoftmax:
+    """A softmax over something of the image.
+
+    Attributes:
+        module: whose forward computed it.
+        shape: of its probabilities.
+        over_tokens: whether they differ by place: along the axis that it was taken over, or along others in an array that
+            has axes for images, heads, queries and keys.
+        bit: by which tensors remember that they depend on it.
+    """
+
+    module: str
+    shape: tuple[int, ...]
+    over_tokens: bool
+    bit: int
+
+
 class Movement(TorchDispatchMode):
     """While active, ids of places follow every tensor that comes from the images.
 
@@ -99,6 +118,7 @@ class Movement(TorchDispatchMode):
         batch: number of images.
         table: of the places.
         unseen: what mixes tokens unseen, in order.
+        softmaxes: all that were taken of what comes from the images.
         chosen: whether tokens were picked by what the images hold, or by chance.
     """
 
@@ -107,6 +127,7 @@ class Movement(TorchDispatchMode):
         self.batch = len(images)
         self.table = PlaceTable(len(images), (images.shape[-2], images.shape[-1]), images.device)
         self.unseen: list[Unseen] = []
+        self.softmaxes: list[SeenSoftmax] = []
         self.chosen = False
         self._calling_module = calling_module
         self._ids: Any = WeakTensorKeyDictionary()
@@ -233,6 +254,9 @@ class Movement(TorchDispatchMode):
             ids = self._folded(out, args, kwargs)
         elif packet in (aten.index_put, aten.slice_scatter, aten.select_scatter, aten.scatter, aten.index_copy):
             ids = self._scattered(func, args, kwargs)
+        elif packet in _SOFTMAXES:
+            ids = self.ids_of(args[0])
+            self._note_softmax(out, ids, args[1] if len(args) > 1 else kwargs["dim"])
         elif torch.Tag.pointwise in func.tags or packet in _ELEMENTWISE or packet is aten.copy:
             ids = self._joined(given, out)
         else:
@@ -299,6 +323,16 @@ class Movement(TorchDispatchMode):
         """Ids of tokens that lie nowhere, of the images that their neighbours along ``dim`` are of."""
         new = self.table.new_slots(images.movedim(dim, -1).squeeze(-1), part.shape[dim])
         return new.movedim(-1, dim).expand(part.shape)
+
+    def _note_softmax(self, out: Tensor, ids: Tensor | None, dim: int) -> None:
+        if ids is None:
+            return
+        kept = compressed(ids)
+        square = out.dim() > 2 and out.shape[-1] == out.shape[-2] > 1
+        over_tokens = kept.shape[dim] > 1 or ((out.dim() > 3 or square) and max(kept.shape[1:], default=1) > 1)
+        softmax = SeenSoftmax(self._calling_module(), tuple(out.shape), over_tokens, self.new_bit())
+        self.softmaxes.append(softmax)
+        self.depend(out, softmax.bit)
 
     def _joined(self, given: list[Tensor], out: Tensor) -> Tensor | None:
         ids: Tensor | None = None

@@ -20,6 +20,7 @@ from lightning_attngrad.attention.places import (
     TokenPlaces,
     UnsupportedModelError,
 )
+from lightning_attngrad.attention.weights import UnreadSoftmax
 
 Area = tuple[int, int, int, int]
 
@@ -113,7 +114,7 @@ def traced_places(
     calls: list[SeenCall],
     answer: int,
     embedded: Tensor | None,
-    unread: tuple[str, ...] = (),
+    unread: tuple[UnreadSoftmax, ...],
 ) -> TracedPlaces:
     """Places of all calls, and what stands in the way of a map.
 
@@ -123,7 +124,7 @@ def traced_places(
         calls: in order.
         answer: bits of what the explained output depends on.
         embedded: ids of the embedding.
-        unread: modules whose softmax met values in a way that cannot be read.
+        unread: softmaxes that no attention call was made of.
     """
     table = movement.table
     reader = _Reader(table)
@@ -338,7 +339,7 @@ def _obstacle(
     movement: Movement,
     answer: int,
     reasons: list[str],
-    unread: tuple[str, ...],
+    unread: tuple[UnreadSoftmax, ...],
     grid: Grid | None,
 ) -> UnsupportedModelError | None:
     """What stands in the way of a map of the attention, in words that are true of this model."""
@@ -346,10 +347,13 @@ def _obstacle(
     unseen: list[Unseen] = [one for one in movement.unseen if one.bit & answer]
     if movement.table.several_images:
         return UnsupportedModelError(f"{model_name} mixes the images of a batch: give it one image at a time")
-    if unread:
+    over_tokens = {(one.module, one.shape) for one in movement.softmaxes if one.over_tokens and one.bit & answer}
+    changed = next((one for one in unread if (one.name, one.shape) in over_tokens), None)
+    if changed is not None:
+        how = f"meets other tensors in {changed.met}" if changed.met else "meets no values that are seen"
         return UnsupportedModelError(
-            f"{model_name}: the softmax in {unread[0]!r} meets the values in a way that is no matrix product, so its "
-            f"attention cannot be read; {_RELEVANCE}"
+            f"{model_name}: the softmax in {changed.name!r} {how}, and not values in a matrix product, so its attention "
+            f"cannot be read. {_SWITCH}; {_RELEVANCE}"
         )
     if unseen:
         return UnsupportedModelError(

@@ -138,7 +138,10 @@ def trace(
         for tensor in explained:
             bits |= movement.reads(tensor)
         number = find_embedding(tap.numbered.nodes, explained, tap.first_reads) if explained else None
-        traced = traced_places(type(model).__name__, movement, watcher.calls, bits, watcher.outputs.get(number or 0))
+        embedded = watcher.outputs.get(number or 0)
+        traced = traced_places(
+            type(model).__name__, movement, watcher.calls, bits, embedded, tap.unread_softmaxes
+        )
         return replace(traced, moves=tap.moves, embedding_number=number)
     finally:
         tap.release()

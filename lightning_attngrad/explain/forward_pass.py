@@ -14,13 +14,12 @@ from lightning_attngrad.attention import (
     PLAIN,
     AttentionTap,
     BackwardRules,
-    TokenLayout,
-    check_structure,
+    ImagePlaces,
+    KnownPlaces,
+    UnsupportedModelError,
     default_memory_budget,
-    embedding_number,
-    infer_layout,
 )
-from lightning_attngrad.state import differentiable, held_still
+from lightning_attngrad.state import RandomMoment, differentiable, held_still
 
 #: So many images are named in a message.
 _NAMED = 8

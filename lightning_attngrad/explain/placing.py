@@ -97,6 +97,26 @@ def sum_by_image(values: Tensor, places: TokenPlaces, batch: int) -> Tensor:
     return total.index_add_(0, torch.where(images < 0, batch, images), values)[:-1]
 
 
+def within_area(pixels: Tensor, area: tuple[int, int, int, int]) -> Tensor:
+    """The part of images or masks (…, H, W) that a map covers; what is smaller than that part lies on a grid over it.
+
+    Args:
+        pixels: of the image's size, or of another grid.
+        area: top, left, bottom, right in pixels, see :attr:`ImagePlaces.area`.
+
+    Example:
+        >>> within_area(torch.arange(16).view(4, 4), (1, 1, 3, 3))
+        tensor([[ 5,  6],
+                [ 9, 10]])
+        >>> within_area(torch.eye(2), (1, 1, 3, 3)).shape
+        torch.Size([2, 2])
+    """
+    top, left, bottom, right = area
+    if pixels.shape[-2] < bottom or pixels.shape[-1] < right:
+        return pixels
+    return pixels[..., top:bottom, left:right]
+
+
 def _cells(grid: Grid | None) -> int:
     return 0 if grid is None else grid[0] * grid[1]
 

@@ -332,23 +332,35 @@ def _as_explanation(
     layers = [result.layers for result in results if result.layers is not None]
     relevance = [result.relevance for result in results if result.relevance is not None]
     errors = [(tokens.sum(dim=1) - value).abs() / value.abs() for tokens, value in zip(relevance, values, strict=False)]
+    grid = results[0].grid or ran.places.grid
+    if grid is None:
+        raise ValueError(
+            f"method: {method!r} returned scores on no grid, and the model's attention has none; expected "
+            "TokenScores(..., grid=(rows, columns))"
+        )
+
+    def on_grid(tokens: Tensor) -> Tensor:
+        cells: Tensor = tokens[..., ran.places.slots :].unflatten(-1, grid)
+        return cells
+
     found = find_logits(ran.output)
     if classes is not None:
         logits = ran.logits
     else:  # an objective without classes may explain a model without logits
         logits = found if found is not None and found.dim() == 2 else scores.new_zeros(ran.batch, 0)
     return Explanation(
-        heatmap=ran.layout.to_grid(scores),
+        heatmap=on_grid(scores),
         logits=logits.detach().float(),
         target=classes,
         value=join.numbers(values).detach().float(),
         token_scores=scores,
-        layers=ran.layout.to_grid(join.maps(layers).float()) if layers else None,
+        layers=on_grid(join.maps(layers).float()) if layers else None,
         layer_names=_layer_names(ran, method, results[0]),
         panels=panels,
         completeness_error=join.numbers(errors).float() if errors else None,
         zero_gradient=join.numbers([result.zero_gradient for result in results]),
         method=method,
+        area=ran.places.area,
     )
 
 

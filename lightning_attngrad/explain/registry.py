@@ -9,21 +9,26 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_attngrad.attention import PLAIN, BackwardRules
+from lightning_attngrad.attention.places import Grid
 from lightning_attngrad.explain.forward_pass import ForwardPass
 from lightning_attngrad.explain.objectives import Seeds
 
 
 @dataclass(frozen=True, eq=False)
 class TokenScores:
-    """What a method returns for one class: B images, K maps (one, or one a panel of its options), N tokens, L parts.
+    """What a method returns for one class: B images, K maps (one, or one a panel of its options), L parts.
+
+    The N = S + h·w tokens are first the S slots (tokens that lie nowhere on the image: class, register and query
+    tokens), then the cells of a grid in reading order.
 
     Attributes:
-        scores: (B, K, N), prefix tokens in front.
+        scores: (B, K, N).
         zero_gradient: (B,) bool.
         layers: (B, K, L, N), parts that sum to ``scores``: what each attention call added, first call first, and
             whatever else there is; None where the map is no such sum.
         layer_names: L names of the parts; None where they are the attention calls.
         relevance: (B, N) whose sum over tokens ought to be Φ, for relevance methods.
+        grid: rows and columns (h, w); None is ``forward.places.grid``.
     """
 
     scores: Tensor
@@ -31,6 +36,7 @@ class TokenScores:
     layers: Tensor | None = None
     layer_names: tuple[str, ...] | None = None
     relevance: Tensor | None = None
+    grid: Grid | None = None
 
 
 #: ``(forward, seeds)``, or ``(forward, seeds, options)`` for a method with options, to token scores.

@@ -358,7 +358,7 @@ class PoolsPatchesOnly(Plain):
 @pytest.mark.parametrize("method", METHODS)
 def test_attention_pooling_over_the_patches_only(method: str) -> None:
     explanation = explain(PoolsPatchesOnly(), IMAGES, 1, method=method)
-    assert explanation.token_scores.shape == (2, 17)
+    assert explanation.token_scores.shape == (2, 18)  # class token, query, patches
     assert bool(torch.isfinite(explanation.heatmap).all())
     assert float(explanation.heatmap.abs().sum()) > 0
 
