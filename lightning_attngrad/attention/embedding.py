@@ -70,9 +70,7 @@ class NumberedOutputs:
         self.nodes.clear()
 
 
-def find_embedding(
-    numbers: Mapping[Any, int], outputs: Sequence[Tensor], reads: Sequence[Tensor] | None
-) -> int | None:
+def find_embedding(numbers: Mapping[Any, int], outputs: Sequence[Tensor], reads: Sequence[Tensor] | None) -> int | None:
     """The number of the embedding; None where there is none.
 
     Args:

@@ -67,7 +67,9 @@ OF_MAPS: dict[str, Function] = {
     "group norm of channels last": lambda x: F.group_norm(x.to(memory_format=torch.channels_last), 4, WEIGHT),
     "instance norm": lambda x: F.instance_norm(x, weight=WEIGHT),
     "instance norm module": lambda x: nn.InstanceNorm2d(8, affine=True, dtype=torch.float64)(x),
-    "instance norm that tracks": lambda x: nn.InstanceNorm2d(8, track_running_stats=True, dtype=torch.float64).eval()(x),
+    "instance norm that tracks": lambda x: nn.InstanceNorm2d(8, track_running_stats=True, dtype=torch.float64).eval()(
+        x
+    ),
     "instance norm of one image": lambda x: torch.stack([nn.InstanceNorm2d(8)(image) for image in x]),
     "batch norm": lambda x: nn.BatchNorm2d(8, dtype=torch.float64).eval()(x),
     "layer norm 2d": _layer_norm_2d,

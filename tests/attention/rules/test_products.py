@@ -69,7 +69,9 @@ OF_TOKENS: dict[str, Callable[[Tensor], Tensor]] = {
     "scores by einsum": lambda x: torch.einsum("bnd,bmd->bnm", x @ FIRST, x @ SECOND),
     "scores by einsum with a list": lambda x: torch.einsum("bnd,bmd->bnm", [x @ FIRST, x @ SECOND]),
     "scores by bmm": lambda x: torch.bmm(x @ FIRST, (x @ SECOND).mT),
-    "scores by baddbmm": lambda x: torch.baddbmm(torch.zeros(2, 5, 5, dtype=torch.float64), x @ FIRST, (x @ SECOND).mT, alpha=0.5),
+    "scores by baddbmm": lambda x: torch.baddbmm(
+        torch.zeros(2, 5, 5, dtype=torch.float64), x @ FIRST, (x @ SECOND).mT, alpha=0.5
+    ),
     "addcmul": lambda x: torch.addcmul(x, x @ FIRST, x @ SECOND, value=0.5),
     "outer product": lambda x: x.mean(1, keepdim=True) * x.mean(2, keepdim=True),
     "attention pooling by hand": lambda x: (x * F.softmax(x @ FIRST[:, :1], dim=1)).sum(1),
@@ -91,12 +93,12 @@ def test_relevance_adds_up(name: str) -> None:
     function, inputs = (OF_TOKENS | OF_MAPS)[name], TOKENS if name in OF_TOKENS else MAPS
     found, output = relevance(function, inputs)
     torch.testing.assert_close(output, function(inputs.clone()), rtol=1e-12, atol=1e-13)
-    torch.testing.assert_close(
-        found.flatten(1).sum(1), output.flatten(1).sum(1), rtol=1e-10, atol=1e-11
-    )
+    torch.testing.assert_close(found.flatten(1).sum(1), output.flatten(1).sum(1), rtol=1e-10, atol=1e-11)
 
 
-def _gradients(function: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor) -> tuple[Tensor | None, ...]:
+def _gradients(
+    function: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor
+) -> tuple[Tensor | None, ...]:
     factors = first.clone().requires_grad_(), second.clone().requires_grad_()
     with AttentionTap(nn.Identity(), rules=CONSERVATIVE):
         output = function(*factors)
