@@ -19,6 +19,7 @@ from lightning_attngrad.attention.arrangement import Arrangement, FusedArrangeme
 from lightning_attngrad.attention.axes import Axes
 from lightning_attngrad.attention.call import AttentionCall, ExplicitAttentionCall, FusedAttentionCall
 from lightning_attngrad.attention.embedding import NumberedOutputs, node_of, walk_graph
+from lightning_attngrad.attention.feature_maps import FeatureMaps
 from lightning_attngrad.attention.multihead import multi_head_attention
 from lightning_attngrad.attention.products import PRODUCTS, Product
 from lightning_attngrad.attention.rules import NORMALISATIONS, PLAIN, BackwardRules, scale_gradient, under_rules
@@ -77,18 +78,12 @@ class AttentionTap(TorchFunctionMode):
         calls: the attention calls.
         beginnings: with ``start="attention"``, the tensors of calls to which no graph led, where one begins now: the
             first call, and the first of every tower or branch beside it.
-        conv_grids: height and width that each convolution before the first attention call gave.
-        moves: a number that tells passes apart that move their tokens in another way.
         numbered: how many tensors functions of torch have returned to the model, see :mod:`embedding`.
         embedding: what relevance is measured at, tokens with their positions as they enter the first block: (B, N, D), or
             whatever form the model gives them. None until then.
         first_reads: what the first attention call reads, values last, in the graph. None until then.
-        first_values: values of the first attention call, (B, H, M, d), in the graph. None until then.
-        patch_anchor: what the last convolution before the first attention call gave (B, D, h, w), where a graph is
-            asked for: the graph begins here, so that one can ask which token comes from which patch. Before that, and
-            where patches are cut without a convolution, what :meth:`begin_at` was given.
-        anchor_is_image: whether it is that.
-        last_normalised: output of the last normalisation before the last self-attention call (B, N, D).
+        features: the maps that grad-CAM may be read from.
+        muted: whether functions of torch are none of the model's for now, and are neither seen nor numbered.
         on_gradient: called with a call and the gradient at its ``tensor``, last call first, while autograd
             runs backwards.
 
@@ -117,14 +112,11 @@ class AttentionTap(TorchFunctionMode):
         super().__init__()
         self.calls: list[AttentionCall] = []
         self.beginnings: list[Tensor] = []
-        self.conv_grids: list[tuple[int, int]] = []
         self.moves = 0
         self.numbered = NumberedOutputs(embedding_number, keep_nodes=start == "images")
         self.first_reads: tuple[Tensor, ...] | None = None
-        self.first_values: Tensor | None = None
-        self.patch_anchor: Tensor | None = None
-        self.anchor_is_image = False
-        self.last_normalised: Tensor | None = None
+        self.features = FeatureMaps()
+        self.muted = False
         self.on_gradient: Callable[[AttentionCall, Tensor], None] | None = None
         self._names: dict[int, str] = {
             id(module): name.replace("_orig_mod.", "").removesuffix("_orig_mod")
@@ -135,7 +127,6 @@ class AttentionTap(TorchFunctionMode):
         self._rules = rules
         self._score_offsets = score_offsets
         self._watcher = watcher
-        self._normalised: Tensor | None = None
         self._entering_norm: Tensor | None = None
         self._constants = {id(tensor) for tensor in itertools.chain(model.parameters(), model.buffers())}
         self._softmaxes: list[Softmax] = []
@@ -145,7 +136,6 @@ class AttentionTap(TorchFunctionMode):
         self._handlers: dict[Callable[..., Any], Callable[..., Any]] = {
             F.scaled_dot_product_attention: self._on_fused_attention,
             F.multi_head_attention_forward: self._on_multi_head_attention,
-            torch.conv2d: self._on_convolution,
             torch._C._set_grad_enabled: self._on_set_grad_enabled,
             **dict.fromkeys(SOFTMAX | LOG_SOFTMAX, self._on_softmax),
             **dict.fromkeys(EXPONENTIAL, self._on_exponential),
@@ -159,6 +149,8 @@ class AttentionTap(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if self.muted:
+            return func(*args, **(kwargs or {}))
         args = tuple(outside_inference(argument) for argument in args)
         kwargs = {name: outside_inference(value) for name, value in kwargs.items()} if kwargs else {}
         known = self._facts and self._facts.any_of(args, kwargs)
@@ -173,7 +165,10 @@ class AttentionTap(TorchFunctionMode):
         handler = self._handlers.get(func)
         if handler is not None:
             return handler(func, *args, **kwargs)
-        return under_rules(func, self._rules)(*args, **kwargs)
+        output = under_rules(func, self._rules)(*args, **kwargs)
+        if self._start == "embedding" and isinstance(output, Tensor):
+            self.features.made(output)
+        return output
 
     @property
     def embedding(self) -> Tensor | None:
@@ -181,9 +176,8 @@ class AttentionTap(TorchFunctionMode):
         return self.numbered.embedding
 
     def begin_at(self, images: Tensor) -> Tensor:
-        """Let the graph begin at images (B, C, H, W) that no convolution will meet; returns what the model takes."""
-        self.patch_anchor, self.anchor_is_image = images.requires_grad_(), True
-        return images.clone()  # a model that works in place would fail on the anchor itself
+        """Let the graph begin at images (B, C, H, W); returns what the model takes."""
+        return images.requires_grad_().clone()  # a model that works in place would fail on the images themselves
 
     def release(self) -> None:
         """Let go of all tensors and hooks, so that nothing but the caller's results stays alive."""
@@ -196,8 +190,9 @@ class AttentionTap(TorchFunctionMode):
         self._facts.clear()
         self.beginnings.clear()
         self.numbered.release()
-        self.first_values = self.first_reads = self.patch_anchor = self.last_normalised = None
-        self._normalised = self._entering_norm = self._came_out = None
+        self.features.release()
+        self.first_reads = None
+        self._entering_norm = self._came_out = None
 
     @property
     def unread_softmaxes(self) -> tuple[UnreadSoftmax, ...]:
@@ -505,18 +500,9 @@ class AttentionTap(TorchFunctionMode):
         of_tokens = input.dim() == 3 and input.is_floating_point()  # (B, N, D), not the heads of a query
         output: Tensor = under_rules(func, self._rules)(input, *args, **kwargs)
         if of_tokens:
-            self._normalised, self._entering_norm = output, input
+            self._entering_norm = input
+        self.features.normalised(output)
         return output
-
-    def _on_convolution(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        output: Tensor = func(*args, **kwargs)
-        if self.calls:
-            return output
-        self.conv_grids.append((output.shape[-2], output.shape[-1]))
-        if self._start in (None, "images") or self.embedding is not None:
-            return output
-        self.patch_anchor, self.anchor_is_image = output.detach().requires_grad_(), False
-        return self.patch_anchor.clone()  # an activation that works in place would fail on the anchor itself
 
     def _on_set_grad_enabled(self, func: Callable[..., Any], enabled: bool) -> None:
         # A backbone that its owner runs under no_grad is a frozen one: it is read like any other.
@@ -543,7 +529,6 @@ class AttentionTap(TorchFunctionMode):
         call.name = f"{name}#{number + 1}" if number else name  # a module that attends several times
         if not self.calls:
             self.first_reads = reads
-            self.first_values = four_dimensional(reads[-1])
         elif self._came_out is not None:
             call.follows = any(node is self._came_out for node in walk_graph(*reads))
         if not self.calls or self._rules.attention != "constant":
@@ -551,7 +536,7 @@ class AttentionTap(TorchFunctionMode):
         if call.tensor.requires_grad:
             self._hooks.append(call.tensor.register_hook(self._deliver(call, canonical)))
         if call.is_self_attention:
-            self.last_normalised = self._normalised
+            self.features.attended(reads[-1])
         if self._entering_norm is not None:
             tokens = self._entering_norm.detach()
             call.token_norms = torch.linalg.vector_norm(
