@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from lightning_attngrad.attention.arrangement import Arrangement, FusedArrangement, four_dimensional
 from lightning_attngrad.attention.call import AttentionCall, ExplicitAttentionCall, FusedAttentionCall
 from lightning_attngrad.attention.descent import SoftmaxDescent
-from lightning_attngrad.attention.embedding import NumberedOutputs, node_of, walk_graph
+from lightning_attngrad.attention.embedding import NumberedOutputs
 from lightning_attngrad.attention.multihead import multi_head_attention
 from lightning_attngrad.attention.rules import NORMALISATIONS, PLAIN, BackwardRules, scale_gradient, under_rules
 from lightning_attngrad.attention.watching import AttentionWatcher, SeenAttention
@@ -51,17 +51,11 @@ class AttentionTap(TorchFunctionMode):
         calls: the attention calls.
         beginnings: with ``start="attention"``, the tensors of calls to which no graph led, where one begins now: the
             first call, and the first of every tower or branch beside it.
-        conv_grids: height and width that each convolution before the first attention call gave.
         moves: a number that tells passes apart that move their tokens in another way.
         numbered: how many tensors functions of torch have returned to the model, see :mod:`embedding`.
         embedding: what relevance is measured at, tokens with their positions as they enter the first block: (B, N, D),
             or whatever form the model gives them. None until then.
         first_reads: what the first attention call reads, values last, in the graph. None until then.
-        first_values: values of the first attention call, (B, H, M, d), in the graph. None until then.
-        patch_anchor: what the last convolution before the first attention call gave (B, D, h, w), where a graph is
-            asked for: the graph begins here, so that one can ask which token comes from which patch. Before that, and
-            where patches are cut without a convolution, what :meth:`begin_at` was given.
-        anchor_is_image: whether it is that.
         last_normalised: output of the last normalisation before the last self-attention call (B, N, D).
         on_gradient: called with a call and the gradient at its ``tensor``, last call first, while autograd
             runs backwards.
@@ -91,13 +85,9 @@ class AttentionTap(TorchFunctionMode):
         super().__init__()
         self.calls: list[AttentionCall] = []
         self.beginnings: list[Tensor] = []
-        self.conv_grids: list[tuple[int, int]] = []
         self.moves = 0
         self.numbered = NumberedOutputs(embedding_number, keep_nodes=start == "images")
         self.first_reads: tuple[Tensor, ...] | None = None
-        self.first_values: Tensor | None = None
-        self.patch_anchor: Tensor | None = None
-        self.anchor_is_image = False
         self.last_normalised: Tensor | None = None
         self.on_gradient: Callable[[AttentionCall, Tensor], None] | None = None
         self._names: dict[int, str] = {
@@ -113,11 +103,9 @@ class AttentionTap(TorchFunctionMode):
         self._entering_norm: Tensor | None = None
         self._descent = SoftmaxDescent(model, self)
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self._came_out: Any = None  # node of the graph that made the output of the last attention call
         self._handlers: dict[Callable[..., Any], Callable[..., Any]] = {
             F.scaled_dot_product_attention: self._on_fused_attention,
             F.multi_head_attention_forward: self._on_multi_head_attention,
-            torch.conv2d: self._on_convolution,
             torch._C._set_grad_enabled: self._on_set_grad_enabled,
             **dict.fromkeys(SOFTMAX | LOG_SOFTMAX, self._on_softmax),
             **dict.fromkeys(NORMALISATIONS, self._on_normalisation),
@@ -152,9 +140,8 @@ class AttentionTap(TorchFunctionMode):
         return self.numbered.embedding
 
     def begin_at(self, images: Tensor) -> Tensor:
-        """Let the graph begin at images (B, C, H, W) that no convolution will meet; returns what the model takes."""
-        self.patch_anchor, self.anchor_is_image = images.requires_grad_(), True
-        return images.clone()  # a model that works in place would fail on the anchor itself
+        """Let the graph begin at images (B, C, H, W); returns what the model takes."""
+        return images.requires_grad_().clone()  # a model that works in place would fail on the images themselves
 
     def release(self) -> None:
         """Let go of all tensors and hooks, so that nothing but the caller's results stays alive."""
@@ -166,8 +153,7 @@ class AttentionTap(TorchFunctionMode):
         self._descent.release()
         self.beginnings.clear()
         self.numbered.release()
-        self.first_values = self.first_reads = self.patch_anchor = self.last_normalised = None
-        self._normalised = self._entering_norm = self._came_out = None
+        self.first_reads = self.last_normalised = self._normalised = self._entering_norm = None
 
     @property
     def unread_softmaxes(self) -> tuple[UnreadSoftmax, ...]:
@@ -221,7 +207,6 @@ class AttentionTap(TorchFunctionMode):
             scale=scale,
         )
         self._record(seen, call, fused.of_rows)
-        self._came_out = node_of(output)
         self._tell(
             lambda: SeenAttention(
                 call, seen[0], seen[2], output, fused.of_rows, fused.of_keys, fused.to_output(output.shape)
@@ -287,7 +272,6 @@ class AttentionTap(TorchFunctionMode):
         self._record((matrix, value), call, arrangement.for_every_row().of_rows)
         with self._attending():
             output = compute()
-        self._came_out = node_of(output)
         self._tell(
             lambda: SeenAttention(
                 call, matrix, value, output, arrangement.of_rows, arrangement.of_keys, arrangement.to_output
@@ -314,16 +298,6 @@ class AttentionTap(TorchFunctionMode):
             self._normalised, self._entering_norm = output, input
         return output
 
-    def _on_convolution(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        output: Tensor = func(*args, **kwargs)
-        if self.calls:
-            return output
-        self.conv_grids.append((output.shape[-2], output.shape[-1]))
-        if self._start in (None, "images") or self.embedding is not None:
-            return output
-        self.patch_anchor, self.anchor_is_image = output.detach().requires_grad_(), False
-        return self.patch_anchor.clone()  # an activation that works in place would fail on the anchor itself
-
     def _on_set_grad_enabled(self, func: Callable[..., Any], enabled: bool) -> None:
         # A backbone that its owner runs under no_grad is a frozen one: it is read like any other.
         if enabled or self._start is None:
@@ -349,9 +323,6 @@ class AttentionTap(TorchFunctionMode):
         call.name = f"{name}#{number + 1}" if number else name  # a module that attends several times
         if not self.calls:
             self.first_reads = reads
-            self.first_values = four_dimensional(reads[-1])
-        elif self._came_out is not None:
-            call.follows = any(node is self._came_out for node in walk_graph(*reads))
         if isinstance(call, FusedAttentionCall):
             self._begin(call.tensor)
         if self._start == "attention" and call.tensor.is_leaf and call.tensor.requires_grad:
