@@ -73,7 +73,7 @@ _MOVE: frozenset[Function] = frozenset(
         torch.t, Tensor.t, torch.adjoint, Tensor.adjoint, _read("mT"), _read("T"), _read("mH"),
         _read("H"), torch.unbind, Tensor.unbind, torch.chunk, Tensor.chunk, torch.split, Tensor.split,
         torch.select, Tensor.select, torch.narrow, Tensor.narrow, Tensor.__getitem__, Tensor.expand,
-        Tensor.expand_as, torch.broadcast_to, Tensor.broadcast_to, Tensor.unfold,
+        Tensor.expand_as, torch.broadcast_to, Tensor.broadcast_to,
     }
 )  # fmt: skip
 #: The same numbers in the same order.
