@@ -171,8 +171,9 @@ def forward_pass(
                 embedding_number=known.embedding_number if start == "embedding" else None,
             )
             try:
+                begin = images.clone()  # outside the tap, which would number it
                 with tap, contextlib.nullcontext() if backward else _structure_only(tap):
-                    output = (forward or model)(images.clone())
+                    output = (forward or model)(begin)
                 if not known.hold_for(tap):
                     if not again:
                         continue
