@@ -151,7 +151,9 @@ def forward_pass(
         raise ValueError(f"memory_budget: got {memory_budget!r}; expected a number of bytes above 0, or None")
     with differentiable(), held_still(model):
         number = embedding_number(model, images, forward) if start == "embedding" else None
-        tap = AttentionTap(model, start=start, rules=rules, score_offsets=score_offsets, embedding_number=number)
+        tap = AttentionTap(
+            model, start=start, rules=rules, score_offsets=score_offsets, embedding_number=number
+        )
         try:
             # A copy, made here: a batch that was loaded under inference mode can enter no graph, and a model that
             # normalises in place must not write into the caller's images.
