@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,17 @@ from torch.utils.data import DataLoader
 
 from lightning_attngrad.probe import Evaluation, Findings
 from tests.distributed.scenarios import DROPOUT, dropping, fit_sharded, seen_by, two_processes
-from tests.integration.harness import BATCH, TRAINING_IMAGES, Pictures, TinyModule, WatchedMonitor, fit, tiny_vit
+from tests.integration.harness import (
+    BATCH,
+    CLASSES,
+    TRAINING_IMAGES,
+    Pictures,
+    TinyModule,
+    WatchedMonitor,
+    fit,
+    tiny_vit,
+)
+from tests.other_models import ViTBesideColours
 
 #: Of an odd data set, which a DistributedSampler fills up with a duplicate; in parts of two that do not go round.
 IMAGES, IMAGES_AT_ONCE = 7, 2
@@ -70,6 +81,28 @@ def shared_maps_sharded(directory: Path) -> dict[str, Any]:
         "without": without,
         "fingerprint": fit_sharded(monitor, validation=validation),
         "passes": monitor.passes,
+        **seen_by(monitor),
+    }
+
+
+def standing_in(directory: Path) -> dict[str, Any]:
+    """No method is asked for, and the model does not permit the default; each process would find that out by itself."""
+
+    def backbone() -> ViTBesideColours:
+        return ViTBesideColours(CLASSES)
+
+    monitor = SharingMonitor()
+    validation = DataLoader(Pictures(IMAGES, seed=2), batch_size=BATCH)
+    without = fit_sharded(validation=validation, backbone=backbone)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        left = fit_sharded(monitor, validation=validation, backbone=backbone, quiet=False)
+    return {
+        "without": without,
+        "fingerprint": left,
+        "passes": monitor.passes,
+        "conditions": monitor._conditions,
+        "warnings": [str(one.message) for one in caught if "attngrad" in str(one.message)],
         **seen_by(monitor),
     }
 
@@ -145,6 +178,7 @@ def governed(directory: Path) -> dict[str, Any]:
 SCENARIOS: tuple[Callable[[Path], dict[str, Any]], ...] = (
     shared_maps,
     shared_maps_sharded,
+    standing_in,
     out_of_memory,
     governed,
 )
