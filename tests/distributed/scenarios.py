@@ -63,6 +63,7 @@ def seen_by(monitor: WatchedMonitor) -> dict[str, Any]:
         "scalars": {name: value for name, value in monitor.scalars.items() if name not in COSTS},
         "hash": monitor.probe_set.hash,
         "switched off": monitor._off,
+        "method": None if monitor._conditions is None else monitor._conditions["method"],
     }
 
 

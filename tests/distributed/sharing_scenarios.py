@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_attngrad.probe import Evaluation, Findings
@@ -22,6 +23,7 @@ from tests.integration.harness import (
     TinyModule,
     WatchedMonitor,
     fit,
+    seed_everything,
     tiny_vit,
 )
 from tests.other_models import ViTBesideColours
@@ -85,26 +87,37 @@ def shared_maps_sharded(directory: Path) -> dict[str, Any]:
     }
 
 
-def standing_in(directory: Path) -> dict[str, Any]:
+def without_embedding() -> nn.Module:
+    return ViTBesideColours(CLASSES)
+
+
+def _standing_in(fitted: Callable[..., dict[str, Any]]) -> dict[str, Any]:
     """No method is asked for, and the model does not permit the default; each process would find that out by itself."""
-
-    def backbone() -> ViTBesideColours:
-        return ViTBesideColours(CLASSES)
-
     monitor = SharingMonitor()
-    validation = DataLoader(Pictures(IMAGES, seed=2), batch_size=BATCH)
-    without = fit_sharded(validation=validation, backbone=backbone)
+    without = fitted()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        left = fit_sharded(monitor, validation=validation, backbone=backbone, quiet=False)
+        left = fitted(monitor, quiet=False)
     return {
         "without": without,
         "fingerprint": left,
         "passes": monitor.passes,
-        "conditions": monitor._conditions,
         "warnings": [str(one.message) for one in caught if "attngrad" in str(one.message)],
         **seen_by(monitor),
     }
+
+
+def standing_in(directory: Path) -> dict[str, Any]:
+    def fitted(*monitors: WatchedMonitor, **options: Any) -> dict[str, Any]:
+        seed_everything(0)
+        return fit(TinyModule(without_embedding()), monitors, loaders=loaders(), **two_processes(), **options)
+
+    return _standing_in(fitted)
+
+
+def standing_in_sharded(directory: Path) -> dict[str, Any]:
+    validation = DataLoader(Pictures(IMAGES, seed=2), batch_size=BATCH)
+    return _standing_in(partial(fit_sharded, validation=validation, backbone=without_embedding))
 
 
 class OutOfMemoryOnOneRank(SharingMonitor):
@@ -179,6 +192,7 @@ SCENARIOS: tuple[Callable[[Path], dict[str, Any]], ...] = (
     shared_maps,
     shared_maps_sharded,
     standing_in,
+    standing_in_sharded,
     out_of_memory,
     governed,
 )
