@@ -166,8 +166,8 @@ def forward_pass(
         known = KnownPlaces(model, images, forward, _answers)
         for again in (False, True):
             if again:  # the model moved its tokens in another way than the pass that is known
-                with moment.again():
-                    known = KnownPlaces(model, images, forward, _answers, afresh=True)
+                moment.rewind()
+                known = KnownPlaces(model, images, forward, _answers, afresh=True)
             if follows_attention and known.places.obstacle is not None:
                 raise known.places.obstacle
             tap = AttentionTap(
