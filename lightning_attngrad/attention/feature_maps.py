@@ -131,6 +131,3 @@ def output_of(model: nn.Module, layer: str | None, tap: Tap) -> Iterator[list[Te
         yield kept
     finally:
         handle.remove()
-
-
-

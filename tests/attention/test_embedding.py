@@ -131,7 +131,9 @@ def test_relevance_is_measured_where_all_of_it_passes(name: str) -> None:
     build, shape = UNUSUAL[name]
     embedding, found, logit = relevance(_built(build), _images())
     assert embedding.shape == shape
-    torch.testing.assert_close(found.flatten(1).sum(1), logit, rtol=0, atol=1e-10 if name != "norm that casts" else 1e-5)
+    torch.testing.assert_close(
+        found.flatten(1).sum(1), logit, rtol=0, atol=1e-10 if name != "norm that casts" else 1e-5
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in UNUSUAL if name != "no residual"])
