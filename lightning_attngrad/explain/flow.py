@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_attngrad.attention import AttentionCall
 from lightning_attngrad.attention.places import Grid, ImagePlaces, TokenPlaces
-from lightning_attngrad.attention.tap import walk_graph
+from lightning_attngrad.attention.embedding import walk_graph
 from lightning_attngrad.explain.placing import carry_tokens
 
 
