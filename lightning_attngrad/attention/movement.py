@@ -291,6 +291,10 @@ class Movement(TorchDispatchMode):
         if packet is aten._to_copy or packet in (aten.clone, aten.contiguous, aten.lift_fresh):
             self._set(made[0], ids)
             return
+        if packet in (aten.view_as_real, aten.view_as_complex):  # pairs of numbers and complex ones
+            complex_pairs = ids.unsqueeze(-1) if packet is aten.view_as_real else ids[..., 0]
+            self._set(made[0], complex_pairs)
+            return
         rest = [argument if not (packet is aten.constant_pad_nd and n == 1) else 0 for n, argument in enumerate(args[1:])]
         if packet in _FLOATING_MOVES:
             moved = func(ids.double() if ids.device.type != "mps" else ids.float(), *rest, **kwargs).int()

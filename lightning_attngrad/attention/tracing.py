@@ -89,13 +89,16 @@ class _Watcher:
 
 
 def _kind(values: Tensor) -> Literal["tokens", "channels", "elsewhere"]:
-    """What is attended to, by the ids of the values (R, H, M, d): tokens differ along M, channels do not."""
-    values = compressed(values)
+    """What is attended to, by the ids of the values (R, H, M, d): tokens differ along M, channels do not.
+
+    Keys that all lie at one place are no tokens either: channels, or experts among which a token chooses.
+    """
     if not bool(values.gt(0).any()):
         return "elsewhere"
-    if values.shape[3] == 1 or bool((values == values[..., :1]).all()):
+    if values.shape[2] == 1:
         return "tokens"
-    return "channels" if values.shape[2] == 1 or bool((values == values[:, :, :1]).all()) else "tokens"
+    kept = compressed(values)
+    return "channels" if kept.shape[2] == 1 or bool((kept == kept[:, :, :1]).all()) else "tokens"
 
 
 def _one(ids: Tensor, dim: int) -> Tensor:
