@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_attngrad.attention.call import AttentionCall, outside_autocast
+from lightning_attngrad.attention.places import NoAttentionError, UnsupportedModelError
 from lightning_attngrad.attention.tap import AttentionTap
 
 #: Class, distillation and register tokens in front of the patches: more than that is no plain ViT.
@@ -20,10 +21,6 @@ _SUPPORTED = (
     "Supported are plain Vision Transformers with one grid of patch tokens throughout: timm vit, deit3, beit, "
     "eva02, siglip, dinov2, dinov3, clip; torchvision vit_*; Hugging Face ViT and DINOv2"
 )
-
-
-class UnsupportedModelError(ValueError):
-    """The model has no attention that can be read as one map over the image."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +60,11 @@ def infer_layout(tap: AttentionTap, model_name: str, images: Tensor) -> TokenLay
     calls = tap.calls
     if tap.unread_softmaxes:
         raise UnsupportedModelError(
-            f"{model_name}: the softmax in {tap.unread_softmaxes[0]!r} is changed before it meets the values, so its "
-            f"attention cannot be read. {_SUPPORTED}."
+            f"{model_name}: the softmax in {tap.unread_softmaxes[0].name!r} is changed before it meets the values, so "
+            f"its attention cannot be read. {_SUPPORTED}."
         )
     if not calls:
-        raise UnsupportedModelError(
+        raise NoAttentionError(
             f"{model_name} made no attention call: it is a CNN or another network without attention. {_SUPPORTED}."
         )
     body = calls[:-1] if len(calls) > 1 and not calls[-1].is_self_attention else calls

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_attngrad.attention import ATTN_LRP, CONSERVATIVE, TokenLayout
+from lightning_attngrad.attention import ATTN_LRP, CONSERVATIVE, NoEmbeddingError, TokenLayout
 from lightning_attngrad.explain.forward_pass import ForwardPass
 from lightning_attngrad.explain.guided import stream
 from lightning_attngrad.explain.objectives import Seeds
@@ -118,7 +118,7 @@ def _token_relevance(forward: ForwardPass, seeds: Seeds) -> TokenScores:
 def _embedding(forward: ForwardPass) -> Tensor:
     embedding = forward.tap.embedding
     if embedding is None or embedding.shape[1] != forward.layout.tokens:
-        raise ValueError(
+        raise NoEmbeddingError(
             "model: no normalisation of the tokens was seen in front of its first attention, so the embedding that "
             "relevance is measured at is not known. Use method='gradient_guided', or register the function that "
             "normalises with attention.backward_rule(function, normalisation=True)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,13 +14,12 @@ from lightning_attngrad.attention import (
     PLAIN,
     AttentionTap,
     BackwardRules,
-    TokenLayout,
-    check_structure,
+    ImagePlaces,
+    KnownPlaces,
+    UnsupportedModelError,
     default_memory_budget,
-    infer_layout,
 )
-from lightning_attngrad.attention.places import CallPlaces, ImagePlaces, TokenPlaces
-from lightning_attngrad.state import differentiable, held_still
+from lightning_attngrad.state import RandomMoment, differentiable, held_still
 
 #: So many images are named in a message.
 _NAMED = 8
@@ -60,15 +59,13 @@ class ForwardPass:
     Attributes:
         tap: the attention calls, and where the graph begins.
         output: what the model returned.
-        layout: which tokens lie where.
-        places: where the tokens of every call lie.
+        places: where on the image the tokens of every attention call lie.
         batch: number of images B.
         memory_budget: bytes for the temporaries of a block of attention rows.
     """
 
     tap: AttentionTap
     output: Any
-    layout: TokenLayout
     places: ImagePlaces
     batch: int
     memory_budget: int
@@ -124,6 +121,7 @@ def forward_pass(
     score_offsets: Sequence[Tensor | None] = (),
     memory_budget: int | None = None,
     backward: bool = True,
+    follows_attention: bool = True,
 ) -> Iterator[ForwardPass]:
     """Run ``model`` on ``images`` (B, C, H, W) under a tap, and let go of everything when the block ends.
 
@@ -135,6 +133,8 @@ def forward_pass(
         rules: what replaces the plain gradient.
         score_offsets: additions to the scores of the calls, see :class:`AttentionTap`.
         memory_budget: in bytes; None is :func:`default_memory_budget` of the device that the images lie on.
+        follows_attention: whether a map is to be made of its attention calls. Without, models pass that make none, or
+            whose attention cannot be followed.
         backward: whether a backward pass through the model will follow. Without one, nothing that only it would need
             is kept.
 
@@ -152,29 +152,52 @@ def forward_pass(
     if memory_budget is not None and memory_budget < 1:
         raise ValueError(f"memory_budget: got {memory_budget!r}; expected a number of bytes above 0, or None")
     with differentiable(), held_still(model):
-        tap = AttentionTap(model, start=start, rules=rules, score_offsets=score_offsets)
-        try:
-            # A copy, made here: a batch that was loaded under inference mode can enter no graph, and a model that
-            # normalises in place must not write into the caller's images.
-            images = images.detach().clone()
-            if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
-                images = tap.begin_at(images)
-            with tap, contextlib.nullcontext() if backward else _structure_only(tap):
-                output = (forward or model)(images)
-            layout = infer_layout(tap, type(model).__name__, images)
-            check_structure(tap, layout, type(model).__name__)
-            _check_finite(output, type(model).__name__)
-            budget = default_memory_budget(images.device) if memory_budget is None else memory_budget
-            yield ForwardPass(
-                tap=tap,
-                output=output,
-                layout=layout,
-                places=_plain_places(tap, layout, images),
-                batch=len(images),
-                memory_budget=budget,
+        # A copy, made here: a batch that was loaded under inference mode can enter no graph, and a model that
+        # normalises in place must not write into the caller's images.
+        images = images.detach().clone()
+        moment = RandomMoment()
+        known = KnownPlaces(model, images, forward, _answers)
+        for again in (False, True):
+            if again:  # the model moved its tokens in another way than the pass that is known
+                with moment.again():
+                    known = KnownPlaces(model, images, forward, _answers, afresh=True)
+            if follows_attention and known.places.obstacle is not None:
+                raise known.places.obstacle
+            tap = AttentionTap(
+                model,
+                start=start,
+                rules=rules,
+                score_offsets=score_offsets,
+                embedding_number=known.embedding_number if start == "embedding" else None,
             )
-        finally:
-            tap.release()
+            try:
+                with tap, contextlib.nullcontext() if backward else _structure_only(tap):
+                    output = (forward or model)(images.clone())
+                if not known.hold_for(tap):
+                    if not again:
+                        continue
+                    raise UnsupportedModelError(
+                        f"{type(model).__name__} moves its tokens in another way each time that it is run on the same "
+                        "images; a map needs two passes that are alike. Seed what is drawn in its forward"
+                    )
+                _check_finite(output, type(model).__name__)
+                budget = default_memory_budget(images.device) if memory_budget is None else memory_budget
+                yield ForwardPass(tap, output, known.places, len(images), budget)
+                return
+            finally:
+                tap.release()
+
+
+def _answers(output: Any) -> Iterator[Tensor]:
+    """The tensors of an output that may be explained: its logits where it has any."""
+    found = find_logits(output)
+    if found is not None and not (isinstance(output, list | tuple) and len(output) > 1):
+        yield found
+        return
+    parts = output.values() if isinstance(output, Mapping) else output
+    if isinstance(parts, Iterable) and not isinstance(parts, str | bytes | Tensor):
+        for part in parts:
+            yield from [part] if isinstance(part, Tensor) else _answers(part)
 
 
 def _structure_only(tap: AttentionTap) -> contextlib.AbstractContextManager[object]:
@@ -185,31 +208,6 @@ def _structure_only(tap: AttentionTap) -> contextlib.AbstractContextManager[obje
 
     hooks: contextlib.AbstractContextManager[object] = torch.autograd.graph.saved_tensors_hooks(keep, lambda kept: kept)
     return hooks
-
-
-def _plain_places(tap: AttentionTap, layout: TokenLayout, images: Tensor) -> ImagePlaces:
-    """Places in a plain ViT, from its layout; the queries of an attention pooling have slots of their own."""
-    batch, device = len(images), images.device
-    *_, last = tap.calls
-    own = 0 if last.is_self_attention else last.shape[2]
-    slots = layout.prefix + own
-    of_batch = torch.arange(batch, device=device).view(-1, 1, 1)
-
-    def tokens(place: Tensor, *, on_grid: bool = True, in_order: bool = False) -> TokenPlaces:
-        place = place.expand(batch, 1, -1)
-        return TokenPlaces(of_batch.expand_as(place), place, layout.grid if on_grid else None, in_order)
-
-    of_patches = torch.arange(slots, slots + layout.grid[0] * layout.grid[1], device=device)
-    everything = tokens(torch.cat([torch.arange(layout.prefix, device=device), of_patches]), in_order=not own)
-    calls = []
-    for number, call in enumerate(tap.calls):
-        asking = everything
-        if not call.is_self_attention:
-            asking = tokens(torch.arange(layout.prefix, slots, device=device), on_grid=False)
-        keys = everything if call.shape[3] == layout.tokens else tokens(of_patches)
-        calls.append(CallPlaces(call.name, call.shape, asking, keys, call.shape[1], "tokens", frozenset(range(number))))
-    whole = (0, 0, images.shape[-2], images.shape[-1])
-    return ImagePlaces(tuple(calls), slots, layout.grid, None, whole, batch)
 
 
 def _check_finite(output: Any, model_name: str) -> None:
