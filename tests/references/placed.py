@@ -13,7 +13,8 @@ chain of calls on one grid this is the recursion of `guided.py`: R − 1 = Π(1 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -166,3 +167,58 @@ def increments(placed: Placed, correction: str) -> Tensor:
         added[c] = torch.einsum("bt,btu->bu", row @ spread(placed, calls[c].queries.grid), corrected)
     to_map = spread(placed, placed.map_grid)
     return torch.stack([placed.on_map(added[c] @ to_map) for c in placed.counting], dim=1)
+
+
+def raw_attention(placed: Placed) -> Tensor:
+    """The pooled rows of the last calls, mean over heads, and mean of these calls: (B, S + h·w)."""
+    read = [
+        torch.einsum("bt,btu->bu", _alone(placed, t), between_tokens(placed, t, placed.attention[t]))
+        for t in placed.pooled
+    ]
+    return placed.on_map(torch.stack(read).mean(0) @ spread(placed, placed.map_grid))
+
+
+def rollout(placed: Placed) -> Tensor:
+    """r ← r + q(Ā − 1)/(p + 1) with q the part of r at the queries, of p calls side by side; (B, S + h·w).
+
+    For one chain of calls that ask for all tokens that is ½(r + r·Ā). At a query that nothing before knows the residual
+    is not there: r ← r + q(Ā − 1). The mean over the last calls.
+    """
+    return placed.on_map(torch.stack([_rolled_out(placed, t) for t in placed.pooled]).mean(0))
+
+
+def _alone(placed: Placed, last: int) -> Tensor:
+    return weights(replace(placed, pooled={last: placed.pooled[last]}), last)
+
+
+def _rolled_out(placed: Placed, last: int) -> Tensor:
+    calls = placed.places.calls
+    moved: dict[int, Tensor] = {}
+    start = _alone(placed, last)
+    for c in [c for c in reversed(placed.counting) if c == last or c in calls[last].reads]:
+        row = sum((moved[d] for d in moved if c in calls[d].reads), start) @ spread(placed, calls[c].queries.grid)
+        alike = [
+            d
+            for d in placed.counting
+            if calls[d].reads == calls[c].reads
+            and [e for e in placed.counting if d in calls[e].reads]
+            == [e for e in placed.counting if c in calls[e].reads]
+            and calls[d].queries.grid == calls[c].queries.grid
+        ]
+        alike = [c] if c == last else alike
+        known = {
+            number for b in calls[c].reads for number in _numbers(placed, b, "queries") | _numbers(placed, b, "keys")
+        }
+        known |= _numbers(placed, c, "keys")
+        given = torch.zeros_like(row)
+        for number in _numbers(placed, c, "queries"):
+            has_residual = number in known or number >= placed.places.slots
+            given[:, number] = row[:, number] / (len(alike) + has_residual)
+        read = torch.einsum("bt,btu->bu", given, between_tokens(placed, c, placed.attention[c]))
+        moved[c] = read - given
+    return sum(moved.values(), start) @ spread(placed, placed.map_grid)
+
+
+def _numbers(placed: Placed, call: int, side: Literal["queries", "keys"]) -> set[int]:
+    tokens: TokenPlaces = getattr(placed.places.calls[call], side)
+    return {placed.number(place, tokens.grid) for place in tokens.place.flatten().tolist() if place >= 0}
