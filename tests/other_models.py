@@ -34,7 +34,7 @@ def post_norm_vit(classes: int = 3, seed: int = 0) -> PostNormViT:
 
 
 class ViTBesideColours(PostNormViT):
-    """Mean colours go to the logits past the tokens: nothing is an embedding of all that the output has of the image."""
+    """Mean colours go to the logits past the tokens: nothing embeds all that the output has of the image."""
 
     def __init__(self, classes: int = 3) -> None:
         super().__init__(classes)

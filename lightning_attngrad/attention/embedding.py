@@ -6,17 +6,17 @@ normalisation, no number of dimensions plays a part. The graph ends at the outpu
 every path between the two leads through is a *cut*. The embedding is
 
 - the last cut in front of whatever the first attention call reads its queries, keys and values from: so not behind the
-  linear map that makes them. Of a normalisation that casts or permutes its input, and of one that is written out, that is
-  what it normalises, for the residual path leads past the rest;
-- without attention the first feature map: what the first convolution or other linear map gives, once it is reordered and
-  constants (position) are added.
+  linear map that makes them. Of a normalisation that casts or permutes its input, and of one that is written out, that
+  is what it normalises, for the residual path leads past the rest;
+- without attention the first feature map: what the first convolution or other linear map gives, once it is reordered
+  and constants (position) are added.
 
 A model in which no such tensor is (several towers, each with patches of its own) has no embedding.
 
-How the same tensor is found in another forward pass of the same model on images of the same size, with a graph or without:
-an :class:`AttentionTap` numbers the floating-point tensors that the functions of torch return to the model, from 1. Those
-numbers depend on the model's code alone: not on rules, precision, or whether gradients are asked for. The embedding is known
-by its number.
+How the same tensor is found in another forward pass of the same model on images of the same size, with a graph or
+without: an :class:`AttentionTap` numbers the floating-point tensors that the functions of torch return to the model, from
+1. Those numbers depend on the model's code alone: not on rules, precision, or whether gradients are asked for. The
+embedding is known by its number.
 """
 
 from __future__ import annotations
@@ -70,9 +70,7 @@ class NumberedOutputs:
         self.nodes.clear()
 
 
-def find_embedding(
-    numbers: Mapping[Any, int], outputs: Sequence[Tensor], reads: Sequence[Tensor] | None
-) -> int | None:
+def find_embedding(numbers: Mapping[Any, int], outputs: Sequence[Tensor], reads: Sequence[Tensor] | None) -> int | None:
     """The number of the embedding; None where there is none.
 
     Args:
@@ -88,7 +86,7 @@ def find_embedding(
     if first_map is None:
         return None
     if reads is None:
-        candidates = list(_reordered(order, place, cuts, first_map))
+        candidates = list(_first_map(order, cuts, first_map))
     else:
         projection = next((place[node] for node in walk_graph(reads[-1]) if _is_linear(node)), -1)
         if projection == first_map:  # the patches are cut and projected to values at once
@@ -167,13 +165,12 @@ def _cuts(order: Sequence[Any], place: Mapping[Any, int], ends: Sequence[Tensor]
         reach = max(reach, *earlier) if earlier else len(order)
 
 
-def _reordered(order: Sequence[Any], place: Mapping[Any, int], cuts: Sequence[int], first: int) -> Iterator[int]:
-    """From a node on towards the end the cuts in front of which nothing but reordering and constants lies."""
-    known = set(cuts)
-    for index in range(first, -1, -1):
+def _first_map(order: Sequence[Any], cuts: Sequence[int], first: int) -> Iterator[int]:
+    """The first cut from a node on towards the end, and those behind it up to anything but reordering and constants."""
+    following = [index for index in reversed(cuts) if index <= first]  # several convolutions may read the image
+    for number, index in enumerate(following):
         node = order[index]
         single = sum(earlier is not None for earlier, _ in node.next_functions) == 1
-        if index != first and not (single and node.name().lstrip("_").startswith(_REORDERS)):
+        if number and not (single and node.name().lstrip("_").startswith(_REORDERS)):
             return
-        if index in known:
-            yield index
+        yield index

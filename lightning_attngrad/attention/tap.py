@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -16,42 +15,17 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from lightning_attngrad.attention.arrangement import Arrangement, FusedArrangement, four_dimensional
-from lightning_attngrad.attention.axes import Axes
 from lightning_attngrad.attention.call import AttentionCall, ExplicitAttentionCall, FusedAttentionCall
-from lightning_attngrad.attention.embedding import NumberedOutputs, node_of, walk_graph
+from lightning_attngrad.attention.descent import SoftmaxDescent
+from lightning_attngrad.attention.embedding import NumberedOutputs
 from lightning_attngrad.attention.multihead import multi_head_attention
-from lightning_attngrad.attention.products import PRODUCTS, Product
 from lightning_attngrad.attention.rules import NORMALISATIONS, PLAIN, BackwardRules, scale_gradient, under_rules
 from lightning_attngrad.attention.watching import AttentionWatcher, SeenAttention
-from lightning_attngrad.attention.weights import (
-    DIVISION,
-    EXPONENTIAL,
-    LOG_SOFTMAX,
-    MULTIPLICATION,
-    SOFTMAX,
-    SUM,
-    Exponentials,
-    Facts,
-    Softmax,
-    SummedExponentials,
-    UnreadSoftmax,
-    WeightedTokens,
-    Weights,
-    follow,
-    reduced,
-    softmax_dim,
-    softmaxed,
-    tensors_of,
-    weighted_tokens,
-)
+from lightning_attngrad.attention.weights import LOG_SOFTMAX, SOFTMAX, UnreadSoftmax, Weights, softmax_dim
 from lightning_attngrad.state import outside_inference
 
 T = TypeVar("T")
 
-#: What may be known of a tensor that descends from a softmax, or may become one.
-Fact = Weights | WeightedTokens | Exponentials | SummedExponentials
-
-_FUSED = (F.scaled_dot_product_attention, F.multi_head_attention_forward)
 #: Modules that do the arithmetic of an attention layer but are not the layer.
 _ANONYMOUS = (nn.Softmax, nn.Dropout, nn.Identity)
 
@@ -77,17 +51,11 @@ class AttentionTap(TorchFunctionMode):
         calls: the attention calls.
         beginnings: with ``start="attention"``, the tensors of calls to which no graph led, where one begins now: the
             first call, and the first of every tower or branch beside it.
-        conv_grids: height and width that each convolution before the first attention call gave.
         moves: a number that tells passes apart that move their tokens in another way.
         numbered: how many tensors functions of torch have returned to the model, see :mod:`embedding`.
-        embedding: what relevance is measured at, tokens with their positions as they enter the first block: (B, N, D), or
-            whatever form the model gives them. None until then.
+        embedding: what relevance is measured at, tokens with their positions as they enter the first block: (B, N, D),
+            or whatever form the model gives them. None until then.
         first_reads: what the first attention call reads, values last, in the graph. None until then.
-        first_values: values of the first attention call, (B, H, M, d), in the graph. None until then.
-        patch_anchor: what the last convolution before the first attention call gave (B, D, h, w), where a graph is
-            asked for: the graph begins here, so that one can ask which token comes from which patch. Before that, and
-            where patches are cut without a convolution, what :meth:`begin_at` was given.
-        anchor_is_image: whether it is that.
         last_normalised: output of the last normalisation before the last self-attention call (B, N, D).
         on_gradient: called with a call and the gradient at its ``tensor``, last call first, while autograd
             runs backwards.
@@ -117,13 +85,9 @@ class AttentionTap(TorchFunctionMode):
         super().__init__()
         self.calls: list[AttentionCall] = []
         self.beginnings: list[Tensor] = []
-        self.conv_grids: list[tuple[int, int]] = []
         self.moves = 0
         self.numbered = NumberedOutputs(embedding_number, keep_nodes=start == "images")
         self.first_reads: tuple[Tensor, ...] | None = None
-        self.first_values: Tensor | None = None
-        self.patch_anchor: Tensor | None = None
-        self.anchor_is_image = False
         self.last_normalised: Tensor | None = None
         self.on_gradient: Callable[[AttentionCall, Tensor], None] | None = None
         self._names: dict[int, str] = {
@@ -137,18 +101,13 @@ class AttentionTap(TorchFunctionMode):
         self._watcher = watcher
         self._normalised: Tensor | None = None
         self._entering_norm: Tensor | None = None
-        self._constants = {id(tensor) for tensor in itertools.chain(model.parameters(), model.buffers())}
-        self._softmaxes: list[Softmax] = []
-        self._facts: Facts[Fact] = Facts()  # what descends from them
+        self._descent = SoftmaxDescent(model, self)
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self._came_out: Any = None  # node of the graph that made the output of the last attention call
         self._handlers: dict[Callable[..., Any], Callable[..., Any]] = {
             F.scaled_dot_product_attention: self._on_fused_attention,
             F.multi_head_attention_forward: self._on_multi_head_attention,
-            torch.conv2d: self._on_convolution,
             torch._C._set_grad_enabled: self._on_set_grad_enabled,
             **dict.fromkeys(SOFTMAX | LOG_SOFTMAX, self._on_softmax),
-            **dict.fromkeys(EXPONENTIAL, self._on_exponential),
             **dict.fromkeys(NORMALISATIONS, self._on_normalisation),
         }
 
@@ -161,15 +120,15 @@ class AttentionTap(TorchFunctionMode):
     ) -> Any:
         args = tuple(outside_inference(argument) for argument in args)
         kwargs = {name: outside_inference(value) for name, value in kwargs.items()} if kwargs else {}
-        known = self._facts and self._facts.any_of(args, kwargs)
-        output = self.numbered((self._with_facts if known else self._computed)(func, args, kwargs))
+        output = self.numbered(self._descent.computed(func, args, kwargs))
         if func in _MOVES:
             self.moves = hash((self.moves, func, _plain(args), _plain(tuple(kwargs.values()))))
         if self._watcher is not None and isinstance(output, Tensor):
             self._watcher.returned(self.numbered.last, output)
         return output
 
-    def _computed(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def computed(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a function gives under the rules, apart from what its arguments descend from."""
         handler = self._handlers.get(func)
         if handler is not None:
             return handler(func, *args, **kwargs)
@@ -181,9 +140,8 @@ class AttentionTap(TorchFunctionMode):
         return self.numbered.embedding
 
     def begin_at(self, images: Tensor) -> Tensor:
-        """Let the graph begin at images (B, C, H, W) that no convolution will meet; returns what the model takes."""
-        self.patch_anchor, self.anchor_is_image = images.requires_grad_(), True
-        return images.clone()  # a model that works in place would fail on the anchor itself
+        """Let the graph begin at images (B, C, H, W); returns what the model takes."""
+        return images.requires_grad_().clone()  # a model that works in place would fail on the images themselves
 
     def release(self) -> None:
         """Let go of all tensors and hooks, so that nothing but the caller's results stays alive."""
@@ -192,12 +150,10 @@ class AttentionTap(TorchFunctionMode):
         self._hooks.clear()
         self.calls.clear()
         self.on_gradient = None
-        self._softmaxes.clear()
-        self._facts.clear()
+        self._descent.release()
         self.beginnings.clear()
         self.numbered.release()
-        self.first_values = self.first_reads = self.patch_anchor = self.last_normalised = None
-        self._normalised = self._entering_norm = self._came_out = None
+        self.first_reads = self.last_normalised = self._normalised = self._entering_norm = None
 
     @property
     def unread_softmaxes(self) -> tuple[UnreadSoftmax, ...]:
@@ -206,11 +162,7 @@ class AttentionTap(TorchFunctionMode):
         What descends from such a one met other tensors in a way that cannot be read, or it has as many rows as keys and
         met nothing that is seen. Whether tokens of the image are concerned, only their places can tell.
         """
-        return tuple(
-            UnreadSoftmax(each.name, each.shape, each.axis, each.calls_before, each.met)
-            for each in self._softmaxes
-            if not each.read and (each.is_square or (each.met is not None and len(each.shape) > 2))
-        )
+        return self._descent.unread
 
     # What is seen ------------------------------------------------------------------------------------------
 
@@ -255,7 +207,6 @@ class AttentionTap(TorchFunctionMode):
             scale=scale,
         )
         self._record(seen, call, fused.of_rows)
-        self._came_out = node_of(output)
         self._tell(
             lambda: SeenAttention(
                 call, seen[0], seen[2], output, fused.of_rows, fused.of_keys, fused.to_output(output.shape)
@@ -283,172 +234,21 @@ class AttentionTap(TorchFunctionMode):
             output = func(input, *args, **kwargs)
         dim = softmax_dim(func, args, kwargs)
         if dim is not None and output.dim() > 1 and output.is_floating_point():
-            self._on_probabilities(output, dim, func in LOG_SOFTMAX, None if offset is None else number)
+            self._descent.begin(output, dim, func in LOG_SOFTMAX, None if offset is None else number)
         return output
 
-    def _on_probabilities(self, output: Tensor, dim: int, is_log: bool, offset: int | None = None) -> None:
-        name = self.calling_module()
-        softmax = Softmax(name, tuple(output.shape), dim % output.dim(), len(self.calls), offset)
-        self._softmaxes.append(softmax)
-        self._facts.add(output, softmaxed(softmax, is_log))
-
-    def _on_exponential(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        output: Tensor = under_rules(func, self._rules)(*args, **kwargs)
-        if output.dim() > 2:
-            self._facts.add(output, Exponentials())
-        return output
-
-    # What descends from a softmax ----------------------------------------------------------------------------
-
-    def _with_facts(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a function with arguments that descend from a softmax, or may become one."""
-        facts = [(tensor, fact) for tensor in tensors_of(args, kwargs) if (fact := self._facts.get(tensor)) is not None]
-        if not facts:
-            return self._computed(func, args, kwargs)
-        first, fact = facts[0]
-        if isinstance(fact, WeightedTokens) and func in SUM:
-            return self._on_weighted_sum(first, fact, func, args, kwargs)
-        given = [(tensor, fact) for tensor, fact in facts if isinstance(fact, Weights)]
-        if given and func in PRODUCTS:
-            product = PRODUCTS[func](func, *args, **kwargs)
-            if product is not None:
-                return self._on_product(product, func, args, kwargs)
-        if len(given) == 1 and func in MULTIPLICATION and len(args) == 2:
-            weighted = self._weighted(given[0][0], given[0][1], args)
-            if weighted is not None:
-                return weighted
-        output = self._computed(func, args, kwargs)
-        if given:
-            self._follow(func, args, kwargs, given, output)
-        elif isinstance(fact, Exponentials) and isinstance(output, Tensor):
-            self._follow_exponentials(func, args, kwargs, [fact for _, fact in facts], output)
-        return output
-
-    def _follow(
-        self,
-        func: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        given: list[tuple[Tensor, Weights]],
-        output: Any,
-    ) -> None:
-        if func in SOFTMAX or func in LOG_SOFTMAX:
-            again = self._facts.get(output)
-            if isinstance(again, Weights):
-                self._facts.add(output, again.joined(given))
-            return
-        outputs = [output] if isinstance(output, Tensor) else output if isinstance(output, list | tuple) else []
-        others = [
-            tensor
-            for tensor in tensors_of(args, kwargs)
-            if self._facts.get(tensor) is None and not self._is_constant(tensor)
-        ]
-        followed = False
-        for each in outputs:
-            if isinstance(each, Tensor) and each.is_floating_point():
-                known = follow(func, args, kwargs, given, others, each)
-                if known is not None:
-                    followed = True
-                    self._facts.add(each, known)
-                else:
-                    self._facts.forget(each)
-        if outputs and others and not followed and func not in MULTIPLICATION and func not in _FUSED:
-            for _, weights in given:
-                weights.met(func)
-        if not followed and func in SUM and given[0][1].met_tokens:
-            given[0][1].met(func)
-
-    def _follow_exponentials(
-        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], facts: list[Fact], output: Tensor
-    ) -> None:
-        first = facts[0]
-        if func in SUM and isinstance(first, Exponentials) and output.dim() == args[0].dim():
-            dims = reduced(args, kwargs, output.dim())
-            if len(dims) == 1:
-                self._facts.add(output, SummedExponentials(first, dims[0]))
-        elif func in DIVISION and len(facts) == 2:
-            divisor = facts[1]
-            if isinstance(divisor, SummedExponentials) and divisor.of is first:
-                self._on_probabilities(output, divisor.axis, is_log=False)
-
-    def _on_product(
-        self, product: Product, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor:
-        first, second = (self._facts.get(operand) for operand in product.operands)
-        both = [fact for fact in (first, second) if isinstance(fact, Weights)]
-        axes: Axes | None = None
-        if len(both) == 2:
-            axes = product.chained(both[0].axes, both[1].axes)
-            both[0].met(func)
-            both[1].met(func)
-        elif not both[0].is_log:
-            (weights,) = both
-            side = 0 if first is weights else 1
-            of_constants = self._is_constant(product.operands[1 - side])
-            arrangement = product.attention(side, weights.keys)
-            if arrangement is not None and not of_constants:
-                return self._on_matrix_of_values(product, side, weights, arrangement)
-            if arrangement is None and not (of_constants and weights.met_tokens):
-                axes = product.mixed(side, weights.axes)
-                if not of_constants:
-                    weights.met(func)
-        output: Tensor = self._computed(func, args, kwargs)
-        if axes is not None:
-            self._facts.add(output, both[0].changed(both, axes))
-        return output
-
-    def _on_matrix_of_values(self, product: Product, side: int, weights: Weights, arrangement: Arrangement) -> Tensor:
-        matrix, value = product.operands[side], product.operands[1 - side]
-        # An alias: the gradient at it comes from this product, and from nothing else that the matrix is used for.
-        factor, scaled = self._factors(arrangement.expand(matrix), value)
-        return self._attend(
-            weights,
-            (matrix, factor, value),
-            arrangement,
-            lambda: product.multiply(side, factor, scaled, arrangement.for_every_row()),
-        )
-
-    def _weighted(self, matrix: Tensor, weights: Weights, args: tuple[Any, ...]) -> Tensor | None:
-        """Tokens times their weights, which a sum over the tokens may follow; None where it is another product."""
-        value = args[1] if args[0] is matrix else args[0]
-        if not isinstance(value, Tensor) or self._is_constant(value):
-            return None
-        labels = weighted_tokens(weights, matrix, value)
-        if labels is None:
-            return None
-        factor, scaled = self._factors(matrix.view_as(matrix), value)
-        self._begin(factor)
-        output = torch.mul(factor, scaled)
-        self._facts.add(output, WeightedTokens(weights, matrix, factor, value, labels))
-        return output
-
-    def _on_weighted_sum(
-        self,
-        tokens: Tensor,
-        weighted: WeightedTokens,
-        func: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Tensor:
-        dims = reduced(args, kwargs, tokens.dim())
-        keep = bool(kwargs.get("keepdim", args[2] if len(args) > 2 else False))
-        arrangement = weighted.summed(dims, keep)
-        if arrangement is None:
-            output: Tensor = func(*args, **kwargs)
-            return output
-        operands = (weighted.matrix, weighted.factor, weighted.value)
-        return self._attend(weighted.weights, operands, arrangement, lambda: func(*args, **kwargs))
-
-    def _factors(self, matrix: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def factors(self, matrix: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities and values as they are multiplied: what flows back through them is up to the rules."""
         if self._rules.attention == "constant":
-            return matrix.detach(), value
-        if self._rules.attention == "uniform":
+            matrix = matrix.detach()
+        elif self._rules.attention == "uniform":
             # The rule for products halves what reaches queries and keys once more.
-            return scale_gradient(matrix, 0.5), scale_gradient(value, 0.5)
+            matrix, value = scale_gradient(matrix, 0.5), scale_gradient(value, 0.5)
+        if not self.calls or self._rules.attention != "constant":
+            self._begin(matrix)
         return matrix, value
 
-    def _attend(
+    def attend(
         self,
         weights: Weights,
         operands: tuple[Tensor, Tensor, Tensor],
@@ -472,7 +272,6 @@ class AttentionTap(TorchFunctionMode):
         self._record((matrix, value), call, arrangement.for_every_row().of_rows)
         with self._attending():
             output = compute()
-        self._came_out = node_of(output)
         self._tell(
             lambda: SeenAttention(
                 call, matrix, value, output, arrangement.of_rows, arrangement.of_keys, arrangement.to_output
@@ -492,31 +291,12 @@ class AttentionTap(TorchFunctionMode):
                 "attention_step)"
             )
 
-    def _is_constant(self, tensor: Tensor) -> bool:
-        """Whether it is a parameter or buffer of the model, or a view of one."""
-        base = tensor._base
-        return (
-            id(tensor) in self._constants
-            or isinstance(tensor, nn.Parameter)
-            or (base is not None and (id(base) in self._constants or isinstance(base, nn.Parameter)))
-        )
-
     def _on_normalisation(self, func: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
         of_tokens = input.dim() == 3 and input.is_floating_point()  # (B, N, D), not the heads of a query
         output: Tensor = under_rules(func, self._rules)(input, *args, **kwargs)
         if of_tokens:
             self._normalised, self._entering_norm = output, input
         return output
-
-    def _on_convolution(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        output: Tensor = func(*args, **kwargs)
-        if self.calls:
-            return output
-        self.conv_grids.append((output.shape[-2], output.shape[-1]))
-        if self._start in (None, "images") or self.embedding is not None:
-            return output
-        self.patch_anchor, self.anchor_is_image = output.detach().requires_grad_(), False
-        return self.patch_anchor.clone()  # an activation that works in place would fail on the anchor itself
 
     def _on_set_grad_enabled(self, func: Callable[..., Any], enabled: bool) -> None:
         # A backbone that its owner runs under no_grad is a frozen one: it is read like any other.
@@ -527,8 +307,8 @@ class AttentionTap(TorchFunctionMode):
 
     def _begin(self, tensor: Tensor) -> None:
         """Let a graph begin at a tensor of an attention call, if none leads to it."""
-        if self._start == "attention" and not tensor.requires_grad and torch.is_grad_enabled():
-            self.beginnings.append(tensor.requires_grad_())
+        if self._start == "attention" and torch.is_grad_enabled():
+            tensor.requires_grad_()
 
     def _attending(self) -> contextlib.AbstractContextManager[object]:
         return contextlib.nullcontext() if self._watcher is None else self._watcher.attending()
@@ -543,11 +323,10 @@ class AttentionTap(TorchFunctionMode):
         call.name = f"{name}#{number + 1}" if number else name  # a module that attends several times
         if not self.calls:
             self.first_reads = reads
-            self.first_values = four_dimensional(reads[-1])
-        elif self._came_out is not None:
-            call.follows = any(node is self._came_out for node in walk_graph(*reads))
-        if not self.calls or self._rules.attention != "constant":
+        if isinstance(call, FusedAttentionCall):
             self._begin(call.tensor)
+        if self._start == "attention" and call.tensor.is_leaf and call.tensor.requires_grad:
+            self.beginnings.append(call.tensor)
         if call.tensor.requires_grad:
             self._hooks.append(call.tensor.register_hook(self._deliver(call, canonical)))
         if call.is_self_attention:
@@ -596,8 +375,6 @@ def _plain(arguments: tuple[Any, ...]) -> str:
 
 def _has_tensors(argument: Any) -> bool:
     return isinstance(argument, tuple | list) and any(isinstance(one, Tensor) or _has_tensors(one) for one in argument)
-
-
 
 
 def _added_to_mask(offset: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:

@@ -1,10 +1,10 @@
 """Which method answers where none is asked for: one that the model permits, and a sentence where it is not the first.
 
 Relevance has to be measured somewhere. Where no embedding is found (several towers, or a path of the image past the
-tokens), attention can still be followed by its gradient. A model without any attention (ResNet, ConvNeXt, MLP-Mixer) has
-relevance alone: by the rules of ``attn_lrp``, those of the half of the default that is left. ``conservative`` was made
-for what attention does, which is not there; of the two, measured on photographs, ``attn_lrp`` was the more faithful
-(METHODS §3).
+tokens), attention can still be followed by its gradient. A model without any attention (ResNet, ConvNeXt, MLP-Mixer)
+has relevance alone: by the rules of ``attn_lrp``, which is the half of the default that is left. ``conservative``
+differs from it where activations are multiplied; of the two, ``attn_lrp`` was the more faithful on photographs (METHODS
+§3).
 """
 
 from __future__ import annotations

@@ -38,9 +38,9 @@ def explain(
             an image; a list of P ints, or a tensor (B, P), gives P panels an image.
         method: ``gradient_guided``, ``conservative``, ``attn_lrp``, ``guided_relevance``, ``raw_attention``,
             ``rollout``, ``grad_cam``, or one that you registered. None is ``guided_relevance``; where the model does
-            not permit it, ``gradient_guided`` (no embedding is found at which relevance can be measured, as with several
-            towers) or ``attn_lrp`` (there is no attention), and a warning says so. A method that is named, or whose
-            options are given, is that one or an error.
+            not permit it, ``gradient_guided`` (no embedding is found at which relevance can be measured, as with
+            several towers) or ``attn_lrp`` (there is no attention), and a warning says so. A method that is named, or
+            whose options are given, is that one or an error.
         objective: ``"logit"``, ``"margin"``, ``Contrast(against)``, ``Mixture(weights)``, ``Region(mask)``, or a
             function from the model's output to one number an image.
         forward: called instead of ``model(images)``, for keyword inputs or a precision context.

@@ -159,8 +159,8 @@ def forward_pass(
         known = KnownPlaces(model, images, forward, _answers)
         for again in (False, True):
             if again:  # the model moved its tokens in another way than the pass that is known
-                with moment.again():
-                    known = KnownPlaces(model, images, forward, _answers, afresh=True)
+                moment.rewind()
+                known = KnownPlaces(model, images, forward, _answers, afresh=True)
             if follows_attention and known.places.obstacle is not None:
                 raise known.places.obstacle
             tap = AttentionTap(
@@ -171,8 +171,9 @@ def forward_pass(
                 embedding_number=known.embedding_number if start == "embedding" else None,
             )
             try:
+                begin = images.clone()  # outside the tap, which would number it
                 with tap, contextlib.nullcontext() if backward else _structure_only(tap):
-                    output = (forward or model)(images.clone())
+                    output = (forward or model)(begin)
                 if not known.hold_for(tap):
                     if not again:
                         continue

@@ -60,6 +60,8 @@ class Method:
         class_sensitive: whether its maps are claimed to depend on the class: 1 − rank correlation between the maps of
             the two most probable classes is at least 0.45 on the models of docs/methods.md, and the maps of a model
             whose weights are redrawn have nothing to do with those before.
+        follows_attention: whether the map is made of attention calls. Methods that do not are for models without any,
+            or whose calls cannot be followed, as well.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Method:
     signed: bool | Callable[[Any], bool]
     takes_region: bool
     class_sensitive: bool = False
+    follows_attention: bool = True
 
     @property
     def option_names(self) -> tuple[str, ...]:
@@ -127,6 +130,7 @@ def register_method(
     signed: bool | Callable[[Any], bool] = False,
     takes_region: bool = False,
     class_sensitive: bool = False,
+    follows_attention: bool = True,
 ) -> Callable[[MethodFunction], MethodFunction]:
     """Decorator that makes a function known to :func:`explain` under ``name``.
 
@@ -144,6 +148,7 @@ def register_method(
         signed: whether maps have values below 0, which are drawn on a scale of their own; or a function of the options.
         takes_region: whether ``objective=Region(...)`` has a meaning.
         class_sensitive: whether its maps are claimed to depend on the class.
+        follows_attention: whether the map is made of attention calls; without, models that make none are explained too.
 
     Raises:
         ValueError: if the name is taken.
@@ -178,7 +183,9 @@ def register_method(
         options()  # fails here, where the method is written, if an option has no default
 
     def register(compute: MethodFunction) -> MethodFunction:
-        METHODS[name] = Method(name, compute, source, start, rules, options, signed, takes_region, class_sensitive)
+        METHODS[name] = Method(
+            name, compute, source, start, rules, options, signed, takes_region, class_sensitive, follows_attention
+        )
         return compute
 
     return register

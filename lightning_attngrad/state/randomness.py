@@ -56,13 +56,17 @@ class RandomMoment:
     def __init__(self) -> None:
         self._streams = _streams_of_the_process()
 
+    def rewind(self) -> None:
+        """Put every stream back as it was then."""
+        for _, put_back in self._streams:
+            put_back()
+
     @contextmanager
     def again(self) -> Iterator[None]:
         """Run the body with every stream as it was then, and put the streams back afterwards as they are now."""
         later = _streams_of_the_process()
         try:
-            for _, put_back in self._streams:
-                put_back()
+            self.rewind()
             yield
         finally:
             for _, put_back in later:

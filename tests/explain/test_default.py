@@ -136,9 +136,8 @@ def test_other_errors_are_raised_as_they_are(error: ValueError) -> None:
 
 
 def test_where_the_other_method_gives_no_map_either_both_reasons_are_told_once() -> None:
-    _, found = asked_of(
-        {DEFAULT_METHOD: NoAttentionError("No attention."), "attn_lrp": UnsupportedModelError("No grid.")}
-    )
+    errors = {DEFAULT_METHOD: NoAttentionError("No attention."), "attn_lrp": NoEmbeddingError("No grid.")}
+    _, found = asked_of(errors)
     assert type(found) is UnsupportedModelError
     assert str(found) == "No attention. Nor is there a map by 'attn_lrp': No grid."
     same = NoAttentionError("No attention.")
@@ -160,7 +159,8 @@ def test_the_first_attempt_is_let_go_of_before_the_second() -> None:
 
     with pytest.warns(UserWarning, match="stands in"):
         explain(model, IMAGES, 1, forward=forward)
-    assert alive == [0, 0]
+    assert len(alive) >= 2
+    assert not any(alive)
 
 
 def test_an_explanation_names_the_method_that_answered() -> None:

@@ -98,7 +98,7 @@ def _clamp_max(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A00
     return _bounded_by(torch.clamp_max, input, *args, **kwargs)
 
 
-def _power(input: Any, exponent: Any, **kwargs: Any) -> Tensor:
+def _power(input: Any, exponent: Any, **kwargs: Any) -> Tensor:  # noqa: A002
     """``xᵖ = x·stop(xᵖ⁻¹)`` for p above 0; other powers are no activations."""
     positive = isinstance(exponent, Tensor) or exponent > 0
     if not differentiable(input) or differentiable(exponent) or not positive:

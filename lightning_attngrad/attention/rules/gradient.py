@@ -20,8 +20,10 @@ def scale_gradient(tensor: Tensor, factor: float) -> Tensor:
 
 
 def contiguous_gradient(tensor: Tensor) -> Tensor:
-    """The same values; the gradient that passes is made contiguous."""
-    return cast(Tensor, _ContiguousGradient.apply(tensor)) if tensor.requires_grad else tensor
+    """The same tensor; the gradient that passes is made contiguous."""
+    if tensor.requires_grad:
+        tensor.register_hook(Tensor.contiguous)  # of its values as they are now, whatever overwrites them
+    return tensor
 
 
 def constant_ratio(input: Tensor, output: Tensor, *, at_zero: float) -> Tensor:  # noqa: A002
@@ -52,7 +54,7 @@ def secant(
         of_zero: f(0).
         kind: what a factor that f gave is in a product, see :mod:`products`; None for nothing in particular.
     """
-    return cast(Tensor, (kind or Activation).apply(input, output.detach(), at_zero, of_zero))
+    return cast(Tensor, (kind or Activation).apply(input, [output.detach()], at_zero, of_zero))
 
 
 def in_place(rule: Callable[..., Tensor], function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -78,24 +80,15 @@ class _ScaleGradient(torch.autograd.Function):
         return gradient * ctx.factor, None
 
 
-class _ContiguousGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, tensor: Tensor) -> Tensor:  # noqa: ARG004
-        return tensor.view_as(tensor)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ARG004
-        return gradient.contiguous()
-
-
 class Activation(torch.autograd.Function):
     """``f(0) + x·stop((f(x) − f(0))/x)``, with the ratio's limit f'(0) where x is zero."""
 
     @staticmethod
-    def forward(ctx: Any, tensor: Tensor, output: Tensor, at_zero: float, of_zero: Tensor | float) -> Tensor:
+    def forward(ctx: Any, tensor: Tensor, given: list[Tensor], at_zero: float, of_zero: Tensor | float) -> Tensor:
+        (output,) = given  # in a list, so that autograd does not take it for an input: models may overwrite it
         rise = output if isinstance(of_zero, float) and of_zero == 0 else output - of_zero
         ctx.save_for_backward(torch.where(tensor == 0, at_zero, rise / tensor))
-        return output.view_as(output)
+        return output
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
@@ -104,7 +97,7 @@ class Activation(torch.autograd.Function):
 
 
 class Bounded(Activation):
-    """The same, of a function that is bounded, and zero at zero: as a factor a gate, unless the other one is more so."""
+    """The same, of a function that is bounded and zero at zero: as a factor a gate, unless the other is more so."""
 
 
 class Gate(Activation):

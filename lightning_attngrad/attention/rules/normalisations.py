@@ -1,7 +1,7 @@
 """Normalisations: ``(x − mean)·stop(1/std)·w + b``, the statistic that divides held constant.
 
-Normalisations that a model writes out, ``x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)``, need no rule of their
-own: the factor that is smaller than what it multiplies is a statistic, see :mod:`products`.
+Normalisations that a model writes out, ``x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps)``, need no rule of
+their own: the factor that is smaller than what it multiplies is a statistic, see :mod:`products`.
 """
 
 from __future__ import annotations

@@ -141,6 +141,12 @@ def _add_product(input: Tensor, tensor1: Any, tensor2: Any, *, value: float = 1)
     return torch.addcmul(input, tensor1, tensor2, value=value)
 
 
+def _add_matrix_product(input: Tensor, batch1: Any, batch2: Any, *, beta: float = 1, alpha: float = 1) -> Tensor:  # noqa: A002
+    if differentiable(batch1) and differentiable(batch2):
+        batch1, batch2 = _shared(batch1, batch2, of_elements=False)
+    return torch.baddbmm(input, batch1, batch2, beta=beta, alpha=alpha)
+
+
 def _einsum(equation: str, *operands: Any) -> Tensor:
     factors = list(operands[0]) if len(operands) == 1 and isinstance(operands[0], list | tuple) else list(operands)
     if len(factors) == 2 and all(map(differentiable, factors)):
@@ -174,9 +180,10 @@ RULES: dict[Function, Function] = {
     **{function: in_place(_divide, function) for function in (Tensor.div_, Tensor.divide_, Tensor.__itruediv__)},
     **dict.fromkeys((torch.addcmul, Tensor.addcmul), _add_product),
     **dict.fromkeys(
-        (torch.matmul, torch.bmm, Tensor.matmul, Tensor.bmm, Tensor.__matmul__),
+        (torch.matmul, torch.bmm, torch.mm, Tensor.matmul, Tensor.bmm, Tensor.mm, Tensor.__matmul__),
         _matrix_product,
     ),
+    **dict.fromkeys((torch.baddbmm, Tensor.baddbmm), _add_matrix_product),
     torch.einsum: _einsum,
     F.glu: _gated_linear_unit,
     F.grid_sample: _sample,
