@@ -306,7 +306,7 @@ _TIMM: list[Family] = [
     ),
     _timm("hiera_tiny_224", (64, 64), img_size=(64, 64), embed_dim=16, num_heads=1, stages=(1, 2, 2, 1)),
     _timm(
-        "sam2_hiera_tiny", (128, 192), embed_dim=16, num_heads=1, stages=(1, 2, 2, 1), global_att_blocks=(4,),
+        "sam2_hiera_tiny", (64, 96), embed_dim=16, num_heads=1, stages=(1, 2, 2, 1), global_att_blocks=(4,),
         window_spec=(8, 4, 4, 2),
     ),
     _timm_with_configuration(
@@ -322,7 +322,7 @@ _TIMM: list[Family] = [
           depths=(2, 2, 2, 2), num_heads=(1, 2, 2, 4)),
     _timm("levit_128s", (128, 128), img_size=(128, 128), embed_dim=(32, 32, 32), key_dim=8, depth=(1, 1, 1), num_heads=(2, 2, 2)),
     _timm("levit_conv_128s", (128, 128), img_size=(128, 128), embed_dim=(32, 32, 32), key_dim=8, depth=(1, 1, 1), num_heads=(2, 2, 2)),
-    _timm("mobilevit_xxs", (64, 128)),
+    _timm("mobilevit_xxs", (128, 128)),
     _timm("mobilevitv2_050", (64, 128), "otherwise"),
     _timm(
         "tiny_vit_5m_224", (64, 96), embed_dims=(16, 16, 32, 32), depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2),
@@ -347,7 +347,7 @@ _TIMM: list[Family] = [
     _timm("cpubone_nano", (64, 96)),
     _timm("shvit_s1", (128, 192), embed_dim=(16, 32, 32), partial_dim=(8, 8, 8), depth=(1, 1, 1)),
     _timm("csatv2", (128, 192), dims=(16, 16, 32, 32), depths=(1, 1, 2, 2), transformer_depths=(0, 0, 1, 1)),
-    _timm("vitamin_small_224", (64, 96), img_size=(64, 96)),
+    _timm("vitamin_small_224", (64, 96), img_size=(64, 96), depth=2),
     _timm("mobilenetv4_hybrid_medium", (64, 96)),
     _timm("mobilenetv5_base", (64, 96), channel_multiplier=0.125),
     _small_byoanet("botnet26t"),
@@ -557,7 +557,7 @@ _HF = [
         depth=[1, 2, 3]),
     _hf("levit", "LevitConfig", "LevitForImageClassification", (128, 128), attention=None, image_size=128,
         hidden_sizes=[32, 32, 32], num_attention_heads=[2, 2, 2], depths=[1, 1, 1], key_dim=[8, 8, 8]),
-    _hf("mobilevit", "MobileViTConfig", "MobileViTForImageClassification", (64, 128), attention=None,
+    _hf("mobilevit", "MobileViTConfig", "MobileViTForImageClassification", (128, 128), attention=None,
         image_size=128, hidden_sizes=[16, 16, 32], neck_hidden_sizes=[8, 8, 8, 16, 16, 16, 32], num_attention_heads=2),
     _hf("mobilevitv2", "MobileViTV2Config", "MobileViTV2ForImageClassification", (64, 128), "otherwise", attention=None,
         image_size=128, base_attn_unit_dims=[16, 16, 32], n_attn_blocks=[1, 1, 1]),

@@ -138,7 +138,7 @@ class AttentionProducts(TorchFunctionMode):
         if weights == [True, False] and not parameters[1] and right.dim() > 1:
             return self._attend(left, right, self._weights[id(left)][1])
         if weights == [False, True] and not parameters[0] and left.dim() > 1:
-            return self._attend(right.mT, left.mT, None).mT.contiguous()
+            return self._attend(right.mT, left.mT, self._weights[id(right)][1]).mT.contiguous()
         output = torch.matmul(left, right)
         if any(weights):
             self._weights[id(output)] = (output, None)
