@@ -7,7 +7,18 @@ from lightning_attngrad.attention.call import (
     FusedAttentionCall,
     outside_autocast,
 )
-from lightning_attngrad.attention.layout import TokenLayout, UnsupportedModelError, check_structure, infer_layout
+from lightning_attngrad.attention.embedding import NoEmbeddingError
+from lightning_attngrad.attention.known_places import KnownPlaces
+from lightning_attngrad.attention.places import (
+    CallPlaces,
+    EmbeddedPlaces,
+    Grid,
+    ImagePlaces,
+    NoAttentionError,
+    TokenPlaces,
+    UnsupportedModelError,
+    carry,
+)
 from lightning_attngrad.attention.rules import (
     ATTN_LRP,
     CONSERVATIVE,
@@ -18,6 +29,7 @@ from lightning_attngrad.attention.rules import (
     forget_backward_rule,
 )
 from lightning_attngrad.attention.tap import AttentionTap
+from lightning_attngrad.attention.watching import AttentionWatcher, SeenAttention
 
 __all__ = [
     "ATTN_LRP",
@@ -25,16 +37,24 @@ __all__ = [
     "PLAIN",
     "AttentionCall",
     "AttentionTap",
+    "AttentionWatcher",
     "BackwardRules",
+    "CallPlaces",
+    "EmbeddedPlaces",
     "ExplicitAttentionCall",
     "FusedAttentionCall",
-    "TokenLayout",
+    "Grid",
+    "ImagePlaces",
+    "KnownPlaces",
+    "NoAttentionError",
+    "NoEmbeddingError",
+    "SeenAttention",
+    "TokenPlaces",
     "UnsupportedModelError",
     "backward_rule",
-    "check_structure",
+    "carry",
     "constant_ratio",
     "default_memory_budget",
     "forget_backward_rule",
-    "infer_layout",
     "outside_autocast",
 ]

@@ -26,14 +26,11 @@ class AttentionCall(ABC):
         name: the model's own name for the place, such as ``blocks.3.attn``.
         tensor: the tensor of the autograd graph whose gradient :meth:`attention_gradient` needs.
         token_norms: (B, N) lengths of the tokens that enter the last normalisation before the call; None without one.
-        follows: whether something that it reads comes from the call before it. True for the first call, and where no
-            graph was asked for.
     """
 
     name: str
     tensor: Tensor
     token_norms: Tensor | None = field(default=None, init=False)
-    follows: bool = field(default=True, init=False)
 
     @property
     @abstractmethod

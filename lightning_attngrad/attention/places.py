@@ -15,6 +15,10 @@ class UnsupportedModelError(ValueError):
     """The model has no attention that can be read as one map over the image."""
 
 
+class NoAttentionError(UnsupportedModelError):
+    """The model attends to nothing: what of it can be explained is what needs no attention."""
+
+
 @dataclass(frozen=True, eq=False)
 class TokenPlaces:
     """Places of a set of tokens: R rows of N tokens, once (G = 1) or for each head (G = H).
@@ -48,6 +52,7 @@ class CallPlaces:
         kind: ``tokens`` read from tokens. ``channels``: channels read from channels, and every token stays where it
             is. ``elsewhere``: nothing that it reads comes from the image.
         reads: numbers of the earlier calls whose output it reads, directly or through other calls.
+        counts: whether the output depends on it.
     """
 
     name: str
@@ -57,6 +62,7 @@ class CallPlaces:
     heads: int
     kind: Literal["tokens", "channels", "elsewhere"]
     reads: frozenset[int]
+    counts: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +89,7 @@ class ImagePlaces:
         embedding: of the tokens at which relevance is measured; None where they are not known.
         area: top, left, bottom, right in pixels of the part of the images that the model sees.
         batch: number of images B.
+        obstacle: why maps of the attention cannot be drawn; None where they can.
     """
 
     calls: tuple[CallPlaces, ...]
@@ -91,6 +98,7 @@ class ImagePlaces:
     embedding: EmbeddedPlaces | None
     area: tuple[int, int, int, int]
     batch: int
+    obstacle: UnsupportedModelError | None = None
 
 
 def carry(values: Tensor, to: Grid) -> Tensor:

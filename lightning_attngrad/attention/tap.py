@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, Literal, TypeVar
 
@@ -15,17 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lightning_attngrad.attention.arrangement import Arrangement, FusedArrangement, four_dimensional
 from lightning_attngrad.attention.call import AttentionCall, ExplicitAttentionCall, FusedAttentionCall
+from lightning_attngrad.attention.descent import SoftmaxDescent
+from lightning_attngrad.attention.embedding import NumberedOutputs
 from lightning_attngrad.attention.multihead import multi_head_attention
-from lightning_attngrad.attention.rules import LINEARISED, NORMALISATIONS, PLAIN, BackwardRules, scale_gradient
+from lightning_attngrad.attention.rules import NORMALISATIONS, PLAIN, BackwardRules, scale_gradient, under_rules
+from lightning_attngrad.attention.watching import AttentionWatcher, SeenAttention
+from lightning_attngrad.attention.weights import LOG_SOFTMAX, SOFTMAX, UnreadSoftmax, Weights, softmax_dim
 from lightning_attngrad.state import outside_inference
 
 T = TypeVar("T")
 
-_SOFTMAX = (F.softmax, torch.softmax, Tensor.softmax)
-_MATRIX_PRODUCT = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm)
-#: Between a softmax and its matrix product the probabilities may pass through these.
-_IN_BETWEEN = (F.dropout, Tensor.to, Tensor.type_as, Tensor.contiguous, Tensor.float, Tensor.half, Tensor.bfloat16)
 #: Modules that do the arithmetic of an attention layer but are not the layer.
 _ANONYMOUS = (nn.Softmax, nn.Dropout, nn.Identity)
 
@@ -40,21 +40,22 @@ class AttentionTap(TorchFunctionMode):
     Args:
         model: whose module names the calls are known by.
         start: where the autograd graph begins while parameters are held constant. ``attention``: at the first
-            attention call. ``embedding``: at the tokens that enter the first block, see :attr:`embedding`.
+            attention call. ``embedding``: at :attr:`embedding`. ``images``: at what :meth:`begin_at` was given.
             ``None``: no graph is asked for.
+        embedding_number: of the embedding, as :func:`embedding_number` finds it; None where it is not needed.
         rules: what replaces the plain gradient on the way back.
         score_offsets: one addition to the scores (B, H, N, M), or None, for each call in order.
+        watcher: is told of every attention call while it happens.
 
     Attributes:
         calls: the attention calls.
-        conv_grids: height and width that each convolution before the first attention call gave.
-        embedding: tokens with their positions as they enter the first block (B, N, D): the input of the normalisation
-            that the first attention call's values come from. None until then.
-        first_values: values of the first attention call, (B, H, M, d), in the graph. None until then.
-        patch_anchor: what the last convolution before the first attention call gave (B, D, h, w), where a graph is
-            asked for: the graph begins here, so that one can ask which token comes from which patch. Before that, and
-            where patches are cut without a convolution, what :meth:`begin_at` was given.
-        anchor_is_image: whether it is that.
+        beginnings: with ``start="attention"``, the tensors of calls to which no graph led, where one begins now: the
+            first call, and the first of every tower or branch beside it.
+        moves: a number that tells passes apart that move their tokens in another way.
+        numbered: how many tensors functions of torch have returned to the model, see :mod:`embedding`.
+        embedding: what relevance is measured at, tokens with their positions as they enter the first block: (B, N, D),
+            or whatever form the model gives them. None until then.
+        first_reads: what the first attention call reads, values last, in the graph. None until then.
         last_normalised: output of the last normalisation before the last self-attention call (B, N, D).
         on_gradient: called with a call and the gradient at its ``tensor``, last call first, while autograd
             runs backwards.
@@ -75,17 +76,18 @@ class AttentionTap(TorchFunctionMode):
         self,
         model: nn.Module,
         *,
-        start: Literal["attention", "embedding"] | None = None,
+        start: Literal["attention", "embedding", "images"] | None = None,
         rules: BackwardRules = PLAIN,
         score_offsets: Sequence[Tensor | None] = (),
+        watcher: AttentionWatcher | None = None,
+        embedding_number: int | None = None,
     ) -> None:
         super().__init__()
         self.calls: list[AttentionCall] = []
-        self.conv_grids: list[tuple[int, int]] = []
-        self.embedding: Tensor | None = None
-        self.first_values: Tensor | None = None
-        self.patch_anchor: Tensor | None = None
-        self.anchor_is_image = False
+        self.beginnings: list[Tensor] = []
+        self.moves = 0
+        self.numbered = NumberedOutputs(embedding_number, keep_nodes=start == "images")
+        self.first_reads: tuple[Tensor, ...] | None = None
         self.last_normalised: Tensor | None = None
         self.on_gradient: Callable[[AttentionCall, Tensor], None] | None = None
         self._names: dict[int, str] = {
@@ -96,22 +98,17 @@ class AttentionTap(TorchFunctionMode):
         self._start = start
         self._rules = rules
         self._score_offsets = score_offsets
+        self._watcher = watcher
         self._normalised: Tensor | None = None
         self._entering_norm: Tensor | None = None
-        self._norms_before: list[tuple[Tensor, Tensor]] = []  # inputs and outputs, before the first attention call
-        self._softmaxes: list[_PendingSoftmax] = []  # probabilities, if a matrix product with values follows
+        self._descent = SoftmaxDescent(model, self)
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
-        self._came_out: Any = None  # node of the graph that made the output of the last attention call
         self._handlers: dict[Callable[..., Any], Callable[..., Any]] = {
             F.scaled_dot_product_attention: self._on_fused_attention,
             F.multi_head_attention_forward: self._on_multi_head_attention,
-            torch.conv2d: self._on_convolution,
-            torch.einsum: self._on_einsum,
             torch._C._set_grad_enabled: self._on_set_grad_enabled,
-            **dict.fromkeys(_SOFTMAX, self._on_softmax),
-            **dict.fromkeys(_MATRIX_PRODUCT, self._on_matrix_product),
+            **dict.fromkeys(SOFTMAX | LOG_SOFTMAX, self._on_softmax),
             **dict.fromkeys(NORMALISATIONS, self._on_normalisation),
-            **dict.fromkeys(_IN_BETWEEN, self._on_in_between),
         }
 
     def __torch_function__(
@@ -123,15 +120,28 @@ class AttentionTap(TorchFunctionMode):
     ) -> Any:
         args = tuple(outside_inference(argument) for argument in args)
         kwargs = {name: outside_inference(value) for name, value in kwargs.items()} if kwargs else {}
+        output = self.numbered(self._descent.computed(func, args, kwargs))
+        if func in _MOVES:
+            self.moves = hash((self.moves, func, _plain(args), _plain(tuple(kwargs.values()))))
+        if self._watcher is not None and isinstance(output, Tensor):
+            self._watcher.returned(self.numbered.last, output)
+        return output
+
+    def computed(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a function gives under the rules, apart from what its arguments descend from."""
         handler = self._handlers.get(func)
         if handler is not None:
             return handler(func, *args, **kwargs)
-        return self._under_rules(func)(*args, **kwargs)
+        return under_rules(func, self._rules)(*args, **kwargs)
+
+    @property
+    def embedding(self) -> Tensor | None:
+        """What relevance is measured at; None until then."""
+        return self.numbered.embedding
 
     def begin_at(self, images: Tensor) -> Tensor:
-        """Let the graph begin at images (B, C, H, W) that no convolution will meet; returns what the model takes."""
-        self.patch_anchor, self.anchor_is_image = images.requires_grad_(), True
-        return images.clone()  # a model that works in place would fail on the anchor itself
+        """Let the graph begin at images (B, C, H, W); returns what the model takes."""
+        return images.requires_grad_().clone()  # a model that works in place would fail on the images themselves
 
     def release(self) -> None:
         """Let go of all tensors and hooks, so that nothing but the caller's results stays alive."""
@@ -140,15 +150,19 @@ class AttentionTap(TorchFunctionMode):
         self._hooks.clear()
         self.calls.clear()
         self.on_gradient = None
-        self._norms_before.clear()
-        self._softmaxes.clear()
-        self.embedding = self.first_values = self.patch_anchor = self.last_normalised = None
-        self._normalised = self._entering_norm = self._came_out = None
+        self._descent.release()
+        self.beginnings.clear()
+        self.numbered.release()
+        self.first_reads = self.last_normalised = self._normalised = self._entering_norm = None
 
     @property
-    def unread_softmaxes(self) -> tuple[str, ...]:
-        """Where a softmax over N×N scores met no values: its attention is changed on the way, and not seen."""
-        return tuple(pending.name for pending in self._softmaxes if pending.square)
+    def unread_softmaxes(self) -> tuple[UnreadSoftmax, ...]:
+        """Softmaxes that no attention call was made of, and that may have been attention.
+
+        What descends from such a one met other tensors in a way that cannot be read, or it has as many rows as keys and
+        met nothing that is seen. Whether tokens of the image are concerned, only their places can tell.
+        """
+        return self._descent.unread
 
     # What is seen ------------------------------------------------------------------------------------------
 
@@ -172,29 +186,32 @@ class AttentionTap(TorchFunctionMode):
         elif rules == "uniform":
             query, key = scale_gradient(query, 0.25), scale_gradient(key, 0.25)
             value = scale_gradient(value, 0.5)
+        fused = FusedArrangement.of(*seen, enable_gqa)
         offset = self._score_offset()
         mask = attn_mask
         if offset is not None:
-            mask = _added_to_mask(offset.to(query.dtype), attn_mask, is_causal)
+            mask = _added_to_mask(fused.of_scores(offset).to(query.dtype), attn_mask, is_causal)
             is_causal = False
-        output: Tensor = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+        with self._attending():
+            output: Tensor = F.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+            )
+        call = FusedAttentionCall(
+            name=self.calling_module(),
+            tensor=output,
+            query=fused.of_rows(seen[0]),
+            key=fused.grouped_keys(seen[1]),
+            value=fused.grouped_keys(seen[2]),
+            mask=None if mask is None else fused.of_mask(mask),
+            is_causal=is_causal,
+            scale=scale,
         )
-        query, key, value = (_four_dimensional(tensor) for tensor in seen)
-        self._record(
-            seen,
-            FusedAttentionCall(
-                name=self._calling_module(),
-                tensor=output,
-                query=query,
-                key=key,
-                value=value,
-                mask=mask,
-                is_causal=is_causal,
-                scale=scale,
-            ),
+        self._record(seen, call, fused.of_rows)
+        self._tell(
+            lambda: SeenAttention(
+                call, seen[0], seen[2], output, fused.of_rows, fused.of_keys, fused.to_output(output.shape)
+            )
         )
-        self._came_out = _node_of(output)
         return output
 
     def _on_multi_head_attention(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -208,92 +225,78 @@ class AttentionTap(TorchFunctionMode):
         return multi_head_attention(attend, *args, **kwargs)
 
     def _on_softmax(self, func: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
-        dim = args[0] if args else kwargs.get("dim")
-        over_keys = input.dim() in (3, 4) and input.is_floating_point() and dim in (-1, input.dim() - 1)
-        offset = self._score_offset() if over_keys else None
-        scores = input if offset is None or offset.shape != input.shape else input + offset.to(input.dtype)
-        output: Tensor = func(scores, *args, **kwargs)
-        if over_keys:
-            square = output.dim() == 4 and output.shape[-1] == output.shape[-2] > 1
-            self._softmaxes = [pending for pending in self._softmaxes if pending.square]  # others were no attention
-            self._softmaxes.append(_PendingSoftmax(self._calling_module(), square, [output]))
+        number = len(self.calls)
+        offset = self._score_offset()
+        if offset is not None and input.dim() > 2 and four_dimensional(input).shape == offset.shape:
+            output: Tensor = func(input + offset.reshape(input.shape).to(input.dtype), *args, **kwargs)
+        else:
+            offset = None
+            output = func(input, *args, **kwargs)
+        dim = softmax_dim(func, args, kwargs)
+        if dim is not None and output.dim() > 1 and output.is_floating_point():
+            self._descent.begin(output, dim, func in LOG_SOFTMAX, None if offset is None else number)
         return output
 
-    def _on_in_between(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        output: Tensor = func(*args, **kwargs)
-        pending = self._pending_softmax(args[0] if args else kwargs.get("input"))
-        if pending is not None:
-            pending.tensors.append(output)
-        return output
+    def factors(self, matrix: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Probabilities and values as they are multiplied: what flows back through them is up to the rules."""
+        if self._rules.attention == "constant":
+            matrix = matrix.detach()
+        elif self._rules.attention == "uniform":
+            # The rule for products halves what reaches queries and keys once more.
+            matrix, value = scale_gradient(matrix, 0.5), scale_gradient(value, 0.5)
+        if not self.calls or self._rules.attention != "constant":
+            self._begin(matrix)
+        return matrix, value
 
-    def _on_matrix_product(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        attends = len(args) > 1 and self._pending_softmax(args[0]) is not None
-        if attends:
-            args = (*self._on_explicit_attention(args[0], args[1]), *args[2:])
-        output: Tensor = func(*args, **kwargs)
-        if attends:
-            self._came_out = _node_of(output)
-        return output
+    def attend(
+        self,
+        weights: Weights,
+        operands: tuple[Tensor, Tensor, Tensor],
+        arrangement: Arrangement,
+        compute: Callable[[], Tensor],
+    ) -> Tensor:
+        """Compute a product of probabilities and values, and keep what it was.
 
-    def _on_einsum(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        probabilities_first = len(args) == 3 and self._pending_softmax(args[1]) is not None
-        values_first = len(args) == 3 and not probabilities_first and self._pending_softmax(args[2]) is not None
-        if probabilities_first:
-            args = (args[0], *self._on_explicit_attention(args[1], args[2]))
-        elif values_first:
-            args = (args[0], *reversed(self._on_explicit_attention(args[2], args[1])))
-        output: Tensor = func(*args, **kwargs)
-        if probabilities_first or values_first:
-            self._came_out = _node_of(output)
-        return output
-
-    def _pending_softmax(self, operand: Any) -> _PendingSoftmax | None:
-        """The softmax that these probabilities come from, whatever copies of them were made."""
-        if not isinstance(operand, Tensor):
-            return None
-        return next(
-            (pending for pending in self._softmaxes if any(operand is tensor for tensor in pending.tensors)), None
+        Args:
+            weights: what is known of the probabilities.
+            operands: the matrix as the model holds it, as it is multiplied, and the values.
+            arrangement: of the matrix as the model holds it.
+            compute: gives the product.
+        """
+        matrix, factor, value = operands
+        weights.was_read()
+        call = ExplicitAttentionCall(
+            name=self.calling_module(), tensor=factor, probabilities=arrangement.of_rows(matrix.detach())
         )
-
-    def _on_explicit_attention(self, probabilities: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        self._softmaxes = [
-            pending for pending in self._softmaxes if pending is not self._pending_softmax(probabilities)
-        ]
-        rules, seen = self._rules.attention, (probabilities, value)
-        if rules == "constant":
-            probabilities = probabilities.detach()
-        elif rules == "uniform":
-            probabilities, value = scale_gradient(probabilities, 0.25), scale_gradient(value, 0.5)
-        self._record(
-            seen,
-            ExplicitAttentionCall(
-                name=self._calling_module(),
-                tensor=probabilities,
-                probabilities=_four_dimensional(probabilities.detach()),
-            ),
+        self._check_offset(call.name, weights, arrangement)
+        self._record((matrix, value), call, arrangement.for_every_row().of_rows)
+        with self._attending():
+            output = compute()
+        self._tell(
+            lambda: SeenAttention(
+                call, matrix, value, output, arrangement.of_rows, arrangement.of_keys, arrangement.to_output
+            )
         )
-        return probabilities, value
+        return output
+
+    def _check_offset(self, name: str, weights: Weights, arrangement: Arrangement) -> None:
+        """Refuse to move the scores of an attention that is not the very softmax of them."""
+        if self._score_offset() is None:
+            return
+        offsets = {softmax.offset for softmax in weights.softmaxes}
+        if offsets != {len(self.calls)} or not weights.is_copy or not arrangement.is_plain:
+            raise ValueError(
+                f"score_offsets: the attention of {name!r} is changed or moved about between its softmax and its "
+                "values, so that its scores cannot be moved along their gradient; leave this layer out (layers= of "
+                "attention_step)"
+            )
 
     def _on_normalisation(self, func: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
         of_tokens = input.dim() == 3 and input.is_floating_point()  # (B, N, D), not the heads of a query
-        if of_tokens and not self.calls and self._start == "embedding" and not input.requires_grad:
-            input.requires_grad_()
-        output: Tensor = self._under_rules(func)(input, *args, **kwargs)
+        output: Tensor = under_rules(func, self._rules)(input, *args, **kwargs)
         if of_tokens:
             self._normalised, self._entering_norm = output, input
-            if not self.calls:
-                self._norms_before.append((input, output))
         return output
-
-    def _on_convolution(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-        output: Tensor = func(*args, **kwargs)
-        if self.calls:
-            return output
-        self.conv_grids.append((output.shape[-2], output.shape[-1]))
-        if self._start is None:
-            return output
-        self.patch_anchor, self.anchor_is_image = output.detach().requires_grad_(), False
-        return self.patch_anchor.clone()  # an activation that works in place would fail on the anchor itself
 
     def _on_set_grad_enabled(self, func: Callable[..., Any], enabled: bool) -> None:
         # A backbone that its owner runs under no_grad is a frozen one: it is read like any other.
@@ -302,20 +305,30 @@ class AttentionTap(TorchFunctionMode):
 
     # What is kept ------------------------------------------------------------------------------------------
 
-    def _record(self, reads: tuple[Tensor, ...], call: AttentionCall) -> None:
+    def _begin(self, tensor: Tensor) -> None:
+        """Let a graph begin at a tensor of an attention call, if none leads to it."""
+        if self._start == "attention" and torch.is_grad_enabled():
+            tensor.requires_grad_()
+
+    def _attending(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext() if self._watcher is None else self._watcher.attending()
+
+    def _tell(self, seen: Callable[[], SeenAttention]) -> None:
+        if self._watcher is not None:
+            self._watcher.attended(seen())
+
+    def _record(self, reads: tuple[Tensor, ...], call: AttentionCall, canonical: Callable[[Tensor], Tensor]) -> None:
         """Keep a call, and from what it reads, values last, as the model has it: before rules cut anything."""
         name, number = call.name, sum(known.name.split("#")[0] == call.name for known in self.calls)
         call.name = f"{name}#{number + 1}" if number else name  # a module that attends several times
         if not self.calls:
-            self.embedding = _input_of_norm(self._norms_before, reads[-1])
-            self.first_values = _four_dimensional(reads[-1])
-            self._norms_before.clear()
-        elif self._came_out is not None:
-            call.follows = any(node is self._came_out for node in walk_graph(*reads))
-        if self._start == "attention" and not self.calls and not call.tensor.requires_grad:
-            call.tensor.requires_grad_()
+            self.first_reads = reads
+        if isinstance(call, FusedAttentionCall):
+            self._begin(call.tensor)
+        if self._start == "attention" and call.tensor.is_leaf and call.tensor.requires_grad:
+            self.beginnings.append(call.tensor)
         if call.tensor.requires_grad:
-            self._hooks.append(call.tensor.register_hook(self._deliver(call)))
+            self._hooks.append(call.tensor.register_hook(self._deliver(call, canonical)))
         if call.is_self_attention:
             self.last_normalised = self._normalised
         if self._entering_norm is not None:
@@ -325,21 +338,18 @@ class AttentionTap(TorchFunctionMode):
             )
         self.calls.append(call)
 
-    def _deliver(self, call: AttentionCall) -> Callable[[Tensor], None]:
+    def _deliver(self, call: AttentionCall, canonical: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
         def deliver(gradient: Tensor) -> None:
             if self.on_gradient is not None:
-                self.on_gradient(call, _four_dimensional(gradient))
+                self.on_gradient(call, canonical(gradient))
 
         return deliver
-
-    def _under_rules(self, func: Callable[..., Any]) -> Callable[..., Any]:
-        return LINEARISED.get(func, func) if self._rules.linearise else func
 
     def _score_offset(self) -> Tensor | None:
         index = len(self.calls)
         return self._score_offsets[index] if index < len(self._score_offsets) else None
 
-    def _calling_module(self) -> str:
+    def calling_module(self) -> str:
         """Name of the innermost module of the model whose forward is running."""
         frame: FrameType | None = sys._getframe(1)
         while frame is not None:
@@ -350,46 +360,21 @@ class AttentionTap(TorchFunctionMode):
         return f"attention.{len(self.calls)}"
 
 
-@dataclass(eq=False)
-class _PendingSoftmax:
-    """A softmax over keys whose matrix product with values is yet to come."""
-
-    name: str
-    square: bool  # (B, H, N, N), which is hardly anything but attention
-    tensors: list[Tensor]  # the probabilities, and their copies in other types
+#: What moves tokens by arguments that have nothing to do with the number of images.
+_MOVES = {
+    torch.roll, Tensor.roll, torch.flip, Tensor.flip, torch.permute, Tensor.permute, torch.transpose, Tensor.transpose,
+    torch.cat, F.pad, Tensor.__getitem__, torch.swapaxes, Tensor.swapaxes, torch.movedim, Tensor.movedim,
+}  # fmt: skip
 
 
-def _input_of_norm(norms: list[tuple[Tensor, Tensor]], value: Tensor) -> Tensor | None:
-    """Input of the normalisation nearest before ``value``: queries and keys may have normalisations of their own."""
-    by_node = {output.grad_fn: tokens for tokens, output in norms if output.grad_fn is not None}
-    found = next((node for node in walk_graph(value) if node in by_node), None)
-    if found is not None:
-        return by_node[found]
-    return norms[-1][0] if norms else None
+def _plain(arguments: tuple[Any, ...]) -> str:
+    """Numbers and slices among the arguments of a function, as text."""
+    kinds = (int, slice, tuple, list)
+    return str([one for one in arguments if isinstance(one, kinds) and not _has_tensors(one)])
 
 
-def _node_of(output: Tensor) -> Any:
-    """Node of the graph that made ``output``, or that receives its gradient where the graph begins; None without."""
-    return torch.autograd.graph.get_gradient_edge(output).node if output.requires_grad else None
-
-
-def walk_graph(*tensors: Tensor) -> Iterator[Any]:
-    """Nodes of the autograd graph behind ``tensors``, nearest first."""
-    waiting, seen = deque(_node_of(tensor) for tensor in tensors), set()
-    while waiting:
-        node = waiting.popleft()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        yield node
-        waiting.extend(earlier for earlier, _ in node.next_functions)
-
-
-def _four_dimensional(tensor: Tensor) -> Tensor:
-    """(B, H, N, d) from (B, N, d), which has a single head, or from more leading dimensions than two."""
-    if tensor.dim() == 3:
-        return tensor.unsqueeze(1)
-    return tensor if tensor.dim() == 4 else tensor.flatten(0, -4)
+def _has_tensors(argument: Any) -> bool:
+    return isinstance(argument, tuple | list) and any(isinstance(one, Tensor) or _has_tensors(one) for one in argument)
 
 
 def _added_to_mask(offset: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:

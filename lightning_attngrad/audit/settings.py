@@ -100,8 +100,8 @@ def refuse_other_hash(found: str | None, label: str, settings: AuditSettings, fi
         raise AuditError(
             f"{label}: the validation images or their classes are not those that {settings.expected[1]} was audited "
             f"on when it was saved (hash {found!s:.8}…, then {settings.expected[0]:.8}…): data, transforms or a random "
-            "split have changed, and the numbers do not compare. Give the data of the run, or --new-images to compare "
-            "the checkpoints with each other only"
+            "split have changed, or maps are by another method, and the numbers do not compare. Give the data of the "
+            "run, or --new-images to compare the checkpoints with each other only"
         )
     if first is not None and found != first[0]:
         raise AuditError(

@@ -11,8 +11,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_attngrad.callbacks.monitor import Monitor
-from lightning_attngrad.explain import DEFAULT_METHOD, Objective
+from lightning_attngrad.callbacks.maps_monitor import MapsMonitor
+from lightning_attngrad.explain import Objective
 from lightning_attngrad.measure.drift import (
     LEADING,
     MOVED,
@@ -26,7 +26,8 @@ from lightning_attngrad.measure.drift import (
     what_moved,
 )
 from lightning_attngrad.measure.drift_figures import drift_figures
-from lightning_attngrad.measure.maps import Maps, check_question, explain_images
+from lightning_attngrad.measure.maps import Maps, explain_images
+from lightning_attngrad.measure.questions import check_question
 from lightning_attngrad.measure.reference_weights import hash_of_weights, on_device, read_checkpoint, weights_for
 from lightning_attngrad.metrics.functional.drift import DRIFT_MEASURES
 from lightning_attngrad.probe import Evaluation, Findings, ProbeImages, jittered_copies
@@ -34,7 +35,7 @@ from lightning_attngrad.probe.moment import is_fitting
 from lightning_attngrad.reporting.layout import Charts
 
 
-class AttentionDriftMonitor(Monitor):
+class AttentionDriftMonitor(MapsMonitor):
     """Measures how far a Vision Transformer's maps have moved, and how much of that is more than noise.
 
     Every so often it explains a frozen, class-balanced set of validation images for classes that never change, compares
@@ -70,8 +71,8 @@ class AttentionDriftMonitor(Monitor):
             skipped rather than take more, and never made with less care. None is no limit.
         reference: ``start`` compares with the starting weights, ``previous`` with the evaluation before; anything else
             is the path of a checkpoint of this model, whose weights are compared with.
-        method: any that :func:`lightning_attngrad.explain` knows.
-        objective: as for :class:`AttentionMapMonitor`.
+        method: as for :class:`AttentionMapMonitor`.
+        objective: likewise.
         method_options: likewise.
         memory_budget: bytes for the temporaries of a block of attention rows; None follows the device.
         alarm: warn, and log ``alarm`` as 1, while ``ratio/spearman`` is above this number; None never.
@@ -109,7 +110,7 @@ class AttentionDriftMonitor(Monitor):
         every_n_steps: int | None = None,
         max_overhead: float | None = None,
         reference: str = "start",
-        method: str = DEFAULT_METHOD,
+        method: str | None = None,
         objective: Literal["logit", "margin"] | Objective | Callable[[Any], Tensor] = "logit",
         method_options: dict[str, Any] | None = None,
         memory_budget: int | None = None,
@@ -170,6 +171,7 @@ class AttentionDriftMonitor(Monitor):
 
     def evaluate(self, evaluation: Evaluation) -> Findings:
         """Explain the images and their jittered copies, and compare with the reference."""
+        question = self.asked(evaluation)
         maps = self._maps(evaluation)
         height, width = maps.heatmap.shape[-2:]
         copies = jittered_copies(evaluation.images, (height, width), evaluation.seed)
@@ -204,7 +206,7 @@ class AttentionDriftMonitor(Monitor):
         past = [*self.past, PastDrift.of(drift, evaluation.label)]
 
         def draw() -> dict[str, Figure]:
-            return drift_figures(evaluation, self.question, drift, reference, is_now, past, maps.layer_names)
+            return drift_figures(evaluation, question, drift, reference, is_now, past, maps.layer_names)
 
         if evaluation.in_history:
             self.past = past
@@ -217,7 +219,7 @@ class AttentionDriftMonitor(Monitor):
         return Findings(scalars, draw)
 
     def _maps(self, evaluation: Evaluation, images: Tensor | None = None) -> Maps:
-        return explain_images(evaluation, self.question, images, memory_budget=self.memory_budget)
+        return explain_images(evaluation, self.asked(evaluation), images, memory_budget=self.memory_budget)
 
     def _maps_of_checkpoint(self, evaluation: Evaluation) -> dict[str, Reference]:
         if self._weights is None:
@@ -259,11 +261,11 @@ class AttentionDriftMonitor(Monitor):
     def settings(self) -> dict[str, Any]:
         """The question that is asked of each image, and what the maps are compared with."""
         kind = self.reference if self.reference in ("start", "previous") else "a checkpoint"
-        return {**self.question.plain(), "reference": kind}
+        return {**super().settings(), "reference": kind}
 
-    def further_conditions(self, evaluation: Evaluation) -> dict[str, Any]:  # noqa: ARG002
-        """The weights of the checkpoint that is compared with."""
-        return {"weights of the reference": self._reference_id}
+    def further_conditions(self, evaluation: Evaluation) -> dict[str, Any]:
+        """Also the weights of the checkpoint that is compared with."""
+        return {**super().further_conditions(evaluation), "weights of the reference": self._reference_id}
 
     def history(self) -> dict[str, Any]:
         """The references and the curves."""

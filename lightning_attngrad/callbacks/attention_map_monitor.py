@@ -9,17 +9,18 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from lightning_attngrad.callbacks.monitor import Monitor
-from lightning_attngrad.explain import DEFAULT_METHOD, Objective
+from lightning_attngrad.callbacks.maps_monitor import MapsMonitor
+from lightning_attngrad.explain import Objective
 from lightning_attngrad.measure.map_figures import Frame, caption_of, map_figures
-from lightning_attngrad.measure.map_scalars import head_scalars, mask_scalars
-from lightning_attngrad.measure.maps import check_question, explain_best_classes, explain_images, with_panels
+from lightning_attngrad.measure.map_scalars import completeness_scalars, head_scalars, mask_scalars
+from lightning_attngrad.measure.maps import explain_best_classes, explain_images, with_panels
+from lightning_attngrad.measure.questions import check_question
 from lightning_attngrad.metrics.functional import map_statistics, times_uniform_share
 from lightning_attngrad.probe import Evaluation, Findings, ProbeImages
 from lightning_attngrad.reporting.layout import Charts
 
 
-class AttentionMapMonitor(Monitor):
+class AttentionMapMonitor(MapsMonitor):
     """Shows where a Vision Transformer looks, before, during and after fine-tuning.
 
     Every so often it explains a frozen, class-balanced set of validation images and logs, to every logger,
@@ -30,7 +31,9 @@ class AttentionMapMonitor(Monitor):
     - ``attngrad/maps/film``: one image through training, the starting weights first;
     - scalars ``attngrad/maps/entropy``, ``border_mass``, ``corner_mass``, ``top_decile_mass`` (means over the
       images; one whose map is zero everywhere counts in none),
-      ``head_entropy/<layer>`` and ``head_distance/<layer>`` (means over heads and images), and ``seconds``.
+      ``completeness_error`` (of methods of relevance: how much of the output the map fails to account for),
+      ``head_entropy/<layer>`` and ``head_distance/<layer>`` (means over heads and images; of a model without attention
+      there are none), and ``seconds``.
 
     The map of an image is that of its true class, or, where the data has none, of the class predicted at the first
     evaluation: a class that never changes, so that the numbers of different epochs compare. Colours show each patch's
@@ -51,7 +54,8 @@ class AttentionMapMonitor(Monitor):
         every_n_steps: evaluate after every n-th optimizer step instead.
         max_overhead: share of the fit's time that this monitor may take, such as 0.05: evaluations that are due are
             skipped rather than take more, and never made with less care. None is no limit.
-        method: any that :func:`lightning_attngrad.explain` knows.
+        method: any that :func:`lightning_attngrad.explain` knows. None is its default, or what stands in for that where
+            the model does not permit it; one line then says so.
         objective: ``logit``, ``margin``, :class:`~lightning_attngrad.Contrast`, :class:`~lightning_attngrad.Mixture`,
             :class:`~lightning_attngrad.Region` (without a mask it takes that of the images), or a function from the
             model's output to one number an image: for regression, and for backbones without a classifier.
@@ -90,7 +94,7 @@ class AttentionMapMonitor(Monitor):
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
         max_overhead: float | None = None,
-        method: str = DEFAULT_METHOD,
+        method: str | None = None,
         objective: Literal["logit", "margin"] | Objective | Callable[[Any], Tensor] = "logit",
         method_options: dict[str, Any] | None = None,
         memory_budget: int | None = None,
@@ -122,8 +126,10 @@ class AttentionMapMonitor(Monitor):
 
     def evaluate(self, evaluation: Evaluation) -> Findings:
         """Explain the images, and the most probable classes of the first few."""
-        maps = explain_images(evaluation, self.question, memory_budget=self.memory_budget)
-        scalars = with_panels(maps, lambda panel: map_statistics(panel.heatmap)) | head_scalars(evaluation)
+        question = self.asked(evaluation)
+        maps = explain_images(evaluation, question, memory_budget=self.memory_budget)
+        scalars = with_panels(maps, lambda panel: map_statistics(panel.heatmap))
+        scalars |= completeness_scalars(maps) | head_scalars(evaluation)
         if (masks := evaluation.masks) is not None:
             scalars |= with_panels(maps, lambda panel: mask_scalars(panel.heatmap, masks))
         frame = Frame(
@@ -133,17 +139,13 @@ class AttentionMapMonitor(Monitor):
         if evaluation.in_history:
             self.film = film
         beside = explain_best_classes(
-            evaluation, self.question, maps, self.top_k, self.classes, memory_budget=self.memory_budget
+            evaluation, question, maps, self.top_k, self.classes, memory_budget=self.memory_budget
         )
-        return Findings(scalars, map_figures(evaluation, self.question, maps, film, beside))
+        return Findings(scalars, map_figures(evaluation, question, maps, film, beside))
 
     def knows_enough(self) -> bool:
         """Not without a map: heads have an entropy also where a zero-initialised classifier gives none."""
         return math.isfinite(self.scalars.get("entropy", math.nan))
-
-    def settings(self) -> dict[str, Any]:
-        """The question that is asked of each image."""
-        return self.question.plain()
 
     def history(self) -> dict[str, Any]:
         """The film strip so far."""
@@ -159,13 +161,14 @@ class AttentionMapMonitor(Monitor):
         self.film = []
 
     def charts(self) -> Charts:
-        """How spread out the maps are and where they lie, and the heads of each layer."""
+        """How spread out the maps are and where they lie, what they account for, and the heads of each layer."""
         return {
             # Without masks the last three are not logged, and a chart of their own would be empty.
             "how spread out, and where": (
                 *("entropy", "border_mass", "corner_mass", "top_decile_mass"),
                 *("mass_in_mask", "pointing", "mask_average_precision"),
             ),
+            **({"completeness error of the maps": ("completeness_error",)} if self.question.is_of_relevance else {}),
             "entropy of the heads, by layer": ("head_entropy/",),
             "distance of the heads, by layer": ("head_distance/",),
         }

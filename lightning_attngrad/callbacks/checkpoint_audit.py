@@ -12,11 +12,11 @@ import lightning.pytorch as pl
 from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lightning_attngrad.attention import UnsupportedModelError
 from lightning_attngrad.callbacks.base import ProbeCallback
-from lightning_attngrad.explain import Question
 from lightning_attngrad.measure.audit_record import AuditRecord, record_address
-from lightning_attngrad.measure.maps import explain_images
+from lightning_attngrad.measure.map_scalars import completeness_scalars
+from lightning_attngrad.measure.maps import Maps, explain_images
+from lightning_attngrad.measure.questions import question_of_maps
 from lightning_attngrad.measure.rewrite_figures import rewrite_figures
 from lightning_attngrad.measure.rewrite_scalars import ill_health, rewrite_scalars
 from lightning_attngrad.measure.rewriting import FrozenTargets, RewriteSettings, comparison_hash, rewrite_images
@@ -42,6 +42,8 @@ class CheckpointAudit(ProbeCallback):
     ``ModelCheckpoint`` only, whose names are known, and is removed when ``ModelCheckpoint`` removes the checkpoint.
     With weight averaging a checkpoint holds the average, which is in place during validation alone: the audit then
     evaluates at each validation, and a checkpoint saved between validations says why it has no figures.
+    Maps are by the default method of :func:`lightning_attngrad.explain`, or by what stands in for it where the model
+    does not permit it: the record's settings name it. Of a model of which no map can be made there are no such figures.
 
     Args:
         probe: the images and how they are read; None shares the default of the Trainer's other monitors.
@@ -85,6 +87,7 @@ class CheckpointAudit(ProbeCallback):
         self.record: AuditRecord | None = None
         self.distances: list[float] = []  # of the image–target pairs of the last evaluation
         self.hash: str | None = None  # SHA-256 of images, classes and settings: figures of another do not compare
+        self.method: str | None = None  # of the maps; None where no map can be made of the model
         self._frozen: FrozenTargets | None = None
         self._evaluated_at: Moment | None = None
         self._described: dict[str, CheckpointFile] = {}  # checkpoints that have their file
@@ -184,8 +187,10 @@ class CheckpointAudit(ProbeCallback):
         """Maps and rewrites of the frozen images."""
         if self._frozen is None:
             self._frozen = FrozenTargets.of_this_run(evaluation, self.rewriting.target)
-        self.hash = comparison_hash(evaluation, self.rewriting, self._frozen)
-        numbers = {f"maps/{name}": value for name, value in _map_numbers(evaluation).items()}
+        question, _ = question_of_maps(evaluation)  # where there is none, the rewriting says why
+        self.method = None if question is None else question.method
+        self.hash = comparison_hash(evaluation, self.rewriting, self._frozen, method=self.method)
+        numbers = {} if question is None else _map_numbers(explain_images(evaluation, question))
         pairs, shown = rewrite_images(evaluation, self.rewriting, self._frozen)
         self.distances = pairs.distance.tolist()
         rewritten = rewrite_scalars(pairs, self.rewriting)
@@ -240,6 +245,7 @@ class CheckpointAudit(ProbeCallback):
                 "mean": _plain_key(known.mean),
                 "std": _plain_key(known.std),
                 "precision": str(trainer.precision),
+                "method": self.method,
             },
             hash=self.hash,
             seconds=seconds,
@@ -329,15 +335,13 @@ class CheckpointAudit(ProbeCallback):
     def forget(self) -> None:
         """Drop what belongs to another run, or to other images."""
         super().forget()
-        self.record = self.hash = self._frozen = self._evaluated_at = None
+        self.record = self.hash = self.method = self._frozen = self._evaluated_at = None
 
 
-def _map_numbers(evaluation: Evaluation) -> dict[str, float]:
-    """Statistics of the maps of the images' own classes; none for a model whose attention cannot be read."""
-    try:
-        return map_statistics(explain_images(evaluation, Question()).heatmap)
-    except UnsupportedModelError:
-        return {}
+def _map_numbers(maps: Maps) -> dict[str, float]:
+    """Of the maps of the images' own classes."""
+    found = {**map_statistics(maps.heatmap), **completeness_scalars(maps)}
+    return {f"maps/{name}": value for name, value in found.items()}
 
 
 def _own_metrics(trainer: pl.Trainer) -> dict[str, float]:

@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
-from lightning_attngrad.callbacks.monitor import Monitor
-from lightning_attngrad.explain import DEFAULT_METHOD, Objective
+from lightning_attngrad.callbacks.maps_monitor import MapsMonitor
+from lightning_attngrad.explain import Objective
 from lightning_attngrad.measure.faithfulness import curves_of, sensitivity_of
-from lightning_attngrad.measure.maps import check_question, explain_images
+from lightning_attngrad.measure.maps import explain_images
+from lightning_attngrad.measure.questions import check_question
 from lightning_attngrad.metrics.functional import Faithfulness
 from lightning_attngrad.metrics.functional.faithfulness import REPLACEMENTS
 from lightning_attngrad.probe import Evaluation, Findings, ProbeImages
@@ -24,7 +25,7 @@ _EVERY_N_EPOCHS = 5
 _NAMES = {"mean": "the mean colour", "blur": "a blurred image"}
 
 
-class FaithfulnessMonitor(Monitor):
+class FaithfulnessMonitor(MapsMonitor):
     """Measures whether a prediction rests on the patches that its map calls relevant.
 
     Every so often it explains a frozen, class-balanced set of validation images, replaces their patches in the order of
@@ -53,8 +54,8 @@ class FaithfulnessMonitor(Monitor):
         every_n_steps: evaluate after every n-th optimizer step instead.
         max_overhead: share of the fit's time that this monitor may take, such as 0.05: evaluations that are due are
             skipped rather than take more, and never made with less care. None is no limit.
-        method: of the maps, any that :func:`lightning_attngrad.explain` knows.
-        objective: as for :class:`AttentionMapMonitor`, of those that are about a class.
+        method: of the maps, as for :class:`AttentionMapMonitor`.
+        objective: likewise, of those that are about a class.
         method_options: likewise.
         memory_budget: bytes for the temporaries of a block of attention rows; None follows the device.
         steps: points of a curve; an evaluation takes ``2 · steps`` forwards an image, beside the maps.
@@ -89,7 +90,7 @@ class FaithfulnessMonitor(Monitor):
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
         max_overhead: float | None = None,
-        method: str = DEFAULT_METHOD,
+        method: str | None = None,
         objective: Literal["logit", "margin"] | Objective = "logit",
         method_options: dict[str, Any] | None = None,
         memory_budget: int | None = None,
@@ -124,7 +125,8 @@ class FaithfulnessMonitor(Monitor):
 
     def evaluate(self, evaluation: Evaluation) -> Findings:
         """Explain the images, replace their patches, and compare with the first evaluation."""
-        maps = explain_images(evaluation, self.question, memory_budget=self.memory_budget)
+        question = self.asked(evaluation)
+        maps = explain_images(evaluation, question, memory_budget=self.memory_budget)
         scalars: dict[str, float] = {}
         found = {}
         for panel, of_panel in maps.by_panel():
@@ -133,15 +135,14 @@ class FaithfulnessMonitor(Monitor):
                 scalars[f"{name}{panel}"] = float(getattr(found[panel], name).nanmean())
         now = found[""]
         if maps.logits.shape[1] > 1:
-            sensitivity = sensitivity_of(evaluation, self.question, maps.logits, self.memory_budget)
+            sensitivity = sensitivity_of(evaluation, question, maps.logits, self.memory_budget)
             scalars["class_sensitivity"] = float(sensitivity.nanmean())
         first = self._first
 
         def draw() -> dict[str, Figure]:
             curves = {} if first is None else {first[0]: _drawn(first[1])}
             curves[f"{evaluation.label} (now)"] = _drawn(now)
-            method = self.question.method.replace("_", " ")
-            title = f"Does the prediction rest where the map points? · {evaluation.label} · {method}"
+            title = f"Does the prediction rest where the map points? · {evaluation.label} · {question.method_in_words}"
             return {"curves": perturbation_curves(curves, replaced_by=_NAMES[self.replacement], title=title)}
 
         if evaluation.in_history and first is None and not now.srg.isnan().all():
@@ -156,7 +157,7 @@ class FaithfulnessMonitor(Monitor):
 
     def settings(self) -> dict[str, Any]:
         """The question that is asked of each image, and how patches are replaced."""
-        return {**self.question.plain(), "steps": self.steps, "replacement": self.replacement}
+        return {**super().settings(), "steps": self.steps, "replacement": self.replacement}
 
     def history(self) -> dict[str, Any]:
         """The first evaluation."""

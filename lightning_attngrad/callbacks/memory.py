@@ -151,7 +151,10 @@ class Memory(Switch):
             return
         self.restore_images(state["images"])
         self.story = Story.of(state["story"])
-        if found := differences(state["settings"], self.settings()):
+        now = self.settings()
+        # What only an evaluation tells is compared at the next one; without conditions, none has been made.
+        then = state["conditions"] or {**now, **state["settings"]}
+        if found := differences({name: then.get(name) for name in now}, now):
             self._say_what_differs("its settings are not those of the run that is resumed", found)
             self.forget()
             return

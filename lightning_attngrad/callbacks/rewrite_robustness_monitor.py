@@ -45,6 +45,9 @@ class RewriteRobustnessMonitor(Monitor):
     - figures ``rewrites`` (image, difference, rewritten image, the maps of both), ``success`` (this evaluation against
       the first and the one before) and ``classes`` (from which class to which).
 
+    Distances need no map: of a model of which none can be made, ``map_shift`` and the maps in ``rewrites`` are left
+    out, and one line says why.
+
     A distance is an upper bound: a longer search may find a smaller one. Compare numbers of one monitor with each
     other, never with those of other images, targets or settings: the conditions are kept in the checkpoint, and the
     history begins anew, and says why, where they differ.

@@ -1,9 +1,10 @@
 """Images and a class to heatmaps. Needs torch only."""
 
-from lightning_attngrad.attention import UnsupportedModelError
+from lightning_attngrad.attention import NoAttentionError, NoEmbeddingError, UnsupportedModelError
 from lightning_attngrad.explain import baselines, conservative, guided  # noqa: F401  (importing registers methods)
 from lightning_attngrad.explain.attention_step import AttentionStep, attention_step
 from lightning_attngrad.explain.corrections import CORRECTIONS
+from lightning_attngrad.explain.default import DEFAULT_METHOD
 from lightning_attngrad.explain.explaining import explain
 from lightning_attngrad.explain.explanation import Explanation
 from lightning_attngrad.explain.forward_pass import (
@@ -24,7 +25,7 @@ from lightning_attngrad.explain.objectives import (
     Seeds,
 )
 from lightning_attngrad.explain.plain import plain
-from lightning_attngrad.explain.question import DEFAULT_METHOD, Question
+from lightning_attngrad.explain.question import Question
 from lightning_attngrad.explain.registry import METHODS, Method, TokenScores, register_method
 
 __all__ = [
@@ -40,6 +41,8 @@ __all__ = [
     "Margin",
     "Method",
     "Mixture",
+    "NoAttentionError",
+    "NoEmbeddingError",
     "NonFiniteError",
     "NonFiniteGradientError",
     "NonFiniteOutputError",

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_attngrad.attention import AttentionCall
+from lightning_attngrad.attention.places import TokenPlaces
 from lightning_attngrad.explain.explaining import explain
 from lightning_attngrad.explain.explanation import Explanation
+from lightning_attngrad.explain.flow import first_tensors
 from lightning_attngrad.explain.forward_pass import forward_pass
 from lightning_attngrad.explain.objectives import Logit
+from lightning_attngrad.explain.placing import row_images, sum_by_image
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,16 @@ def attention_step(
 ) -> AttentionStep:
     """Rerun the model with its attention scores moved along their gradient, ``S' = S + η·∂Φ/∂S / rms(∂Φ/∂S)``.
 
-    Φ is the target's logit, the root mean square is taken over each image and layer. Keeps one (B, H, N, N) tensor
-    for each layer that is redirected.
+    Φ is the target's logit, the root mean square is taken over each image and layer, padding left out. Keeps the
+    attention scores of each layer that is redirected, (B, H, N, N) or a window of them a row.
 
     Args:
         model: as for :func:`explain`.
         images: (B, C, H, W).
         target: the class towards which the attention is redirected, an int or a tensor (B,).
         step_sizes: η, in units of the scores' root mean square gradient; one rerun each.
-        layers: names of the attention calls to redirect, such as ``blocks.3.attn``; None is all of them.
+        layers: names of the attention calls to redirect, such as ``blocks.3.attn``; None is all of them that the logit
+            depends on.
         correction: of the maps, see :func:`explain`.
         forward: called instead of ``model(images)``.
 
@@ -87,7 +91,8 @@ def attention_step(
     before = explain(model, images, target, **options)
     if before.target is None or before.target.dim() != 1:
         raise ValueError(f"target: got {target!r}; expected one class an image, an int or a tensor ({len(images)},)")
-    directions = _score_directions(model, images, before.target, forward, _chosen(layers, before.layer_names))
+    chosen = _chosen(layers, before.layer_names)
+    directions = _score_directions(model, images, before.target, forward, chosen)
 
     logits, heatmaps = [], []
     for size in sizes:
@@ -106,7 +111,7 @@ def attention_step(
         heatmaps=torch.stack(heatmaps),
         step_sizes=sizes,
         smallest_step=smallest,
-        layer_names=tuple(name for name, part in zip(before.layer_names, directions, strict=True) if part is not None),
+        layer_names=tuple(name for name in before.layer_names if name in chosen),
     )
 
 
@@ -126,7 +131,7 @@ def _score_directions(
     forward: Callable[[Tensor], Any] | None,
     chosen: set[str],
 ) -> list[Tensor | None]:
-    """``∂Φ/∂S / rms(∂Φ/∂S)`` of each attention call, (B, H, N, M), None where it is not to be redirected."""
+    """``∂Φ/∂S / rms(∂Φ/∂S)`` of each attention call, (R, H, N, M), None where it is not to be redirected."""
     directions: dict[int, Tensor] = {}
 
     @torch.no_grad()
@@ -139,11 +144,22 @@ def _score_directions(
             product = call.attention_gradient(rows, gradient).mul_(attention)
             parts.append(product - attention * product.sum(dim=-1, keepdim=True))
         at_scores = torch.cat(parts, dim=2)
-        size = at_scores.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
+        size = _root_mean_square(at_scores, queries[call.name], ran.batch)
         directions[id(call)] = torch.where(size > 0, at_scores / size, 0.0)
 
     with forward_pass(model, images, forward=forward) as ran:
+        queries = {places.name: places.queries for places in ran.places.calls}
         seeds = Logit().seeds(ran, target)
         ran.tap.on_gradient = keep
-        seeds.gradient_at(ran.tap.calls[0].tensor)
+        seeds.gradients_at(first_tensors(ran.tap.calls))
         return [directions.get(id(call)) for call in ran.tap.calls]
+
+
+def _root_mean_square(at_scores: Tensor, queries: TokenPlaces, batch: int) -> Tensor:
+    """Of (R, H, N, M) over the rows of each image and the query tokens that are no padding, (R, 1, 1, 1)."""
+    placed = (queries.place >= 0).to(at_scores.dtype)  # (R, G, N)
+    number = placed.expand(-1, at_scores.shape[1], -1).sum(dim=(1, 2)) * at_scores.shape[3]
+    squares = (at_scores.square() * placed.unsqueeze(-1)).sum(dim=(1, 2, 3))
+    by_image = sum_by_image(torch.stack([squares, number], dim=1), queries, batch)  # (B, 2)
+    size = (by_image[:, 0] / by_image[:, 1].clamp_min(1)).sqrt()
+    return size[row_images(queries)].view(-1, 1, 1, 1)

@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_attngrad.attention import ATTN_LRP, CONSERVATIVE, TokenLayout
+from lightning_attngrad.attention import ATTN_LRP, CONSERVATIVE, Grid
+from lightning_attngrad.explain.embedded import embedding_of, token_relevance, without_gradient
 from lightning_attngrad.explain.forward_pass import ForwardPass
 from lightning_attngrad.explain.guided import stream
 from lightning_attngrad.explain.objectives import Seeds
+from lightning_attngrad.explain.placing import carry_tokens
 from lightning_attngrad.explain.registry import TokenScores, register_method
 
 CombineName = Literal["sum", "product", "gated_sum"]
@@ -45,6 +47,7 @@ class GuidedRelevanceOptions:
     start="embedding",
     rules=CONSERVATIVE,
     signed=True,
+    follows_attention=False,
     class_sensitive=True,
 )
 def conservative(forward: ForwardPass, seeds: Seeds) -> TokenScores:
@@ -58,6 +61,7 @@ def conservative(forward: ForwardPass, seeds: Seeds) -> TokenScores:
     start="embedding",
     rules=ATTN_LRP,
     signed=True,
+    follows_attention=False,
     class_sensitive=True,
 )
 def attn_lrp(forward: ForwardPass, seeds: Seeds) -> TokenScores:
@@ -84,66 +88,60 @@ def guided_relevance(forward: ForwardPass, seeds: Seeds, options: GuidedRelevanc
     Both sums are made of parts, which are the map's ``layers``: what each attention call added to the streamed half,
     and last, named ``relevance``, the other half, which belongs to no layer. A product has no such parts.
     """
-    embedding = _embedding(forward)
+    embedding, _, own_grid = embedding_of(forward)
+    slots, grid = forward.places.slots, _finer(own_grid, forward.places.grid)
     guided, gradient = stream(forward, seeds, ("positive",), embedding)
-    relevance = _relevance(embedding, gradient)
-    streamed, layers = guided.scores, guided.layers  # (B, 1, N), (B, 1, L, N)
-    assert layers is not None
+    relevance = token_relevance(embedding, gradient, forward.places)  # (B, N)
+    on_grid = carry_tokens(relevance, slots, own_grid, grid)
+    assert guided.layers is not None
+    streamed = carry_tokens(guided.scores, slots, forward.places.grid, grid)  # (B, 1, N)
+    layers = carry_tokens(guided.layers, slots, forward.places.grid, grid)  # (B, 1, L, N)
     if options.combine == "gated_sum":
-        gate = _gate(relevance, forward.layout).unsqueeze(1)
+        gate = _gate(on_grid, slots, grid).unsqueeze(1)
         streamed, layers = streamed * gate, layers * gate.unsqueeze(1)
-    of_relevance = relevance.clamp_min(0).unsqueeze(1)
-    prefix = forward.layout.prefix
-    first = _share_of(of_relevance, _sum_of_patches(of_relevance, prefix))
-    second = _share_of(streamed, _sum_of_patches(streamed, prefix))
+    of_relevance = on_grid.clamp_min(0).unsqueeze(1)
+    first = _share_of(of_relevance, _sum_of_patches(of_relevance, slots))
+    second = _share_of(streamed, _sum_of_patches(streamed, slots))
     if options.combine == "product":
-        return TokenScores((first * second).sqrt(), guided.zero_gradient, relevance=relevance)
-    of_layers = _share_of(layers, _sum_of_patches(streamed, prefix).unsqueeze(2))
+        return TokenScores((first * second).sqrt(), guided.zero_gradient, relevance=relevance, grid=grid)
+    of_layers = _share_of(layers, _sum_of_patches(streamed, slots).unsqueeze(2))
+    names = guided.layer_names or tuple(call.name for call in forward.tap.calls)
     return TokenScores(
         (first + second) / 2,
         guided.zero_gradient,
         layers=torch.cat([of_layers, first.unsqueeze(2)], dim=2) / 2,
-        layer_names=(*(call.name for call in forward.tap.calls), RELEVANCE_PART),
+        layer_names=(*names, RELEVANCE_PART),
         relevance=relevance,
+        grid=grid,
     )
 
 
 def _token_relevance(forward: ForwardPass, seeds: Seeds) -> TokenScores:
-    embedding = _embedding(forward)
+    embedding, _, grid = embedding_of(forward)
     gradient = seeds.gradient_at(embedding)
-    relevance = _relevance(embedding, gradient)
-    return TokenScores(relevance.unsqueeze(1), zero_gradient=~gradient.flatten(1).ne(0).any(dim=1), relevance=relevance)
+    relevance = token_relevance(embedding, gradient, forward.places)
+    return TokenScores(
+        relevance.unsqueeze(1), without_gradient(gradient, forward.places), relevance=relevance, grid=grid
+    )
 
 
-def _embedding(forward: ForwardPass) -> Tensor:
-    embedding = forward.tap.embedding
-    if embedding is None or embedding.shape[1] != forward.layout.tokens:
-        raise ValueError(
-            "model: no normalisation of the tokens was seen in front of its first attention, so the embedding that "
-            "relevance is measured at is not known. Use method='gradient_guided', or register the function that "
-            "normalises with attention.backward_rule(function, normalisation=True)"
-        )
-    return embedding
+def _finer(one: Grid, other: Grid | None) -> Grid:
+    """Of two grids over the same area the one with more cells."""
+    return one if other is None or one[0] * one[1] >= other[0] * other[1] else other
 
 
-def _relevance(embedding: Tensor, gradient: Tensor) -> Tensor:
-    """Embedding × gradient summed over channels, (B, N), at least float32."""
-    dtype = torch.promote_types(embedding.dtype, torch.float32)
-    return (embedding.detach().to(dtype) * gradient.to(dtype)).sum(dim=-1)
-
-
-def _gate(relevance: Tensor, layout: TokenLayout) -> Tensor:
-    """``σ(2 R̃ / rms R̃)`` of each patch, from 0 (speaks against the class) to 1; ½ at prefix tokens; (B, N).
+def _gate(relevance: Tensor, slots: int, grid: Grid) -> Tensor:
+    """``σ(2 R̃ / rms R̃)`` of each patch, from 0 (speaks against the class) to 1; ½ at tokens that lie nowhere; (B, N).
 
     R̃ is the relevance (B, N) averaged over a patch and its neighbours with weights 1, 2, 1 along rows and columns, a
     Gaussian of variance ½ patch²; on the border over the neighbours that exist. The root mean square is over patches.
     """
-    patches = layout.to_grid(relevance)  # (B, h, w)
+    patches = relevance[:, slots:].unflatten(1, grid)  # (B, h, w)
     average = _neighbourhood(patches) / _neighbourhood(torch.ones_like(patches[:1]))
     average = average.flatten(1)
     size = average.square().mean(dim=1, keepdim=True).sqrt()
     gate = torch.where(size > 0, 2 * average / size, 0.0).sigmoid()
-    return F.pad(gate, (layout.prefix, 0), value=0.5)
+    return F.pad(gate, (slots, 0), value=0.5)
 
 
 def _neighbourhood(patches: Tensor) -> Tensor:
@@ -156,9 +154,9 @@ def _neighbourhood(patches: Tensor) -> Tensor:
     return columns[..., :-2, :] + 2 * columns[..., 1:-1, :] + columns[..., 2:, :]
 
 
-def _sum_of_patches(scores: Tensor, prefix: int) -> Tensor:
-    """(…, N) → (…, 1), without prefix tokens."""
-    return scores[..., prefix:].sum(dim=-1, keepdim=True)
+def _sum_of_patches(scores: Tensor, slots: int) -> Tensor:
+    """(…, N) → (…, 1), without tokens that lie nowhere."""
+    return scores[..., slots:].sum(dim=-1, keepdim=True)
 
 
 def _share_of(scores: Tensor, total: Tensor) -> Tensor:

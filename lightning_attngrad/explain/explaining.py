@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_attngrad.explain.explanation import Explanation
 from lightning_attngrad.explain.objectives import Objective
-from lightning_attngrad.explain.question import DEFAULT_METHOD, Question
+from lightning_attngrad.explain.question import Question
 
 
 def explain(
@@ -17,7 +17,7 @@ def explain(
     images: Tensor,
     target: int | Sequence[int] | Tensor | None = None,
     *,
-    method: str = DEFAULT_METHOD,
+    method: str | None = None,
     objective: str | Objective | Callable[[Any], Tensor] = "logit",
     forward: Callable[[Tensor], Any] | None = None,
     memory_budget: int | None = None,
@@ -37,7 +37,10 @@ def explain(
         target: the class to explain. None is the predicted one; an int the same for all images; a tensor (B,) one
             an image; a list of P ints, or a tensor (B, P), gives P panels an image.
         method: ``gradient_guided``, ``conservative``, ``attn_lrp``, ``guided_relevance``, ``raw_attention``,
-            ``rollout``, ``grad_cam``, or one that you registered.
+            ``rollout``, ``grad_cam``, or one that you registered. None is ``guided_relevance``; where the model does
+            not permit it, ``gradient_guided`` (no embedding is found at which relevance can be measured, as with
+            several towers) or ``attn_lrp`` (there is no attention), and a warning says so. A method that is named, or
+            whose options are given, is that one or an error.
         objective: ``"logit"``, ``"margin"``, ``Contrast(against)``, ``Mixture(weights)``, ``Region(mask)``, or a
             function from the model's output to one number an image.
         forward: called instead of ``model(images)``, for keyword inputs or a precision context.
@@ -55,6 +58,11 @@ def explain(
         TypeError: for a model that is no module.
         ValueError: for an argument that does not fit; the message says what would.
         UnsupportedModelError: for a model without readable attention (a CNN, a hierarchical model).
+        NoEmbeddingError: for a method of relevance, if no embedding is found at which it can be measured.
+
+    Warns:
+        UserWarning: if another method than the default answers, where none was named: which one, why, and what to ask
+            for so that nothing has to be said. ``Explanation.method`` names it.
         NonFiniteOutputError: if the output is NaN or infinite.
         NonFiniteGradientError: if the output is finite and its gradient is not.
 

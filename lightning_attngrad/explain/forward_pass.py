@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,12 +14,13 @@ from lightning_attngrad.attention import (
     PLAIN,
     AttentionTap,
     BackwardRules,
-    TokenLayout,
-    check_structure,
+    ImagePlaces,
+    KnownPlaces,
+    UnsupportedModelError,
     default_memory_budget,
-    infer_layout,
 )
-from lightning_attngrad.state import differentiable, held_still
+from lightning_attngrad.explain.flow import calls_behind
+from lightning_attngrad.state import RandomMoment, differentiable, held_still
 
 #: So many images are named in a message.
 _NAMED = 8
@@ -59,14 +60,14 @@ class ForwardPass:
     Attributes:
         tap: the attention calls, and where the graph begins.
         output: what the model returned.
-        layout: which tokens lie where.
+        places: where on the image the tokens of every attention call lie.
         batch: number of images B.
         memory_budget: bytes for the temporaries of a block of attention rows.
     """
 
     tap: AttentionTap
     output: Any
-    layout: TokenLayout
+    places: ImagePlaces
     batch: int
     memory_budget: int
 
@@ -121,6 +122,7 @@ def forward_pass(
     score_offsets: Sequence[Tensor | None] = (),
     memory_budget: int | None = None,
     backward: bool = True,
+    follows_attention: bool = True,
 ) -> Iterator[ForwardPass]:
     """Run ``model`` on ``images`` (B, C, H, W) under a tap, and let go of everything when the block ends.
 
@@ -132,6 +134,8 @@ def forward_pass(
         rules: what replaces the plain gradient.
         score_offsets: additions to the scores of the calls, see :class:`AttentionTap`.
         memory_budget: in bytes; None is :func:`default_memory_budget` of the device that the images lie on.
+        follows_attention: whether a map is to be made of its attention calls. Without, models pass that make none, or
+            whose attention cannot be followed.
         backward: whether a backward pass through the model will follow. Without one, nothing that only it would need
             is kept.
 
@@ -149,22 +153,69 @@ def forward_pass(
     if memory_budget is not None and memory_budget < 1:
         raise ValueError(f"memory_budget: got {memory_budget!r}; expected a number of bytes above 0, or None")
     with differentiable(), held_still(model):
-        tap = AttentionTap(model, start=start, rules=rules, score_offsets=score_offsets)
-        try:
-            # A copy, made here: a batch that was loaded under inference mode can enter no graph, and a model that
-            # normalises in place must not write into the caller's images.
-            images = images.detach().clone()
-            if not any(isinstance(module, nn.Conv2d) for module in model.modules()):
-                images = tap.begin_at(images)
-            with tap, contextlib.nullcontext() if backward else _structure_only(tap):
-                output = (forward or model)(images)
-            layout = infer_layout(tap, type(model).__name__, images)
-            check_structure(tap, layout, type(model).__name__)
-            _check_finite(output, type(model).__name__)
-            budget = default_memory_budget(images.device) if memory_budget is None else memory_budget
-            yield ForwardPass(tap=tap, output=output, layout=layout, batch=len(images), memory_budget=budget)
-        finally:
-            tap.release()
+        # A copy, made here: a batch that was loaded under inference mode can enter no graph, and a model that
+        # normalises in place must not write into the caller's images.
+        images = images.detach().clone()
+        moment = RandomMoment()
+        known = KnownPlaces(model, images, forward, _answers)
+        for again in (False, True):
+            if again:  # the model moved its tokens in another way than the pass that is known
+                moment.rewind()
+                known = KnownPlaces(model, images, forward, _answers, afresh=True)
+            if follows_attention and known.places.obstacle is not None:
+                raise known.places.obstacle
+            tap = AttentionTap(
+                model,
+                start=start,
+                rules=rules,
+                score_offsets=score_offsets,
+                embedding_number=known.embedding_number if start == "embedding" else None,
+            )
+            try:
+                begin = images.clone()  # outside the tap, which would number it
+                with tap, contextlib.nullcontext() if backward else _structure_only(tap):
+                    output = (forward or model)(begin)
+                if not known.hold_for(tap):
+                    if not again:
+                        continue
+                    raise UnsupportedModelError(
+                        f"{type(model).__name__} moves its tokens in another way each time that it is run on the same "
+                        "images; a map needs two passes that are alike. Seed what is drawn in its forward"
+                    )
+                if follows_attention:
+                    _check_graph(tap, known.places, output, type(model).__name__)
+                _check_finite(output, type(model).__name__)
+                budget = default_memory_budget(images.device) if memory_budget is None else memory_budget
+                yield ForwardPass(tap, output, known.places, len(images), budget)
+                return
+            finally:
+                tap.release()
+
+
+def _check_graph(tap: AttentionTap, places: ImagePlaces, output: Any, model_name: str) -> None:
+    """Refuse a model of whose attention calls some count, and no gradient comes to them."""
+    outputs = [tensor for tensor in _answers(output) if tensor.requires_grad]
+    reached = set(calls_behind(outputs, tap.calls))
+    counting = [number for number, call in enumerate(places.calls) if call.counts and call.kind == "tokens"]
+    missing = [places.calls[number].name for number in counting if number not in reached]
+    if outputs and missing:
+        raise UnsupportedModelError(
+            f"{model_name}: no gradient comes to the attention in {missing[0]!r}, which its output depends on: it is "
+            "computed inside a torch.autograd.Function, or its result is detached. Let the model use torch's own "
+            "attention, or explain the part behind it"
+        )
+
+
+def _answers(output: Any) -> Iterator[Tensor]:
+    """The tensors of an output that may be explained: its logits where it has any."""
+    found = find_logits(output)
+    if found is not None and not (isinstance(output, list | tuple) and len(output) > 1):
+        yield found
+        return
+    parts = output.values() if isinstance(output, Mapping) else output
+    if isinstance(parts, Iterable) and not isinstance(parts, str | bytes | Tensor):
+        for part in parts:
+            yield from [part] if isinstance(part, Tensor) else _answers(part)
 
 
 def _structure_only(tap: AttentionTap) -> contextlib.AbstractContextManager[object]:

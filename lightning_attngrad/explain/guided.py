@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from lightning_attngrad.explain.corrections import CORRECTIONS, CorrectionName, check_corrections
+from lightning_attngrad.explain.flow import first_tensors
 from lightning_attngrad.explain.forward_pass import ForwardPass
 from lightning_attngrad.explain.objectives import Seeds
+from lightning_attngrad.explain.pooling import no_attention_reached
 from lightning_attngrad.explain.propagation import RowPropagation
 from lightning_attngrad.explain.registry import TokenScores, register_method
 
@@ -59,33 +61,39 @@ class GradientGuidedOptions:
 )
 def gradient_guided(forward: ForwardPass, seeds: Seeds, options: GradientGuidedOptions) -> TokenScores:
     """Attention times its gradient, corrected, rolled through the layers from the row that feeds the prediction."""
-    scores, _ = stream(forward, seeds, options.corrections, forward.tap.calls[0].tensor)
+    scores, _ = _stream(forward, seeds, options.corrections, first_tensors(forward.tap.calls))
     return scores
 
 
 def stream(
     forward: ForwardPass, seeds: Seeds, corrections: tuple[str, ...], source: Tensor
 ) -> tuple[TokenScores, Tensor]:
-    """One backward pass from ``seeds`` to ``source`` with row propagation at every attention call on its way.
+    """One backward pass from ``seeds`` to ``source`` and every attention call, with row propagation on its way.
 
     Returns:
-        The propagated scores, and the gradient at ``source``.
+        The propagated scores with their layers, which are the calls that the gradient reached; and the gradient at
+        ``source``.
+
+    Raises:
+        ValueError: if the gradient reaches no attention call.
     """
-    propagation = RowPropagation(forward.layout, corrections, forward.memory_budget)
-    if seeds.given is not None:
-        propagation(*seeds.given)
+    scores, (gradient, *_) = _stream(forward, seeds, corrections, first_tensors(forward.tap.calls, source))
+    return scores, torch.zeros_like(source) if gradient is None else gradient
+
+
+def _stream(
+    forward: ForwardPass, seeds: Seeds, corrections: tuple[str, ...], sources: Sequence[Tensor]
+) -> tuple[TokenScores, tuple[Tensor | None, ...]]:
+    propagation = RowPropagation(forward.places, corrections, forward.memory_budget)
+    for call, gradient in seeds.given:
+        propagation(call, gradient)
     forward.tap.on_gradient = propagation
     try:
-        gradient = seeds.gradient_at(source)
+        gradients = seeds.gradients_at(sources)
     finally:
         forward.tap.on_gradient = None
-    increments = propagation.increments[::-1]
-    if propagation.scores is None or propagation.zero_gradient is None or len(increments) < len(forward.tap.calls):
-        raise ValueError(
-            f"model: gradient came to {len(increments)} of the {len(forward.tap.calls)} attention calls that were "
-            "seen; its output is not computed from all of them, one after the other"
-        )
-    return (
-        TokenScores(propagation.scores, propagation.zero_gradient, layers=torch.stack(increments, dim=2)),
-        gradient,
-    )
+    if propagation.zero_gradient is None:
+        raise no_attention_reached(forward)
+    layers = propagation.increments
+    scores = TokenScores(layers.sum(dim=2), propagation.zero_gradient, layers=layers, layer_names=propagation.names)
+    return scores, gradients

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,9 +17,12 @@ from lightning_attngrad.attention import (
     FusedAttentionCall,
     outside_autocast,
 )
+from lightning_attngrad.attention.places import CallPlaces
+from lightning_attngrad.explain.flow import sum_of
 from lightning_attngrad.explain.forward_pass import ForwardPass
+from lightning_attngrad.explain.placing import gather_tokens, sum_by_image, within_area
 from lightning_attngrad.explain.plain import Plain, plain
-from lightning_attngrad.explain.propagation import pooling_weights
+from lightning_attngrad.explain.pooling import last_attention
 from lightning_attngrad.state import outside_inference
 
 
@@ -31,21 +34,28 @@ class Seeds:
         value: Φ of each image, (B,).
         outputs: tensors of the graph.
         gradients: ∂Φ at each of them.
-        given: an attention call whose gradient is known without autograd, and that gradient.
+        given: attention calls whose gradient is known without autograd, and that gradient, last call first.
         retain_graph: whether another backward pass follows this one.
     """
 
     value: Tensor
     outputs: tuple[Tensor, ...]
     gradients: tuple[Tensor, ...]
-    given: tuple[AttentionCall, Tensor] | None = None
+    given: tuple[tuple[AttentionCall, Tensor], ...] = ()
     retain_graph: bool = False
 
     def gradient_at(self, tensor: Tensor) -> Tensor:
         """∂Φ at a tensor of the graph, by one backward pass."""
-        if not self.outputs:
-            return torch.zeros_like(tensor)
-        return torch.autograd.grad(self.outputs, tensor, self.gradients, retain_graph=self.retain_graph)[0]
+        (gradient,) = self.gradients_at((tensor,))
+        return torch.zeros_like(tensor) if gradient is None else gradient
+
+    def gradients_at(self, tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+        """∂Φ at tensors of the graph, by one backward pass; None where Φ does not depend on them."""
+        if not self.outputs or not tensors:
+            return (None,) * len(tensors)
+        return torch.autograd.grad(
+            self.outputs, tuple(tensors), self.gradients, retain_graph=self.retain_graph, allow_unused=True
+        )
 
 
 class Objective(ABC):
@@ -219,12 +229,14 @@ class OfOutput(ValueObjective):
 class Region(Objective):
     """The share of the last attention that falls inside a mask: guided from outside by place, not by class.
 
-    ``Φ = Σ_i w_i mean_h Σ_{j in mask} A_L[h, i, j]`` with w the weights by which tokens are pooled. The target
-    only decides which tokens count as pooled; Φ itself knows no class.
+    ``Φ = Σ_i w_i mean_h Σ_{j in mask} A_L[h, i, j]`` with w the weights by which tokens are pooled; the mean of these
+    where several calls are last (side by side, or of several towers). The target only decides which tokens count as
+    pooled; Φ itself knows no class.
 
     Args:
-        mask: (H, W), (B, H, W), or the same on the patch grid; True or 1 inside. None leaves it to whoever asks: the
-            monitors take the masks of their images.
+        mask: (H, W), (B, H, W) of the images, or of any grid over the part of them that the map covers
+            (:attr:`Explanation.area`); True or 1 inside. None leaves it to whoever asks: the monitors take the masks
+            of their images.
     """
 
     mask: Tensor | None = None
@@ -247,72 +259,86 @@ class Region(Objective):
 
     def seeds(self, forward: ForwardPass, target: Tensor | None) -> Seeds:
         self.check()
-        call = forward.tap.calls[-1]
-        with outside_autocast(call.tensor.device):
-            return self._seeds(forward, call, target)
+        with outside_autocast(forward.tap.calls[-1].tensor.device):
+            return self._seeds(forward, target)
 
-    def _seeds(self, forward: ForwardPass, call: AttentionCall, target: Tensor | None) -> Seeds:
-        _, heads, queries, keys = call.shape
-        inside = self._on_tokens(forward, keys)  # (B, M)
+    def _seeds(self, forward: ForwardPass, target: Tensor | None) -> Seeds:
         logit = Logit().value(forward, target)
         # Only the head behind the last attention is walked back for this: it tells which tokens are pooled.
-        (pooled_gradient,) = torch.autograd.grad(logit.sum(), call.tensor, retain_graph=True)
-        pooled_gradient = pooled_gradient if pooled_gradient.dim() == 4 else pooled_gradient.unsqueeze(1)
-        norms = call.query_gradient_norms(pooled_gradient)
-        weights = pooling_weights(call, norms, forward.layout.prefix)  # (B, N)
+        last = last_attention(forward, (logit,), (torch.ones_like(logit),), retain_graph=True)
+        values, outputs, given = [], [], []
+        for number, weights in last.weights.items():
+            call, places = forward.tap.calls[number], forward.places.calls[number]
+            known = self._known(forward, call, places)
+            at_attention = gather_tokens(weights / len(last.weights), places.queries, forward.places.slots)
+            at_attention = at_attention[:, 0].unsqueeze(-1).expand(-1, call.shape[1], -1, -1)  # (R, H, N, 1)
+            if isinstance(call, ExplicitAttentionCall):
+                by_row, graph = _at_probabilities(call, known, at_attention)
+            else:
+                by_row, graph = _through_scores(call, known, at_attention, forward.memory_budget)  # type: ignore[arg-type]
+                given.append((known, at_attention))
+            values.append(sum_by_image(by_row, places.queries, forward.batch))
+            outputs += graph
+        return Seeds(
+            sum_of(values),
+            tuple(tensor for tensor, _ in outputs),
+            tuple(gradient.to(tensor.dtype) for tensor, gradient in outputs),
+            given=tuple(given),
+        )
 
-        known = _RegionCall(call.name, call.tensor, call, inside.to(weights.dtype) / heads)
-        at_attention = weights[:, None, :, None].expand(-1, heads, -1, -1)  # (B, H, N, 1)
-        whole = known.attention_gradient(slice(0, queries), at_attention)  # (B, H, N, M)
-        if isinstance(call, ExplicitAttentionCall):
-            probabilities = call.tensor
-            value = (call.attention(slice(0, queries)) * whole).sum(dim=(1, 2, 3))
-            return Seeds(value, (probabilities,), (whole.reshape(probabilities.shape).to(probabilities.dtype),))
-        return self._through_scores(call, known, at_attention, forward.memory_budget)  # type: ignore[arg-type]
-
-    def _on_tokens(self, forward: ForwardPass, keys: int) -> Tensor:
-        device = forward.tap.calls[-1].tensor.device
-        mask = outside_inference(torch.as_tensor(self.mask, dtype=torch.float32, device=device))
+    def _known(self, forward: ForwardPass, call: AttentionCall, places: CallPlaces) -> _RegionCall:
+        """The call with the mask as its gradient: 1 at keys inside, by area, 0 outside and at keys in slots."""
+        mask = outside_inference(torch.as_tensor(self.mask, dtype=torch.float32, device=call.tensor.device))
         if mask.dim() not in (2, 3) or (mask.dim() == 3 and len(mask) not in (1, forward.batch)):
             raise ValueError(f"mask: got shape {tuple(mask.shape)}; expected (H, W) or ({forward.batch}, H, W)")
-        mask = mask.expand(forward.batch, *mask.shape[-2:])
-        on_grid = F.adaptive_avg_pool2d(mask.unsqueeze(1), forward.layout.grid).flatten(1)  # (B, patches)
-        return F.pad(on_grid, (keys - on_grid.shape[1], 0))  # no mass on prefix tokens
+        slots, grid = forward.places.slots, places.keys.grid
+        inside = mask.new_zeros(forward.batch, 1, slots)
+        if grid is not None:
+            mask = within_area(mask, forward.places.area).expand(forward.batch, -1, -1)
+            cells = F.adaptive_avg_pool2d(mask.unsqueeze(1), grid).flatten(2)  # (B, 1, h·w)
+            inside = torch.cat([inside, cells], dim=2)
+        at_keys = gather_tokens(inside, places.keys, slots)[:, 0]  # (R, G, M)
+        return _RegionCall(call.name, call.tensor, call, at_keys / places.heads)
 
-    def _through_scores(
-        self, call: FusedAttentionCall, known: _RegionCall, at_attention: Tensor, memory_budget: int
-    ) -> Seeds:
-        """Start at queries and keys: the probabilities are no tensor of the graph under a fused kernel."""
-        batch, heads, _, _ = call.shape
-        value = torch.zeros(batch, device=at_attention.device, dtype=at_attention.dtype)
-        at_query = torch.zeros_like(call.query, dtype=at_attention.dtype)
-        at_key = torch.zeros_like(call.key, dtype=at_attention.dtype)
-        for rows in call.blocks(memory_budget):
-            attention = call.attention(rows)
-            product = attention * known.attention_gradient(rows, at_attention)
-            mass = product.sum(dim=-1, keepdim=True)
-            value += mass.sum(dim=(1, 2, 3))
-            at_scores = (product - attention * mass) * call.scale  # ∂Φ/∂S = A ⊙ (G − rowsum(A ⊙ G))
-            key = call.key.detach().to(at_scores.dtype).repeat_interleave(heads // call.key.shape[1], dim=1)
-            at_query[:, :, rows] = at_scores @ key
-            to_keys = at_scores.transpose(-1, -2) @ call.query.detach()[:, :, rows].to(at_scores.dtype)
-            at_key += to_keys.unflatten(1, (call.key.shape[1], -1)).sum(dim=2)
-        outputs = [(call.query, at_query), (call.key, at_key)]
-        outputs = [(tensor, gradient.to(tensor.dtype)) for tensor, gradient in outputs if tensor.requires_grad]
-        return Seeds(
-            value,
-            tuple(tensor for tensor, _ in outputs),
-            tuple(gradient for _, gradient in outputs),
-            given=(known, at_attention),
-        )
+
+def _at_probabilities(
+    call: ExplicitAttentionCall, known: _RegionCall, at_attention: Tensor
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Start at the probabilities, a tensor of the graph: Φ of each row (R,), and that tensor with its gradient."""
+    every = slice(0, call.shape[2])
+    whole = known.attention_gradient(every, at_attention)  # (R, H, N, M)
+    value = (call.attention(every) * whole).sum(dim=(1, 2, 3))
+    return value, [(call.tensor, whole.reshape(call.tensor.shape))]
+
+
+def _through_scores(
+    call: FusedAttentionCall, known: _RegionCall, at_attention: Tensor, memory_budget: int
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Start at queries and keys: the probabilities are no tensor of the graph under a fused kernel."""
+    rows, heads, _, _ = call.shape
+    value = torch.zeros(rows, device=at_attention.device, dtype=at_attention.dtype)
+    at_query = torch.zeros_like(call.query, dtype=at_attention.dtype)
+    at_key = torch.zeros_like(call.key, dtype=at_attention.dtype)
+    for block in call.blocks(memory_budget):
+        attention = call.attention(block)
+        product = attention * known.attention_gradient(block, at_attention)
+        mass = product.sum(dim=-1, keepdim=True)
+        value += mass.sum(dim=(1, 2, 3))
+        at_scores = (product - attention * mass) * call.scale  # ∂Φ/∂S = A ⊙ (G − rowsum(A ⊙ G))
+        key = call.key.detach().to(at_scores.dtype).repeat_interleave(heads // call.key.shape[1], dim=1)
+        at_query[:, :, block] = at_scores @ key
+        to_keys = at_scores.transpose(-1, -2) @ call.query.detach()[:, :, block].to(at_scores.dtype)
+        at_key += to_keys.unflatten(1, (call.key.shape[1], -1)).sum(dim=2)
+    graph = [(call.query, at_query), (call.key, at_key)]
+    return value, [(tensor, gradient) for tensor, gradient in graph if tensor.requires_grad]
 
 
 @dataclass(eq=False)
 class _RegionCall(AttentionCall):
-    """The last attention call, whose gradient at the probabilities is the mask itself: ``w_i·mask_j / H``."""
+    """A last attention call, whose gradient at the probabilities is the mask itself: ``w_i·mask_j / H``."""
 
     inner: AttentionCall
-    inside: Tensor  # mask / H, (B, M)
+    inside: Tensor  # mask / H at the keys, (R, H or 1, M)
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -322,10 +348,11 @@ class _RegionCall(AttentionCall):
         return self.inner.attention(rows)
 
     def attention_gradient(self, rows: slice, gradient: Tensor) -> Tensor:
-        return gradient[:, :, rows] * self.inside[:, None, None, :]
+        return gradient[:, :, rows] * self.inside[:, :, None, :]
 
     def part(self, images: slice, heads: slice) -> _RegionCall:
-        return _RegionCall(self.name, self.tensor, self.inner.part(images, heads), self.inside[images])
+        inside = self.inside[images, heads if self.inside.shape[1] > 1 else slice(None)]
+        return _RegionCall(self.name, self.tensor, self.inner.part(images, heads), inside)
 
 
 #: Objectives that need nothing but a class, by name.

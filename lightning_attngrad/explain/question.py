@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.attention import outside_autocast
+from lightning_attngrad.attention import PLAIN, outside_autocast
+from lightning_attngrad.explain.default import DEFAULT_METHOD, ask_by_default
 from lightning_attngrad.explain.explanation import Explanation
 from lightning_attngrad.explain.forward_pass import (
     ForwardPass,
@@ -26,9 +28,6 @@ from lightning_attngrad.state import outside_inference
 
 Target = int | Sequence[int] | Tensor | None
 
-#: The most faithful map at the price of one backward pass: docs/faithfulness.md has the figures.
-DEFAULT_METHOD = "guided_relevance"
-
 
 @dataclass(frozen=True, eq=False)
 class Question:
@@ -37,7 +36,9 @@ class Question:
     Questions that ask the same are equal, and may serve as keys: those about a function only if it is the same one.
 
     Args:
-        method: a registered method.
+        method: a registered method. None is the default, and what stands in for it where the model does not permit it,
+            see :func:`~lightning_attngrad.explain.default.ask_by_default`; with ``options`` it is the default itself,
+            which they are of.
         objective: ``"logit"``, ``"margin"``, ``Contrast(against)``, ``Mixture(weights)``, ``Region(mask)``, or a
             function from the model's output to one number an image.
         options: the method's own options by name.
@@ -54,12 +55,14 @@ class Question:
         {'method': 'gradient_guided', 'objective': 'logit', 'options': {'correction': 'transfer'}}
     """
 
-    method: str = DEFAULT_METHOD
+    method: str | None = None
     objective: str | Objective | Callable[[Any], Tensor] = "logit"
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "options", dict(self.options))
+        if self.method is None and self.options:
+            object.__setattr__(self, "method", DEFAULT_METHOD)
         method, objective = self._method, self._objective
         method.with_options(self.options)
         if isinstance(objective, Region) and not method.takes_region:
@@ -68,7 +71,7 @@ class Question:
 
     @property
     def signed(self) -> bool:
-        """Whether the maps have values below 0."""
+        """Whether the maps have values below 0; where no method is asked for, those of the default itself."""
         return self._method.is_signed(self._options)
 
     @property
@@ -80,6 +83,16 @@ class Question:
     def panels(self) -> tuple[str, ...] | None:
         """Names of the maps that each image gets, where the options ask for several."""
         return getattr(self._options, "panels", None)
+
+    @property
+    def is_of_relevance(self) -> bool:
+        """Whether it is to a method with backward rules of its own, whose maps account for the output."""
+        return self._method.rules is not PLAIN
+
+    @property
+    def method_in_words(self) -> str:
+        """For titles; where no method is asked for, the default's."""
+        return self._method.name.replace("_", " ")
 
     def of_first_panel(self) -> Question:
         """The same question where the options ask for several maps of an image: for the first of them alone."""
@@ -97,14 +110,19 @@ class Question:
     def plain(self) -> dict[str, Plain]:
         """The question in plain values, for checkpoints and hashes, options at their defaults included.
 
-        A function is described by its module, name and a hash of its code, a tensor by a hash of its values.
+        A function is described by its module, name and a hash of its code, a tensor by a hash of its values. Where no
+        method is asked for it is None: which one answers is the model's, and stands in the answer.
         """
-        names = self._method.option_names
+        names = () if self.method is None else self._method.option_names
         return {
             "method": self.method,
             "objective": self._objective.plain(),
             "options": {name: plain(getattr(self._options, name)) for name in names},
         }
+
+    def by(self, method: str) -> Question:
+        """The same question to a method, its options at their defaults."""
+        return replace(self, method=method, options={})
 
     def of_images(self, indices: Tensor) -> Question:
         """The same question about some images (n,) of those that its objective was made for."""
@@ -120,18 +138,27 @@ class Question:
         memory_budget: int | None = None,
         score_offsets: Sequence[Tensor | None] = (),
     ) -> Explanation:
-        """Answer it: arguments, result and errors are those of :func:`lightning_attngrad.explain`."""
-        return answer(
-            self._method,
-            self._options,
-            self._objective,
-            model,
-            images,
-            target,
-            forward=forward,
-            memory_budget=memory_budget,
-            score_offsets=score_offsets,
-        )
+        """Answer it: arguments, result, warning and errors are those of :func:`lightning_attngrad.explain`."""
+
+        def ask(question: Question) -> Explanation:
+            return answer(
+                question._method,
+                question._options,
+                question._objective,
+                model,
+                images,
+                target,
+                forward=forward,
+                memory_budget=memory_budget,
+                score_offsets=score_offsets,
+            )
+
+        if self.method is not None:
+            return ask(self)
+        explanation, said = ask_by_default(lambda method: ask(self.by(method)), type(model).__name__)
+        if said:
+            warnings.warn(said, stacklevel=3)  # where explain() is called
+        return explanation
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Question):
@@ -146,7 +173,7 @@ class Question:
 
     @property
     def _method(self) -> Method:
-        return find_method(self.method)
+        return find_method(DEFAULT_METHOD if self.method is None else self.method)
 
     @property
     def _options(self) -> Any:
@@ -192,6 +219,7 @@ def answer(
         rules=method.rules,
         score_offsets=score_offsets,
         memory_budget=memory_budget,
+        follows_attention=method.follows_attention,
     ) as ran:
         classes = _resolve_target(target, ran) if objective.needs_target else None
         asked: list[Tensor | None] = [classes] if classes is None or classes.dim() == 1 else list(classes.unbind(1))
@@ -305,23 +333,35 @@ def _as_explanation(
     layers = [result.layers for result in results if result.layers is not None]
     relevance = [result.relevance for result in results if result.relevance is not None]
     errors = [(tokens.sum(dim=1) - value).abs() / value.abs() for tokens, value in zip(relevance, values, strict=False)]
+    grid = results[0].grid or ran.places.grid
+    if grid is None:
+        raise ValueError(
+            f"method: {method!r} returned scores on no grid, and the model's attention has none; expected "
+            "TokenScores(..., grid=(rows, columns))"
+        )
+
+    def on_grid(tokens: Tensor) -> Tensor:
+        cells: Tensor = tokens[..., ran.places.slots :].unflatten(-1, grid)
+        return cells
+
     found = find_logits(ran.output)
     if classes is not None:
         logits = ran.logits
     else:  # an objective without classes may explain a model without logits
         logits = found if found is not None and found.dim() == 2 else scores.new_zeros(ran.batch, 0)
     return Explanation(
-        heatmap=ran.layout.to_grid(scores),
+        heatmap=on_grid(scores),
         logits=logits.detach().float(),
         target=classes,
         value=join.numbers(values).detach().float(),
         token_scores=scores,
-        layers=ran.layout.to_grid(join.maps(layers).float()) if layers else None,
+        layers=on_grid(join.maps(layers).float()) if layers else None,
         layer_names=_layer_names(ran, method, results[0]),
         panels=panels,
         completeness_error=join.numbers(errors).float() if errors else None,
         zero_gradient=join.numbers([result.zero_gradient for result in results]),
         method=method,
+        area=ran.places.area,
     )
 
 

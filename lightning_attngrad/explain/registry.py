@@ -9,21 +9,26 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_attngrad.attention import PLAIN, BackwardRules
+from lightning_attngrad.attention.places import Grid
 from lightning_attngrad.explain.forward_pass import ForwardPass
 from lightning_attngrad.explain.objectives import Seeds
 
 
 @dataclass(frozen=True, eq=False)
 class TokenScores:
-    """What a method returns for one class: B images, K maps (one, or one a panel of its options), N tokens, L parts.
+    """What a method returns for one class: B images, K maps (one, or one a panel of its options), L parts.
+
+    The N = S + h·w tokens are first the S slots (tokens that lie nowhere on the image: class, register and query
+    tokens), then the cells of a grid in reading order.
 
     Attributes:
-        scores: (B, K, N), prefix tokens in front.
+        scores: (B, K, N).
         zero_gradient: (B,) bool.
         layers: (B, K, L, N), parts that sum to ``scores``: what each attention call added, first call first, and
             whatever else there is; None where the map is no such sum.
         layer_names: L names of the parts; None where they are the attention calls.
         relevance: (B, N) whose sum over tokens ought to be Φ, for relevance methods.
+        grid: rows and columns (h, w); None is ``forward.places.grid``.
     """
 
     scores: Tensor
@@ -31,6 +36,7 @@ class TokenScores:
     layers: Tensor | None = None
     layer_names: tuple[str, ...] | None = None
     relevance: Tensor | None = None
+    grid: Grid | None = None
 
 
 #: ``(forward, seeds)``, or ``(forward, seeds, options)`` for a method with options, to token scores.
@@ -54,6 +60,8 @@ class Method:
         class_sensitive: whether its maps are claimed to depend on the class: 1 − rank correlation between the maps of
             the two most probable classes is at least 0.45 on the models of docs/methods.md, and the maps of a model
             whose weights are redrawn have nothing to do with those before.
+        follows_attention: whether the map is made of attention calls. Methods that do not are for models without any,
+            or whose calls cannot be followed, as well.
     """
 
     name: str
@@ -65,6 +73,7 @@ class Method:
     signed: bool | Callable[[Any], bool]
     takes_region: bool
     class_sensitive: bool = False
+    follows_attention: bool = True
 
     @property
     def option_names(self) -> tuple[str, ...]:
@@ -121,6 +130,7 @@ def register_method(
     signed: bool | Callable[[Any], bool] = False,
     takes_region: bool = False,
     class_sensitive: bool = False,
+    follows_attention: bool = True,
 ) -> Callable[[MethodFunction], MethodFunction]:
     """Decorator that makes a function known to :func:`explain` under ``name``.
 
@@ -138,6 +148,7 @@ def register_method(
         signed: whether maps have values below 0, which are drawn on a scale of their own; or a function of the options.
         takes_region: whether ``objective=Region(...)`` has a meaning.
         class_sensitive: whether its maps are claimed to depend on the class.
+        follows_attention: whether the map is made of attention calls; without, models that make none are explained too.
 
     Raises:
         ValueError: if the name is taken.
@@ -172,7 +183,9 @@ def register_method(
         options()  # fails here, where the method is written, if an option has no default
 
     def register(compute: MethodFunction) -> MethodFunction:
-        METHODS[name] = Method(name, compute, source, start, rules, options, signed, takes_region, class_sensitive)
+        METHODS[name] = Method(
+            name, compute, source, start, rules, options, signed, takes_region, class_sensitive, follows_attention
+        )
         return compute
 
     return register

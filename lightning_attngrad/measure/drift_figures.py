@@ -52,7 +52,7 @@ def drift_figures(
         ``curves``; ``layers`` for methods that have them; ``moved`` unless this evaluation is the reference.
     """
     then = "nothing to compare with" if reference is None else f"against {reference.label}"
-    method = question.method.replace("_", " ")
+    method = question.method_in_words
     labels = [one.label for one in past]
     figures = {
         "curves": drift_curves(

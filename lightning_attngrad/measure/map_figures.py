@@ -86,7 +86,7 @@ def map_figures(
         Draws ``overlay`` and ``film``; ``classes`` where there are any; ``layers`` for methods that have them;
         ``corrections`` where there are several.
     """
-    method = question.method.replace("_", " ")
+    method = question.method_in_words
     scale = ColourScale("signed" if question.signed else "share")
 
     def draw() -> dict[str, Figure]:

@@ -1,10 +1,13 @@
-"""Numbers of maps: where they lie on the object, and what the heads of each layer do."""
+"""Numbers of maps: where they lie on the object, what they account for, and what the heads of each layer do."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from lightning_attngrad.explain import UnsupportedModelError
+from lightning_attngrad.measure.maps import Maps
+from lightning_attngrad.measure.questions import say_once
 from lightning_attngrad.metrics.functional import (
     HeadStatistics,
     energy_in_mask,
@@ -38,21 +41,39 @@ def mask_scalars(heatmap: Tensor, masks: Tensor) -> dict[str, float]:
     return {name: float(value.nanmean()) for name, value in values.items()}
 
 
-def head_scalars(evaluation: Evaluation) -> dict[str, float]:
-    """Entropy and distance of each layer, means over heads and images; a collective operation."""
+def completeness_scalars(maps: Maps) -> dict[str, float]:
+    """How much of the output the relevance of the tokens fails to account for, mean of the images; none without one."""
+    error = maps.completeness_error
+    return {} if error is None else {"completeness_error": float(error.nanmean())}
 
-    def work(part: Tensor) -> HeadStatistics:
+
+def head_scalars(evaluation: Evaluation) -> dict[str, float]:
+    """Entropy and distance of each layer, means over heads and images; a collective operation.
+
+    A layer with fewer heads than others has NaN in the place of those that it has not. Where the attention of the model
+    cannot be read, or it has none, they are left out, and one line says so.
+    """
+
+    def work(part: Tensor) -> HeadStatistics | str:
         images = evaluation.images[part.to(evaluation.images.device)]
-        return head_statistics(evaluation.model, images, forward=evaluation.forward)
+        try:
+            return head_statistics(evaluation.model, images, forward=evaluation.forward)
+        except UnsupportedModelError as error:
+            return str(error)
 
     count = len(evaluation.images)
-    parts = evaluation.once("heads", lambda: evaluation.each(count, work, at_most=-(-count // 2)))
+    found = evaluation.once("heads", lambda: evaluation.each(count, work, at_most=-(-count // 2)))
+    why = next((part for part in found if isinstance(part, str)), None)
+    if why is not None:
+        say_once(evaluation, f"head_entropy and head_distance are left out. {why}")
+        return {}
+    parts = [part for part in found if isinstance(part, HeadStatistics)]
     return {
         f"head_{kind}/{layer}": value
         for kind in ("entropy", "distance")
         for layer, value in zip(
             parts[0].layer_names,
-            torch.cat([getattr(part, kind).cpu() for part in parts]).mean(dim=(0, 2)).tolist(),
+            torch.cat([getattr(part, kind).cpu() for part in parts]).nanmean(dim=(0, 2)).tolist(),
             strict=True,
         )
     }

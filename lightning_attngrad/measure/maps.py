@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_attngrad.explain import Explanation, Question, Region
+from lightning_attngrad.explain import Explanation, Question
+from lightning_attngrad.measure.questions import settled, with_masks
 from lightning_attngrad.probe import Evaluation
 
 #: Images in the figures that show several maps of each.
@@ -32,6 +33,8 @@ class Maps:
         zero_gradient: (N,) bool.
         layers: (N, L, h, w); None for methods that have no such parts.
         layer_names: L names.
+        completeness_error: (N,) share of the output that the map does not account for; None where the method is no
+            relevance.
     """
 
     heatmap: Tensor
@@ -42,6 +45,7 @@ class Maps:
     zero_gradient: Tensor
     layers: Tensor | None
     layer_names: tuple[str, ...]
+    completeness_error: Tensor | None = None
     panel_names: tuple[str, ...] = ()
 
     def by_panel(self) -> list[tuple[str, Maps]]:
@@ -50,26 +54,6 @@ class Maps:
         return [("", self)] + [
             (f"/{name}", replace(self, heatmap=self.panels[:, p], layers=None)) for p, name in others
         ]
-
-
-def check_question(
-    method: str,
-    objective: Any,
-    method_options: Mapping[str, Any] | None,
-    *,
-    has_masks: bool,
-) -> Question:
-    """What a monitor asks of each image.
-
-    Raises:
-        ValueError: for what :func:`lightning_attngrad.explain` would refuse, and for a region without a mask.
-    """
-    question = Question(method, objective, dict(method_options or {}))
-    if isinstance(question.objective, Region) and question.objective.mask is None and not has_masks:
-        raise ValueError(
-            "objective: Region() takes its masks from the images; give probe=ProbeImages(mask=…), or Region(mask)"
-        )
-    return question
 
 
 def maps_key(question: Question) -> Hashable:
@@ -84,10 +68,14 @@ def explain_images(
 
     Args:
         evaluation: images and model.
-        question: what is asked.
+        question: what is asked; without a method, by the one that the model permits.
         images: (N, C, H, W) other versions of the same images, on the device; these are not kept.
         memory_budget: bytes for the temporaries of a block of attention rows; None follows the device.
+
+    Raises:
+        UnsupportedModelError: if no map can be made of the model.
     """
+    question = settled(evaluation, question)
     if images is not None:
         return _explained(evaluation, question, images, memory_budget)
     return evaluation.once(
@@ -99,7 +87,7 @@ def explain_classes(
     evaluation: Evaluation, question: Question, classes: Tensor, *, memory_budget: int | None = None
 ) -> Tensor:
     """Maps of the first n images for K classes each, (n, K) to (n, K, h, w); a collective operation."""
-    single = _with_masks(evaluation, question.of_first_panel())
+    single = with_masks(evaluation, settled(evaluation, question).of_first_panel())
 
     def work(part: Tensor) -> Tensor:
         images = evaluation.images[part.to(evaluation.images.device)]
@@ -141,16 +129,9 @@ def explain_best_classes(
     return classes, explain_classes(evaluation, question, classes, memory_budget=memory_budget)
 
 
-def _with_masks(evaluation: Evaluation, question: Question) -> Question:
-    """A region without a mask of its own takes those of the images."""
-    if isinstance(question.objective, Region) and question.objective.mask is None:
-        return replace(question, objective=Region(evaluation.masks))
-    return question
-
-
 def _explained(evaluation: Evaluation, question: Question, images: Tensor, memory_budget: int | None) -> Maps:
     target = evaluation.classes() if question.needs_target else None
-    question = _with_masks(evaluation, question)
+    question = with_masks(evaluation, question)
 
     def work(part: Tensor) -> Maps:
         some = images[part.to(images.device)]
@@ -168,7 +149,7 @@ def _maps(explanation: Explanation) -> Maps:
     """What is kept of an explanation, and travels between processes."""
     layers, target, names = explanation.layers, explanation.target, explanation.panels or ()
     panels = explanation.heatmap if names else explanation.heatmap.unsqueeze(1)
-    value, zero = explanation.value, explanation.zero_gradient
+    value, zero, error = explanation.value, explanation.zero_gradient, explanation.completeness_error
     if layers is not None and names:
         layers = layers[:, 0]
     return Maps(
@@ -180,6 +161,7 @@ def _maps(explanation: Explanation) -> Maps:
         zero_gradient=(zero[:, 0] if zero.dim() > 1 else zero).cpu(),
         layers=None if layers is None else layers.cpu(),
         layer_names=explanation.layer_names,
+        completeness_error=None if error is None else (error[:, 0] if error.dim() > 1 else error).cpu(),
         panel_names=names,
     )
 

@@ -13,6 +13,7 @@ from lightning_attngrad.measure.rewriting import RewriteSettings, RewrittenPairs
 from lightning_attngrad.metrics.functional import median_matrix
 from lightning_attngrad.probe import Evaluation
 from lightning_attngrad.reporting.class_matrix import class_matrix
+from lightning_attngrad.reporting.colour_scale import ColourScale
 from lightning_attngrad.reporting.curves import success_curves
 from lightning_attngrad.reporting.distances import Norm, distance_unit
 from lightning_attngrad.reporting.rewriting import RewriteCaption, rewrite_panels
@@ -41,7 +42,7 @@ def rewrite_figures(
         warning: what speaks against the numbers; empty if nothing does.
 
     Returns:
-        ``success``, ``classes`` where there are not too many, and ``rewrites`` where the model has maps.
+        ``success``; ``rewrites``, with maps where the model has any; ``classes`` where there are not too many.
     """
     norm = cast("Norm", settings.norm)
     warned = f" · {warning}" if warning else ""
@@ -53,15 +54,17 @@ def rewrite_figures(
             title=f"Rewritten within a radius · {evaluation.label}{warned}",
         )
     }
-    if shown and all(pair.maps is not None for pair in shown):
-        maps = torch.stack([torch.as_tensor(pair.maps) for pair in shown])  # (N, 2, h, w)
+    if shown:
+        there = [pair.maps for pair in shown if pair.maps is not None]
+        maps = torch.stack(there) if len(there) == len(shown) else None  # (N, 2, h, w)
         figures["rewrites"] = rewrite_panels(
             torch.stack([_drawn_channels(pair.original) for pair in shown]),
             torch.stack([_drawn_channels(pair.rewritten) for pair in shown]),
-            maps[:, 0],
-            maps[:, 1],
+            None if maps is None else maps[:, 0],
+            None if maps is None else maps[:, 1],
             [_caption(evaluation, settings, pairs, pair) for pair in shown],
             title=f"Smallest change found · {evaluation.label}{warned}",
+            scale=ColourScale("signed" if shown[0].signed else "share"),
         )
     classes = len(shown[0].before) if shown else 0
     if 0 < classes <= _MOST_CLASSES:

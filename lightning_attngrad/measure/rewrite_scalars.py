@@ -23,8 +23,9 @@ def rewrite_scalars(pairs: RewrittenPairs, settings: RewriteSettings) -> dict[st
     ``median_<norm>``, ``q25_<norm>``, ``q75_<norm>``: of the distances, with failures as ∞. ``success/<radius>``: the
     share rewritten within it. ``robust_accuracy/<radius>``: the share predicted as its own class and not rewritten
     within it. ``area``: under the success over the logarithm of the radius. ``psnr`` (median), ``ssim`` (mean) and
-    ``survives_8_bit`` (share): of the successes. ``map_shift``: mean of all. ``health/…``: shares of steps without a
-    gradient, of pairs that were still improving, that were never rewritten, and that one step rewrites more cheaply.
+    ``survives_8_bit`` (share): of the successes. ``map_shift``: mean of all; left out where there are no maps.
+    ``health/…``: shares of steps without a gradient, of pairs that were still improving, that were never rewritten, and
+    that one step rewrites more cheaply.
     """
     lower, median, upper = distance_quantiles(pairs.distance).tolist()
     names = [settings.radius_name(radius) for radius in settings.radii]
@@ -41,7 +42,7 @@ def rewrite_scalars(pairs: RewrittenPairs, settings: RewriteSettings) -> dict[st
         "psnr": float(pairs.psnr[good].median()) if good.any() else math.nan,
         "ssim": float(pairs.ssim[good].mean()) if good.any() else math.nan,
         "survives_8_bit": float(share_surviving(pairs.survives, good)),
-        "map_shift": float(pairs.map_shift.nanmean()),
+        **({} if pairs.map_shift is None else {"map_shift": float(pairs.map_shift.nanmean())}),
         "health/zero_gradient": float(pairs.zero_gradient.mean()),
         "health/unconverged": float(pairs.unconverged.float().mean()),
         "health/never_rewritten": float((~good).float().mean()),

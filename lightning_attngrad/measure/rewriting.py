@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -14,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_attngrad.attention import UnsupportedModelError
-from lightning_attngrad.explain import NonFiniteOutputError, Question, explain
+from lightning_attngrad.explain import NonFiniteOutputError, Question
 from lightning_attngrad.measure.maps import Maps, maps_key
+from lightning_attngrad.measure.questions import question_of_maps, say_once
 from lightning_attngrad.metrics.functional import (
     image_quality,
     map_spearman,
@@ -32,8 +31,6 @@ from lightning_attngrad.rewrite import (
     rewrite,
     survives_8_bits,
 )
-
-_log = logging.getLogger("lightning_attngrad")
 
 #: Pairs that are drawn.
 SHOWN = 6
@@ -163,11 +160,11 @@ class RewrittenPairs:
         psnr: (M,) of the rewritten image, in decibels.
         ssim: (M,) likewise.
         survives: (M,) bool, still rewritten after rounding to 8 bits.
-        map_shift: (M,) one minus the rank correlation of the maps of the predicted classes before and after; NaN
-            where there is no map.
         zero_gradient: (M,) share of steps without a gradient.
         unconverged: (M,) bool.
         one_step_better: (M,) bool.
+        map_shift: (M,) one minus the rank correlation of the maps of the predicted classes before and after; None
+            where no map can be made of the model.
     """
 
     image: Tensor
@@ -178,10 +175,10 @@ class RewrittenPairs:
     psnr: Tensor
     ssim: Tensor
     survives: Tensor
-    map_shift: Tensor
     zero_gradient: Tensor
     unconverged: Tensor
     one_step_better: Tensor
+    map_shift: Tensor | None = None
 
     @property
     def success(self) -> Tensor:
@@ -199,7 +196,8 @@ class ShownPair:
         rewritten: likewise.
         before: (K,) probabilities.
         after: (K,) likewise.
-        maps: (2, h, w) before and after, in times the uniform share; None where the model has none.
+        maps: (2, h, w) before and after, in times the uniform share; None where no map can be made of the model.
+        signed: whether maps have values below 0.
     """
 
     pair: int
@@ -208,6 +206,7 @@ class ShownPair:
     before: Tensor
     after: Tensor
     maps: Tensor | None
+    signed: bool = False
 
 
 def conditions_of(evaluation: Evaluation) -> dict[str, Any]:
@@ -220,10 +219,12 @@ def conditions_of(evaluation: Evaluation) -> dict[str, Any]:
     return {"mean": list(known.mean), "std": list(known.std)}
 
 
-def comparison_hash(evaluation: Evaluation, settings: RewriteSettings, frozen: FrozenTargets) -> str:
+def comparison_hash(
+    evaluation: Evaluation, settings: RewriteSettings, frozen: FrozenTargets, *, method: str | None = None
+) -> str:
     """SHA-256 of images, classes, settings, normalisation, part of the model and precision.
 
-    Distances of another do not compare.
+    Distances of another do not compare; nor do numbers of maps beside them, whose ``method`` then belongs to it.
     """
     described = {
         "images": evaluation.images_hash,
@@ -233,6 +234,7 @@ def comparison_hash(evaluation: Evaluation, settings: RewriteSettings, frozen: F
         "targets": frozen.targets.tolist(),
         **settings.plain(),
         **conditions_of(evaluation),
+        **({} if method is None else {"method": method}),
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
@@ -268,7 +270,8 @@ def _rewritten(
     index, targets = frozen.pairs()
     if most is not None:
         index, targets = index[:most], targets[:most]
-    there = _maps_that_are_there(evaluation)
+    question, why_not = question_of_maps(evaluation)
+    there = None if question is None else _maps_that_are_there(evaluation, question)
 
     def work(part: Tensor) -> tuple[RewrittenPairs, list[ShownPair]]:
         images = evaluation.images[index[part].to(evaluation.images.device)]
@@ -289,28 +292,35 @@ def _rewritten(
             grey = torch.zeros_like(images)
             with torch.no_grad():
                 evaluation.forward(grey)
-            _map_shares(evaluation, grey, grey if there is None else None)
+            if question is not None:
+                _map_shares(evaluation, question, grey, grey if there is None else there[index[part]])
             raise
         survives = survives_8_bits(evaluation.model, result, known, forward=evaluation.forward)
         before = known.to_images(result.original) if there is None else there[index[part]]
-        maps = _map_shares(evaluation, result.images, before)
+        maps = None if question is None else _map_shares(evaluation, question, result.images, before)
         found = _found(result, survives, maps, index[part], frozen.own[index[part]])
-        return found, [_shown(result, maps, place, int(pair)) for place, pair in enumerate(part) if pair < shown]
+        signed = question is not None and question.signed
+        return found, [
+            _shown(result, maps, place, int(pair), signed=signed) for place, pair in enumerate(part) if pair < shown
+        ]
 
     parts = evaluation.each(len(targets), work)
-    joined = {
-        field.name: torch.cat([getattr(pairs, field.name) for pairs, _ in parts]) for field in fields(RewrittenPairs)
-    }
-    return RewrittenPairs(**joined), [pair for _, some in parts for pair in some]
+    if why_not:
+        say_once(evaluation, why_not)
+    joined: dict[str, Tensor | None] = {}
+    for name in (field.name for field in fields(RewrittenPairs)):
+        values = [getattr(pairs, name) for pairs, _ in parts]
+        joined[name] = None if values[0] is None else torch.cat(values)
+    return RewrittenPairs(**joined), [pair for _, some in parts for pair in some]  # type: ignore[arg-type]
 
 
 def _is_length(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
-def _maps_that_are_there(evaluation: Evaluation) -> Tensor | None:
+def _maps_that_are_there(evaluation: Evaluation, question: Question) -> Tensor | None:
     """(N, h, w) of the classes predicted now, where another callback has asked for the images' maps at this moment."""
-    found: Maps | None = evaluation.at_this_moment.get(maps_key(Question()))
+    found: Maps | None = evaluation.at_this_moment.get(maps_key(question))
     if found is None or found.target is None:
         return None
     predicted = found.logits.argmax(dim=1)
@@ -320,38 +330,31 @@ def _maps_that_are_there(evaluation: Evaluation) -> Tensor | None:
 
         def work(part: Tensor) -> Tensor:
             images = evaluation.images[others[part].to(evaluation.images.device)]
-            return explain(evaluation.model, images, forward=evaluation.forward).heatmap.cpu()
+            return question.explain(evaluation.model, images, forward=evaluation.forward).heatmap.cpu()
 
         heatmaps[others] = torch.cat(evaluation.each(len(others), work))
     return heatmaps
 
 
-def _map_shares(evaluation: Evaluation, after: Tensor, before: Tensor | None) -> Tensor | None:
-    """(M, 2, h, w) of the predicted classes, in times the uniform share; None where attention cannot be read.
+def _map_shares(evaluation: Evaluation, question: Question, after: Tensor, before: Tensor) -> Tensor:
+    """(M, 2, h, w) of the predicted classes, in times the uniform share.
 
     Args:
         evaluation: for the model.
+        question: by which the maps are made.
         after: images (M, C, H, W).
         before: likewise, or their maps (M, h, w) where they are known.
     """
 
     def of(images: Tensor) -> Tensor:
-        return explain(evaluation.model, images, forward=evaluation.forward).heatmap
+        return question.explain(evaluation.model, images, forward=evaluation.forward).heatmap
 
-    try:
-        first = before if before is None or before.dim() == 3 else of(before)
-        second = of(after)
-    except UnsupportedModelError as error:
-        _log.debug("no maps beside the rewritten images: %s", error)
-        return None
-    if first is None:
-        return None
-    return torch.stack([times_uniform_share(first).cpu(), times_uniform_share(second).cpu()], dim=1)
+    first = before if before.dim() == 3 else of(before)
+    return torch.stack([times_uniform_share(first).cpu(), times_uniform_share(of(after)).cpu()], dim=1)
 
 
 def _found(result: Rewrite, survives: Tensor, maps: Tensor | None, index: Tensor, own: Tensor) -> RewrittenPairs:
     quality = image_quality(result.original, result.pixels)
-    shift = torch.full((len(index),), math.nan) if maps is None else 1 - map_spearman(maps[:, 0], maps[:, 1])
     values = {
         "image": index,
         "own": own,
@@ -361,15 +364,15 @@ def _found(result: Rewrite, survives: Tensor, maps: Tensor | None, index: Tensor
         "psnr": quality.psnr,
         "ssim": quality.ssim,
         "survives": survives,
-        "map_shift": shift,
         "zero_gradient": result.health.zero_gradient,
         "unconverged": result.health.unconverged,
         "one_step_better": ~result.health.beats_one_step,
     }
-    return RewrittenPairs(**{name: value.detach().cpu() for name, value in values.items()})
+    shift = None if maps is None else 1 - map_spearman(maps[:, 0], maps[:, 1])
+    return RewrittenPairs(**{name: value.detach().cpu() for name, value in values.items()}, map_shift=shift)
 
 
-def _shown(result: Rewrite, maps: Tensor | None, place: int, pair: int) -> ShownPair:
+def _shown(result: Rewrite, maps: Tensor | None, place: int, pair: int, *, signed: bool) -> ShownPair:
     return ShownPair(
         pair=pair,
         original=result.original[place].cpu(),
@@ -377,4 +380,5 @@ def _shown(result: Rewrite, maps: Tensor | None, place: int, pair: int) -> Shown
         before=result.logits_before[place].softmax(dim=0).cpu(),
         after=result.logits_after[place].softmax(dim=0).cpu(),
         maps=None if maps is None else maps[place],
+        signed=signed,
     )

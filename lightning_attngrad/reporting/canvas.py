@@ -92,16 +92,22 @@ class Canvas(Page):
         height: In inches.
         title: First line of its head.
         notes: Second line.
-        scale: Of all maps.
+        scale: Of all maps; None where there are none, and no bar has to explain it.
         blended: Whether a map lies on the grey version of its image, or stands alone.
     """
 
     def __init__(
-        self, width: float, height: float, *, title: str, notes: str, scale: ColourScale, blended: bool
+        self, width: float, height: float, *, title: str, notes: str, scale: ColourScale | None, blended: bool
     ) -> None:
-        super().__init__(width, height, title=title, notes=notes, room=width - 3 * MARGIN - BAR_WIDTH)
-        self.scale = scale
+        room = None if scale is None else width - 3 * MARGIN - BAR_WIDTH
+        super().__init__(width, height, title=title, notes=notes, room=room)
+        self.scale = ColourScale("share") if scale is None else scale
         self._opacity = _OPACITY if blended else 1.0
+        if scale is not None:
+            self._explain(scale)
+
+    def _explain(self, scale: ColourScale) -> None:
+        """Draw the bar."""
         # On overlays the bar shows what the eye meets there: the colours on a grey of middle lightness.
         middle = 255 * (_DARKEST + _GREY_RANGE / 2)
         seen = _rounded(self._opacity * scale.palette.astype(np.float32) + (1 - self._opacity) * middle)

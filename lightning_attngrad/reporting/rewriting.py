@@ -106,8 +106,8 @@ def amplification(largest: float) -> float:
 def rewrite_panels(
     original: ArrayLike,
     rewritten: ArrayLike,
-    maps_before: ArrayLike,
-    maps_after: ArrayLike,
+    maps_before: ArrayLike | None,
+    maps_after: ArrayLike | None,
     captions: Sequence[RewriteCaption],
     *,
     title: str,
@@ -122,8 +122,9 @@ def rewrite_panels(
     Args:
         original: (N, 3, H, W) or (N, 1, H, W) images in [0, 1].
         rewritten: The same shape; of a failed pair, the best attempt.
-        maps_before: (N, h, w) maps of the originals, in times the uniform share.
-        maps_after: (N, h, w) maps of the rewritten images, in times the uniform share.
+        maps_before: (N, h, w) maps of the originals, in times the uniform share; None where there are none, and rows
+            end with the rewritten images.
+        maps_after: (N, h, w) maps of the rewritten images, in times the uniform share; None likewise.
         captions: N captions.
         title: Head of the figure.
         scale: The colour scale of the maps, the same for every figure that is to be compared.
@@ -142,10 +143,7 @@ def rewrite_panels(
         [11.1, 2.7]
     """
     images, changed = _checked_pairs(original, rewritten)
-    before = checked_maps("maps_before", maps_before, images, dimensions=3)
-    after = checked_maps("maps_after", maps_after, images, dimensions=3)
-    if before.shape != after.shape:
-        raise ValueError(f"maps_after: got shape {after.shape}; expected {before.shape}, the shape of maps_before")
+    maps = _checked_maps_of_pairs(maps_before, maps_after, images)
     check_count("captions", captions, len(images))
 
     shown = min(len(images), _MOST_ROWS)
@@ -155,16 +153,17 @@ def rewrite_panels(
     labels = ("map before", *(label for _, label in amplified))
     column = max(width, *(text_width(label, TEXT_SIZE) + 0.02 for label in labels))  # a factor is never cut
     pitch = max(height + _LINE, _MOST_LINES * _LINE) + _ROW_GAP
-    page = 2 * MARGIN + 5 * column + 3 * _GAP + 2 * _GROUP_GAP + _CAPTION_ROOM
-    lefts = [MARGIN + index * (column + _GAP) + (_GROUP_GAP - _GAP) * (index > 2) for index in range(5)]
+    heads = ["original", "", "rewritten", *(["map before", "map after"] if maps else [])]
+    lefts = [MARGIN + index * (column + _GAP) + (_GROUP_GAP - _GAP) * (index > 2) for index in range(len(heads))]
     words = lefts[-1] + column + _GROUP_GAP
+    notes = [counted(shown, len(images), "image–target pair"), *([grid_note(maps[0])] if maps else [])]
     with house_style():
         canvas = Canvas(
-            max(NARROWEST, page),
+            max(NARROWEST, words + _CAPTION_ROOM + MARGIN),
             HEADER_HEIGHT + shown * pitch + MARGIN / 2,
             title=title,
-            notes=" · ".join([counted(shown, len(images), "image–target pair"), grid_note(before)]),
-            scale=scale,
+            notes=" · ".join(notes),
+            scale=scale if maps else None,
             blended=True,
         )
         for row in range(shown):
@@ -176,10 +175,9 @@ def rewrite_panels(
             canvas.image(images[row], *tiles[0])
             _draw_difference(canvas, images[row], difference, tiles[1])
             canvas.image(changed[row], *tiles[2])
-            canvas.map(images[row], before[row], *tiles[3])
-            canvas.map(changed[row], after[row], *tiles[4])
-            heads = {0: "original", 2: "rewritten", 3: "map before", 4: "map after"} if row == 0 else {}
-            for index, head in {**heads, 1: label}.items():
+            for picture, heatmap, tile in zip((images, changed), maps, tiles[3:], strict=False):
+                canvas.map(picture[row], heatmap[row], *tile)
+            for index, head in enumerate([heads[0], label, *heads[2:]] if row == 0 else ["", label]):
                 canvas.write(lefts[index] + column / 2, top - _LINE / 2, head, width=column, align="center")
             _write_caption(canvas, captions[row], words, middle)
     return canvas
@@ -191,6 +189,20 @@ def _checked_pairs(original: ArrayLike, rewritten: ArrayLike) -> tuple[Array, Ar
     if changed.shape != images.shape:
         raise ValueError(f"rewritten: got shape {changed.shape}; expected {images.shape}, the shape of original")
     return images, changed
+
+
+def _checked_maps_of_pairs(before: ArrayLike | None, after: ArrayLike | None, images: Array) -> tuple[Array, ...]:
+    """The maps of both, as arrays of one shape; () without any; or a ValueError."""
+    if before is None and after is None:
+        return ()
+    if before is None or after is None:
+        name = "maps_before" if before is None else "maps_after"
+        raise ValueError(f"{name}: got None; expected maps (N, h, w), or None for both")
+    first = checked_maps("maps_before", before, images, dimensions=3)
+    second = checked_maps("maps_after", after, images, dimensions=3)
+    if first.shape != second.shape:
+        raise ValueError(f"maps_after: got shape {second.shape}; expected {first.shape}, the shape of maps_before")
+    return first, second
 
 
 def _amplified(original: Array, rewritten: Array) -> tuple[Array, str]:

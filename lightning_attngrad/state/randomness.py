@@ -41,6 +41,38 @@ def seeded_rng(seed: int) -> Iterator[None]:
             put_back()
 
 
+class RandomMoment:
+    """The random streams of the process as they are now, so that what draws from them can be run once more.
+
+    Example:
+        >>> moment = RandomMoment()
+        >>> drawn = torch.rand(2)
+        >>> with moment.again():
+        ...     same = torch.rand(2)
+        >>> bool(torch.equal(drawn, same)), bool(torch.equal(torch.rand(2), same))
+        (True, False)
+    """
+
+    def __init__(self) -> None:
+        self._streams = _streams_of_the_process()
+
+    def rewind(self) -> None:
+        """Put every stream back as it was then."""
+        for _, put_back in self._streams:
+            put_back()
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Run the body with every stream as it was then, and put the streams back afterwards as they are now."""
+        later = _streams_of_the_process()
+        try:
+            self.rewind()
+            yield
+        finally:
+            for _, put_back in later:
+                put_back()
+
+
 def check_seed(seed: int) -> None:
     """Refuse a seed that not every random stream accepts.
 

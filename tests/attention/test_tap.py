@@ -11,10 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_attngrad.attention import (
     ATTN_LRP,
+    PLAIN,
     AttentionTap,
     ExplicitAttentionCall,
     FusedAttentionCall,
 )
+from lightning_attngrad.attention.embedding import find_embedding
 from tests.zoo import ZOO
 
 NAMES = {
@@ -259,8 +261,11 @@ def test_without_a_start_no_graph_is_made() -> None:
 def test_rules_change_the_way_back_and_not_the_values() -> None:
     model, images = ZOO["vit"].build().requires_grad_(False), ZOO["vit"].images()
     gradients, outputs = [], []
-    for rules in (None, ATTN_LRP):
-        with AttentionTap(model, start="embedding", **({} if rules is None else {"rules": rules})) as tap:
+    with AttentionTap(model, start="images") as tap:
+        output = model(tap.begin_at(images.clone()))
+    number = find_embedding(tap.numbered.nodes, [output], tap.first_reads)
+    for rules in (PLAIN, ATTN_LRP):
+        with AttentionTap(model, start="embedding", embedding_number=number, rules=rules) as tap:
             output = model(images)
         outputs.append(output.detach())
         gradients.append(torch.autograd.grad(output[:, 0].sum(), tap.embedding)[0])

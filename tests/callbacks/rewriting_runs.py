@@ -71,6 +71,13 @@ def bright() -> Classifier:
     return Classifier(Bright())
 
 
+def beside_the_line_on_maps(messages: list[str]) -> list[str]:
+    """What else was said in a run of `bright`, of which no map can be made: that is said in one line."""
+    line = "no map can be made of the model, so numbers and figures of maps are left out"
+    assert sum(line in message for message in messages) == 1
+    return [message for message in messages if line not in message]
+
+
 def saving(folder: Path, **options: Any) -> ModelCheckpoint:
     return ModelCheckpoint(folder, **{"save_top_k": -1, "filename": "{step}", **options})
 

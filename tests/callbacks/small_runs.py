@@ -34,6 +34,7 @@ SCALARS = {
     "border_mass",
     "corner_mass",
     "top_decile_mass",
+    "completeness_error",
     *(f"{kind}/{layer}" for kind in ("head_entropy", "head_distance") for layer in LAYERS),
 }
 #: Where a run without a directory of its own leaves its files, so that none comes to lie in the checkout.

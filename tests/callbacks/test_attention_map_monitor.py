@@ -96,8 +96,10 @@ def test_scalars_equal_what_explain_gives_on_the_same_weights(written: tuple[Run
     module = Classifier()
     for place, (probe, _) in enumerate(monitor.evaluations):
         module.load_state_dict(monitor.weights[place])
-        expected = _statistics(attngrad.explain(module, probe.images, probe.targets).heatmap)
-        expected |= _head_statistics(module, probe.images)
+        found = attngrad.explain(module, probe.images, probe.targets)
+        expected = _statistics(found.heatmap) | _head_statistics(module, probe.images)
+        assert found.completeness_error is not None
+        expected["completeness_error"] = sum(found.completeness_error.tolist()) / len(probe.images)
         assert expected.keys() == SCALARS - COSTS
         for name, value in expected.items():
             logged = scalar_points(accumulator, f"attngrad/maps/{name}")[place][1]

@@ -18,7 +18,15 @@ import lightning_attngrad as attngrad
 from lightning_attngrad.callbacks import rewrite_robustness_monitor
 from lightning_attngrad.metrics.functional import paired_log_ratio
 from lightning_attngrad.probe import Evaluation, Findings
-from tests.callbacks.rewriting_runs import PIXELS, Bright, WatchedRewriting, bright, fit_and_save, saving
+from tests.callbacks.rewriting_runs import (
+    PIXELS,
+    Bright,
+    WatchedRewriting,
+    beside_the_line_on_maps,
+    bright,
+    fit_and_save,
+    saving,
+)
 from tests.callbacks.small_runs import (
     COSTS,
     Classifier,
@@ -34,6 +42,7 @@ from tests.callbacks.small_runs import (
     scalar_points,
     tensorboard,
     tiny_vit,
+    words,
 )
 from tests.probe_options import with_probe
 
@@ -85,16 +94,21 @@ def test_a_share_of_the_patches_makes_rewriting_harder() -> None:
     assert few.series("median_linf") != everywhere.series("median_linf")
 
 
-def test_a_model_without_attention_has_every_number_but_the_shift_of_its_map(monkeypatch: Any) -> None:
+def test_a_model_without_maps_has_every_number_but_their_shift(monkeypatch: Any) -> None:
     drawn = captured_figures(monkeypatch)
     mine = WatchedRewriting(draws=True, steps=4)
     run = fit(mine, module=bright, max_epochs=1)
     undefined = {name for name, value in mine.scalars.items() if math.isnan(value)}
-    assert undefined == {"map_shift", "short_over_long"}
+    assert undefined == {"short_over_long"}
+    assert mine.scalars.keys() == SCALARS - {"map_shift"}
     assert mine.scalars["health/never_rewritten"] == 0
     assert 0 < mine.scalars["median_linf"] < 1
-    assert run.messages == []
-    assert [names_of(figures) for _, figures in drawn] == [{"success", "classes"}] * 2
+    assert beside_the_line_on_maps(run.messages) == []
+    assert [names_of(figures) for _, figures in drawn] == [FIGURES] * 2
+    for _, figures in drawn:
+        texts = words(figures["attngrad/rewrite/rewrites"])
+        assert "original" in texts
+        assert not [text for text in texts if "map" in text or "patch grid" in text]
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
@@ -436,8 +450,8 @@ class Configured(Classifier):
         (Classifier, {"target": 3}, "target: got 3; the model's classes are 0 to 2"),
         (Configured, {"mean": None, "std": None}, "Pass mean=0, std=1 if the model takes pixels in [0, 1]"),
         (Classifier, {"mean": 10.0, "std": 1.0}, "which no pixels in [0, 1] give"),
-        (bright, {"norm": "l0_patches"}, "UnsupportedModelError"),
-        (bright, {"top_share": 0.5}, "UnsupportedModelError"),
+        (bright, {"norm": "l0_patches"}, "NoAttentionError"),
+        (bright, {"top_share": 0.5}, "NoAttentionError"),
     ],
     ids=["one output", "one output by number", "a number", "no such class", "doubt", "wrong", "patches", "share"],
 )
@@ -518,7 +532,7 @@ def test_a_resumed_run_goes_on_with_its_images_targets_reference_and_curves(tmp_
     before, after, through = (WatchedRewriting(steps=4, target="runner_up", reference="first_epoch") for _ in range(3))
     run = resumed(tmp_path, before, after)
     fit(through, module=bright, train=in_order(), max_epochs=4)
-    assert run.messages == []
+    assert beside_the_line_on_maps(run.messages) == []
     assert after.labels == ["epoch 3", "epoch 4"]
     assert before.rewrite_hash == after.rewrite_hash == through.rewrite_hash
     for name in ("median_linf", "area", "log_ratio", "log_ratio_low", "log_ratio_high", "psnr"):
@@ -557,7 +571,7 @@ def test_other_settings_say_so_once_and_start_anew(tmp_path: Path, changed: dict
     before, after = WatchedRewriting(), WatchedRewriting(**changed)
     run = resumed(tmp_path, before, after)
     assert sum("its settings are not those of the run that is resumed" in message for message in run.messages) == 1
-    assert len(run.messages) == 1
+    assert len(beside_the_line_on_maps(run.messages)) == 1
     assert after.rewrite_hash != before.rewrite_hash
     # the weights that it goes on with are the new reference, and no number of before is logged again
     assert after.labels == ["step 6", "epoch 3", "epoch 4"]

@@ -63,6 +63,7 @@ def seen_by(monitor: WatchedMonitor) -> dict[str, Any]:
         "scalars": {name: value for name, value in monitor.scalars.items() if name not in COSTS},
         "hash": monitor.probe_set.hash,
         "switched off": monitor._off,
+        "method": None if monitor._conditions is None else monitor._conditions["method"],
     }
 
 
@@ -230,13 +231,18 @@ class Sharded(TinyModule):
         from torch.distributed.fsdp import fully_shard
 
         mesh: DeviceMesh = self.device_mesh["data_parallel"]  # type: ignore[index]
-        for block in self.backbone.blocks:
+        for block in getattr(self.backbone, "blocks", None) or self.backbone.encoder.layers:
             fully_shard(block, mesh=mesh)
         fully_shard(self.stem, mesh=mesh)  # else nobody would add up its gradients
         fully_shard(self.backbone, mesh=mesh)
 
 
-def fit_sharded(*callbacks: pl.Callback, validation: Any = None, **options: Any) -> dict[str, Any]:
+def fit_sharded(
+    *callbacks: pl.Callback,
+    validation: Any = None,
+    backbone: Callable[[], nn.Module] = lambda: tiny_vit(**DROPOUT),
+    **options: Any,
+) -> dict[str, Any]:
     strategy = ModelParallelStrategy(
         data_parallel_size=2,
         tensor_parallel_size=1,
@@ -244,7 +250,7 @@ def fit_sharded(*callbacks: pl.Callback, validation: Any = None, **options: Any)
         timeout=timedelta(seconds=TIMEOUT),
     )
     seed_everything(0)
-    module = Sharded(tiny_vit(**DROPOUT))
+    module = Sharded(backbone())
     train = DataLoader(Pictures(TRAINING_IMAGES, seed=1), batch_size=BATCH, shuffle=True)
     loaders = (train, validation_loader() if validation is None else validation)
     left = fit(module, callbacks, loaders=loaders, strategy=strategy, devices=2, **options)

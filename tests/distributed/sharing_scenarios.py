@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_attngrad.probe import Evaluation, Findings
 from tests.distributed.scenarios import DROPOUT, dropping, fit_sharded, seen_by, two_processes
-from tests.integration.harness import BATCH, TRAINING_IMAGES, Pictures, TinyModule, WatchedMonitor, fit, tiny_vit
+from tests.integration.harness import (
+    BATCH,
+    CLASSES,
+    TRAINING_IMAGES,
+    Pictures,
+    TinyModule,
+    WatchedMonitor,
+    fit,
+    seed_everything,
+    tiny_vit,
+)
+from tests.other_models import ViTBesideColours
 
 #: Of an odd data set, which a DistributedSampler fills up with a duplicate; in parts of two that do not go round.
 IMAGES, IMAGES_AT_ONCE = 7, 2
@@ -72,6 +85,39 @@ def shared_maps_sharded(directory: Path) -> dict[str, Any]:
         "passes": monitor.passes,
         **seen_by(monitor),
     }
+
+
+def without_embedding() -> nn.Module:
+    return ViTBesideColours(CLASSES)
+
+
+def _standing_in(fitted: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+    """No method is asked for, and the model does not permit the default; each process would find that out by itself."""
+    monitor = SharingMonitor()
+    without = fitted()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        left = fitted(monitor, quiet=False)
+    return {
+        "without": without,
+        "fingerprint": left,
+        "passes": monitor.passes,
+        "warnings": [str(one.message) for one in caught if "attngrad" in str(one.message)],
+        **seen_by(monitor),
+    }
+
+
+def standing_in(directory: Path) -> dict[str, Any]:
+    def fitted(*monitors: WatchedMonitor, **options: Any) -> dict[str, Any]:
+        seed_everything(0)
+        return fit(TinyModule(without_embedding()), monitors, loaders=loaders(), **two_processes(), **options)
+
+    return _standing_in(fitted)
+
+
+def standing_in_sharded(directory: Path) -> dict[str, Any]:
+    validation = DataLoader(Pictures(IMAGES, seed=2), batch_size=BATCH)
+    return _standing_in(partial(fit_sharded, validation=validation, backbone=without_embedding))
 
 
 class OutOfMemoryOnOneRank(SharingMonitor):
@@ -145,6 +191,8 @@ def governed(directory: Path) -> dict[str, Any]:
 SCENARIOS: tuple[Callable[[Path], dict[str, Any]], ...] = (
     shared_maps,
     shared_maps_sharded,
+    standing_in,
+    standing_in_sharded,
     out_of_memory,
     governed,
 )

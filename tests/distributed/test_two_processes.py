@@ -241,14 +241,16 @@ def test_a_sharded_model_is_seen_and_trains_bit_identically(outcome: Outcome, ra
 
 
 @pytest.mark.parametrize("rank", RANKS)
-@pytest.mark.parametrize("scenario", ["shared_maps", "shared_maps_sharded"])
+@pytest.mark.parametrize("scenario", ["shared_maps", "shared_maps_sharded", "standing_in", "standing_in_sharded"])
 def test_a_run_whose_images_are_shared_is_bit_identical(outcome: Outcome, scenario: str, rank: int) -> None:
     left = outcome(scenario, rank)
     assert left["without"]["steps"]
     assert differences(left["without"], left["fingerprint"]) == set()
 
 
-@pytest.mark.parametrize("scenario", ["shared_maps", "shared_maps_sharded", "out_of_memory"])
+@pytest.mark.parametrize(
+    "scenario", ["shared_maps", "shared_maps_sharded", "standing_in", "standing_in_sharded", "out_of_memory"]
+)
 def test_each_process_explains_its_part_and_both_make_as_many_passes(outcome: Outcome, scenario: str) -> None:
     first, second = (outcome(scenario, rank) for rank in RANKS)
     evaluations = list(zip(first["passes"], second["passes"], strict=True))
@@ -279,6 +281,22 @@ def test_shared_maps_have_the_numbers_of_one_process(outcome: Outcome) -> None:
     for rank in RANKS:
         logged = outcome("shared_maps", rank)["logged"]
         assert {name: logged[f"attngrad/maps/{name}"] for name in numbers} == pytest.approx(numbers, rel=1e-6)
+
+
+@pytest.mark.parametrize("scenario", ["standing_in", "standing_in_sharded"])
+def test_both_processes_take_the_method_that_stands_in_and_the_first_says_so(outcome: Outcome, scenario: str) -> None:
+    first, second = (outcome(scenario, rank) for rank in RANKS)
+    assert first["method"] == second["method"] == "gradient_guided"
+    (line,) = first["warnings"]
+    assert "maps are by 'gradient_guided', which stands in for the default" in line
+    assert second["warnings"] == []
+
+
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("scenario", ["shared_maps", "shared_maps_sharded"])
+def test_nothing_stands_in_for_a_default_that_the_model_permits(outcome: Outcome, scenario: str, rank: int) -> None:
+    """Also where its parameters are sharded, which puts functions of its own into the graph."""
+    assert outcome(scenario, rank)["method"] == "guided_relevance"
 
 
 def test_where_one_process_runs_out_of_memory_both_go_on_with_half(outcome: Outcome) -> None:

@@ -1,4 +1,4 @@
-"""Corrections row by row, and how pooling is read off the gradient."""
+"""Corrections row by row; and rows carried by places, against the naive recursion over all tokens of all calls."""
 
 from __future__ import annotations
 
@@ -64,21 +64,3 @@ def test_rows_of_transfer_sum_to_zero_and_support_less_opposition_is_signed(
     assert bool((maps["transfer"].sum(dim=1).abs() < 1e-5 * size).all())
     assert bool((maps["transfer"].abs().sum(dim=1) > 1e-2 * size).all())
     torch.testing.assert_close(maps["positive"] - maps["negative"], maps["signed"], rtol=1e-4, atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("norms", "expected"),
-    [
-        ([1, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]),  # class token
-        ([3, 1, 0, 0, 0, 0], [0.5, 0.5, 0, 0, 0, 0]),  # class and distillation token
-        ([0, 0, 2, 1, 1, 3], [0, 0, 0.25, 0.25, 0.25, 0.25]),  # mean of the patches
-        ([1, 1, 1, 1, 1, 1], [1 / 6] * 6),  # mean of all
-        ([9, 0, 1, 1, 1, 1], [0.5, 0, 0.125, 0.125, 0.125, 0.125]),  # class token beside the mean of the patches
-        ([0, 0, 0, 0, 0, 0], [1, 0, 0, 0, 0, 0]),  # no gradient at all
-    ],
-)
-def test_pooling_is_read_off_the_gradient(
-    last_call: tuple[AttentionCall, Tensor], norms: list[float], expected: list[float]
-) -> None:
-    weights = pooling_weights(last_call[0], torch.tensor([norms], dtype=torch.float32), prefix=2)
-    torch.testing.assert_close(weights, torch.tensor([expected], dtype=torch.float32))

@@ -36,7 +36,7 @@ def score(output: torch.Tensor) -> torch.Tensor:
     ("arguments", "says"),
     [
         ({"method": "grad"}, "method: got 'grad'; expected one of"),
-        ({"method": None}, "method: got None; expected one of"),
+        ({"method": 3}, "method: got 3; expected one of"),
         ({"objective": "logits"}, "objective: got 'logits'"),
         ({"objective": Region(torch.ones(4, 6))}, "use method='gradient_guided'"),
         ({"options": {"combine": "mean"}}, "combine: got 'mean'; expected one of sum, product, gated_sum"),
@@ -149,6 +149,7 @@ def test_it_answers_as_explain_does(objective: object) -> None:
 QUESTIONS = [
     Question(),
     Question("rollout"),
+    Question(DEFAULT_METHOD),
     Question(options={"combine": "sum"}),
     Question("gradient_guided"),
     Question("gradient_guided", options={"correction": "signed"}),
@@ -183,7 +184,8 @@ def test_a_copy_asks_the_same(question: Question) -> None:
 
 
 def test_defaults_that_are_said_are_the_same_question() -> None:
-    assert Question(DEFAULT_METHOD, "logit", {"combine": "gated_sum"}) == Question()
+    assert Question(DEFAULT_METHOD, "logit", {"combine": "gated_sum"}) == Question(DEFAULT_METHOD)
+    assert Question(None, "logit", {"combine": "gated_sum"}) == Question(DEFAULT_METHOD)  # whose option it is
     assert Question(objective=Contrast(torch.tensor([3, 5]))) == Question(objective=Contrast(torch.tensor([3, 5])))
 
 

@@ -112,11 +112,6 @@ class TwoViews(Plain):
         return super().forward(images) + super().forward(images.flip(-1))
 
 
-class SoftmaxChanged(Plain):
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return (query @ key.mT).softmax(-1).clamp(0.01) @ value
-
-
 class Detached(Plain):
     def pool(self, tokens: Tensor) -> Tensor:
         return tokens[:, 0].detach()
@@ -203,7 +198,6 @@ REFUSED = [
     (ExplicitSideBySide, "side by side"),
     (JointProjection, "side by side"),
     (TwoViews, "side by side"),
-    (SoftmaxChanged, "is changed before it meets the values"),
 ]
 
 
@@ -275,6 +269,40 @@ class ReshapedInPlace(Reshaped):
 def test_other_spellings_give_the_same_map(model: Callable[[], nn.Module], method: str) -> None:
     expected = explain(Plain(), IMAGES, 1, method=method).token_scores
     torch.testing.assert_close(explain(model(), IMAGES, 1, method=method).token_scores, expected, rtol=1e-4, atol=1e-6)
+
+
+class SoftmaxChanged(Plain):
+    """Its attention is the matrix that multiplies the values, whatever became of the softmax."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        matrix = (query @ key.mT).softmax(-1).clamp(0.01)
+        self.matrices.append(matrix)
+        return matrix @ value
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.matrices: list[Tensor] = []
+        return super().forward(images)
+
+
+def test_a_softmax_that_is_changed_before_it_meets_the_values() -> None:
+    model = SoftmaxChanged()
+    logits = model(IMAGES)
+    attention = list(model.matrices)
+    gradients = torch.autograd.grad(logits[:, 1].sum(), attention)
+    increments = torch.zeros(2, 17)  # by the definition, METHODS: D ← D + (r + D)·mean_h (A ⊙ G)₊
+    start = torch.eye(17)[0]
+    for matrix, gradient in zip(reversed(attention), reversed(gradients), strict=True):
+        support = (matrix * gradient).clamp_min(0).mean(dim=1)  # (B, N, N)
+        increments = increments + ((start + increments).unsqueeze(1) @ support).squeeze(1)
+    explanation = explain(model, IMAGES, 1, method="gradient_guided")
+    torch.testing.assert_close(explanation.token_scores, increments.detach(), rtol=1e-4, atol=1e-6)
+    for method in METHODS:
+        assert bool(torch.isfinite(explain(model, IMAGES, 1, method=method).heatmap).all())
+
+
+def test_scores_of_a_softmax_that_is_changed_are_not_moved() -> None:
+    with pytest.raises(ValueError, match="leave this layer out"):
+        attention_step(SoftmaxChanged(), IMAGES, 1)
 
 
 class ResizedThenReshaped(Reshaped):
@@ -358,7 +386,7 @@ class PoolsPatchesOnly(Plain):
 @pytest.mark.parametrize("method", METHODS)
 def test_attention_pooling_over_the_patches_only(method: str) -> None:
     explanation = explain(PoolsPatchesOnly(), IMAGES, 1, method=method)
-    assert explanation.token_scores.shape == (2, 17)
+    assert explanation.token_scores.shape == (2, 18)  # class token, query, patches
     assert bool(torch.isfinite(explanation.heatmap).all())
     assert float(explanation.heatmap.abs().sum()) > 0
 

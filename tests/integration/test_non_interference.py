@@ -42,6 +42,7 @@ from tests.integration.harness import (
     seed_everything,
     tiny_vit,
 )
+from tests.other_models import ViTBesideColours
 from tests.probe_options import with_probe
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -101,6 +102,7 @@ VARIANTS = {
     "gradient checkpointing": Variant(checkpointed),
     "compiled": Variant(compiled),
     "compiled in place": Variant(compiled_in_place),
+    "a method stands in": Variant(lambda: TinyModule(ViTBesideColours(harness.CLASSES))),
     "weight averaging before": Variant(before=lambda: [EMAWeightAveraging(decay=0.5)]),
     "weight averaging after": Variant(dropping, after=lambda: [WeightAveraging()]),
 }

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.attention import AttentionCall, TokenLayout, outside_autocast
+from lightning_attngrad.attention import AttentionCall, outside_autocast
 from lightning_attngrad.explain.forward_pass import forward_pass
 
 #: How many times the median length makes an outlier. The published cut of 150 is that of one family; this has no unit.
@@ -89,7 +89,7 @@ def head_statistics(
     )
 
 
-def patch_distances(layout: TokenLayout, device: torch.device) -> Tensor:
+def patch_distances(layout: Any, device: torch.device) -> Tensor:
     """Euclidean distance between the centres of any two patches, in patches: (h·w, h·w)."""
     rows, columns = layout.grid
     places = torch.cartesian_prod(torch.arange(rows, device=device), torch.arange(columns, device=device)).float()
@@ -115,7 +115,7 @@ def _of_call(call: AttentionCall, prefix: int, distances: Tensor, memory_budget:
     return entropy / (queries * math.log(max(keys, 2))), distance / patches, prefix_mass / patches
 
 
-def _high_norm_share(call: AttentionCall, layout: TokenLayout) -> Tensor:
+def _high_norm_share(call: AttentionCall, layout: Any) -> Tensor:
     """Share of outliers among the patches that enter a call, (B,)."""
     norms = call.token_norms
     if norms is None or norms.shape[1] != layout.tokens:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lightning_attngrad.explain import DEFAULT_METHOD, explain
+from lightning_attngrad.explain import explain
 from lightning_attngrad.metrics.functional.sensitivity import sanity_correlation
 
 
@@ -56,7 +56,7 @@ def sanity_check(
     model: nn.Module,
     images: Tensor,
     target: int | Sequence[int] | Tensor | None = None,
-    method: str = DEFAULT_METHOD,
+    method: str | None = None,
     which: Literal["all", "head"] = "all",
     *,
     seed: int = 0,
@@ -68,7 +68,7 @@ def sanity_check(
         model: as for :func:`lightning_attngrad.explain`; it is left as it is.
         images: (B, C, H, W), normalised as the model takes them.
         target: one class an image, as for ``explain``; None is the class that the trained model predicts.
-        method: any that ``explain`` knows.
+        method: any that ``explain`` knows; None as there, and the same for both models.
         which: what is redrawn, as for :func:`redrawn_state`.
         seed: of the draws.
         forward: called instead of ``model(images)``; it has to call the same ``model``.
@@ -99,7 +99,7 @@ def sanity_check(
         model,
         images,
         trained.target,
-        method=method,
+        method=trained.method,
         forward=lambda batch: functional_call(redrawn, names, (batch,)),
     )
     return sanity_correlation(trained.heatmap, untrained.heatmap)

@@ -1,0 +1,154 @@
+"""Finds where the tokens of every attention call lie on the image, by following the model's own data movement.
+
+One plain forward pass is run in which attention is cut: an output token lies where its query lies. No family of models is
+known by name. What is found for a few images holds for any number of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_attngrad.attention.embedding import find_embedding
+from lightning_attngrad.attention.movement import Movement
+from lightning_attngrad.attention.place_table import compressed
+from lightning_attngrad.attention.traced import SeenCall, TracedPlaces, traced_places
+from lightning_attngrad.attention.watching import SeenAttention
+from lightning_attngrad.attention.places import UnsupportedModelError
+from lightning_attngrad.attention.tap import AttentionTap
+
+
+class _Watcher:
+    """Takes down the places of every call that a tap sees."""
+
+    def __init__(self) -> None:
+        self.movement: Movement
+        self.calls: list[SeenCall] = []
+        self.outputs: dict[int, Tensor] = {}  # ids of what functions gave the model, by number
+
+    def attending(self) -> contextlib.AbstractContextManager[object]:
+        return self.movement.paused()
+
+    def returned(self, number: int, output: Tensor) -> None:
+        ids = self.movement.ids_of(output) if output.is_floating_point() else None
+        if ids is not None:
+            self.outputs[number] = ids
+
+    @torch.no_grad()
+    def attended(self, seen: SeenAttention) -> None:
+        movement, table = self.movement, self.movement.table
+        reads, bit = movement.reads(seen.output), movement.new_bit()
+        movement.depend(seen.output, bit)
+        shape = seen.call.shape
+        with movement.paused():
+            asks, values = movement.ids_of(seen.asks), movement.ids_of(seen.value)
+            nothing = torch.zeros((), dtype=torch.int32, device=seen.output.device)
+            values = seen.of_keys(nothing.expand(seen.value.shape) if values is None else values)  # (R, H, M, ·)
+            asks = seen.of_rows(nothing.expand(seen.asks.shape) if asks is None else asks)  # (R, H, N, ·)
+            kind = _kind(values)
+            if kind == "channels":
+                along_channels = table.reduce(values, (2,)).narrow(2, 0, 1)  # (R, H, 1, d)
+                moved = along_channels.expand(*shape[:3], values.shape[3])
+                keys = queries = torch.zeros(1, 1, 1, dtype=torch.int32, device=values.device)
+            else:
+                keys = _one(table.reduce(values, (3,)), 3)  # (R, H, M)
+                queries = self._queries(asks, keys, shape)
+                moved = queries.unsqueeze(-1).expand(*shape[:3], values.shape[3])
+            if kind != "elsewhere":
+                movement.put(seen.output, seen.to_output(moved).expand(seen.output.shape))
+        self.calls.append(SeenCall(seen.call.name, shape, _same_heads(queries), _same_heads(keys), kind, bit, reads))
+
+    def _queries(self, asks: Tensor, keys: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
+        """Ids of the queries, (R, H, N): where their own scores say, or where the keys of the same tokens lie."""
+        table = self.movement.table
+        of_tokens = compressed(asks)
+        along_keys = of_tokens.shape[2] == 1 and of_tokens.shape[3] == shape[3] > 1  # scores of keys with queries
+        queries = _one(table.reduce(asks, (3,)), 3) if not along_keys else torch.zeros_like(keys[..., :1])
+        queries = queries.expand(*shape[:3])
+        if shape[2] == shape[3]:
+            keys = keys.expand(*shape[:2], shape[3])
+            elsewhere = bool((queries != keys).any()) and self._of_other_tokens(queries, keys)
+            if elsewhere or bool(queries.eq(0).all()):
+                return keys
+        if bool(queries.eq(0).all()) and bool(keys.gt(0).any()):  # asked by nothing of the image: tokens of their own
+            images = table.images_of(keys).amax(dim=(1, 2))  # (R,)
+            return table.new_slots(images, shape[2])[:, None].expand(*shape[:3])
+        return queries
+
+    def _of_other_tokens(self, queries: Tensor, keys: Tensor) -> bool:
+        """Whether queries were made elsewhere for the tokens that are read: boxes of another size, or of the windows' own."""
+        boxes = self.movement.table.boxes
+        both = (queries > 0) & (keys > 0)
+        one, two = boxes[queries[both].long()], boxes[keys[both].long()]
+        return bool(one.numel()) and bool(((one - two).abs() > 1e-3).any())
+
+
+def _kind(values: Tensor) -> Literal["tokens", "channels", "elsewhere"]:
+    """What is attended to, by the ids of the values (R, H, M, d): tokens differ along M, channels do not."""
+    values = compressed(values)
+    if not bool(values.gt(0).any()):
+        return "elsewhere"
+    if values.shape[3] == 1 or bool((values == values[..., :1]).all()):
+        return "tokens"
+    return "channels" if values.shape[2] == 1 or bool((values == values[:, :, :1]).all()) else "tokens"
+
+
+def _one(ids: Tensor, dim: int) -> Tensor:
+    """Without a dimension along which ids repeat."""
+    return ids.narrow(dim, 0, 1).squeeze(dim)
+
+
+def _same_heads(ids: Tensor) -> Tensor:
+    """(R, H, N), or (R, 1, N) where every head has the same tokens."""
+    first = ids[:, :1]
+    return first.contiguous() if ids.shape[1] == 1 or bool((ids == first).all()) else ids.contiguous()
+
+
+def trace(
+    model: nn.Module,
+    images: Tensor,
+    forward: Callable[[Tensor], Any],
+    *,
+    answers: Callable[[Any], Iterable[Tensor]],
+) -> TracedPlaces:
+    """Run ``forward`` on images (B, C, H, W) once, and find the places of all its attention calls.
+
+    Args:
+        model: whose module names the calls are known by.
+        images: as the model takes them; not changed.
+        forward: from images to the model's output.
+        answers: the tensors of the output that may be explained.
+    """
+    watcher = _Watcher()
+    tap = AttentionTap(model, start="images", watcher=watcher)
+    with torch.enable_grad():
+        images = tap.begin_at(images.detach().clone())
+    movement = watcher.movement = Movement(images, tap.calling_module)
+    # The graph says through which tensor all goes that the output has of the image; it keeps no activations.
+    graph_only = torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda kept: kept)
+    try:
+        with torch.enable_grad(), graph_only, movement, tap:
+            output = forward(images)
+        outputs = list(answers(output))
+        bits = 0
+        for tensor in outputs:
+            bits |= movement.reads(tensor)
+        ends = [tensor for tensor in outputs if tensor.requires_grad]
+        number = find_embedding(tap.numbered.nodes, ends, tap.first_reads) if ends else None
+        embedded = watcher.outputs.get(number or 0)
+        traced = traced_places(type(model).__name__, movement, watcher.calls, bits, embedded, tap.unread_softmaxes)
+        return replace(traced, moves=tap.moves, embedding_number=number)
+    except NotImplementedError as error:
+        if "FlexAttention" not in str(error):
+            raise
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: flex attention has no gradient here ({error}). Let the model use torch's own "
+            'attention: attn_implementation="sdpa" in Hugging Face'
+        ) from error
+    finally:
+        tap.release()
