@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from lightning_attngrad.attention.embedding import find_embedding
 from lightning_attngrad.attention.movement import Movement
 from lightning_attngrad.attention.place_table import compressed
-from lightning_attngrad.attention.traced import SeenCall, TracedPlaces, traced_places
-from lightning_attngrad.attention.watching import SeenAttention
 from lightning_attngrad.attention.places import UnsupportedModelError
 from lightning_attngrad.attention.tap import AttentionTap
+from lightning_attngrad.attention.traced import SeenCall, TracedPlaces, traced_places
+from lightning_attngrad.attention.watching import SeenAttention
 
 
 class _Watcher:
