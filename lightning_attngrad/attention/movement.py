@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_attngrad.attention.place_table import PlaceTable, compressed
@@ -71,7 +71,6 @@ _CHOICES = {aten.sort, aten.argsort, aten.topk, aten.nonzero, aten.randperm, ate
 _WITHOUT_PLACE = {aten.zeros_like, aten.ones_like, aten.empty_like, aten.full_like, aten.new_zeros, aten.new_ones}
 _WITHOUT_PLACE |= {aten.new_empty, aten.new_full, aten.rand_like, aten.randn_like, aten.histc, aten.bincount}
 _WITHOUT_PLACE |= {aten._local_scalar_dense, aten.equal, aten.is_nonzero, aten.allclose, aten.new_empty_strided}
-_FUSED_ATTENTION = ("scaled_dot_product", "_flash_attention", "_efficient_attention", "native_multi_head_attention")
 
 
 @dataclass(eq=False)
@@ -81,11 +80,13 @@ class Unseen:
     Attributes:
         module: of the model, whose forward did it.
         what: in words.
+        kernel: whether it is an operation of its own, and may be an attention.
         bit: by which tensors remember that they depend on it.
     """
 
     module: str
     what: str
+    kernel: bool
     bit: int
 
 
@@ -172,10 +173,10 @@ class Movement(TorchDispatchMode):
         finally:
             self._paused -= 1
 
-    def report(self, what: str, *outputs: Any) -> None:
+    def report(self, what: str, *outputs: Any, kernel: bool = False) -> None:
         """Tokens mix unseen in what is computed right now."""
         module = self._calling_module()
-        unseen = Unseen(module, what, self.new_bit())
+        unseen = Unseen(module, what, kernel, self.new_bit())
         self.unseen.append(unseen)
         for output in outputs:
             if isinstance(output, Tensor):
@@ -249,7 +250,9 @@ class Movement(TorchDispatchMode):
             ids = self._reduction(packet, args, kwargs, out)
         elif str(packet).split(".")[-1].startswith(_RESAMPLED):
             source = self.ids_of(args[0])
-            ids = None if source is None else self._spatial(source, lambda two: self.table.resampled(two, out.shape[2:]))
+            ids = (
+                None if source is None else self._spatial(source, lambda two: self.table.resampled(two, out.shape[2:]))
+            )
         elif packet is aten.col2im:
             ids = self._folded(out, args, kwargs)
         elif packet in (aten.index_put, aten.slice_scatter, aten.select_scatter, aten.scatter, aten.index_copy):
@@ -290,7 +293,13 @@ class Movement(TorchDispatchMode):
         if packet is aten._to_copy or packet in (aten.clone, aten.contiguous, aten.lift_fresh):
             self._set(made[0], ids)
             return
-        rest = [argument if not (packet is aten.constant_pad_nd and n == 1) else 0 for n, argument in enumerate(args[1:])]
+        if packet in (aten.view_as_real, aten.view_as_complex):  # pairs of numbers and complex ones
+            complex_pairs = ids.unsqueeze(-1) if packet is aten.view_as_real else ids[..., 0]
+            self._set(made[0], complex_pairs)
+            return
+        rest = [
+            argument if not (packet is aten.constant_pad_nd and n == 1) else 0 for n, argument in enumerate(args[1:])
+        ]
         if packet in _FLOATING_MOVES:
             moved = func(ids.double() if ids.device.type != "mps" else ids.float(), *rest, **kwargs).int()
         else:
@@ -369,15 +378,17 @@ class Movement(TorchDispatchMode):
             local, other = (right, left) if left_mixed else (left, right)
             rows = compressed(local)
             if rows.numel() > rows.shape[0] and bool(rows.gt(0).any()):
-                self.report("a product of tokens with tokens that is no softmax attention", out)
+                self.report("a product of tokens with tokens that is no softmax attention", out, kernel=True)
             return local if bool(local.gt(0).any()) else other
-        return torch.where(left > 0, left, right) if bool(left.eq(0).any()) else left
+        return left if bool(left.gt(0).any()) else right  # rows of padding stay nowhere
 
     def _reduction(self, packet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Tensor | None:
         ids = self.ids_of(args[0])
         if ids is None:
             return None
-        dims = kwargs.get("dim", args[_DIM_ARGUMENT.get(packet, 1)] if len(args) > _DIM_ARGUMENT.get(packet, 1) else None)
+        dims = kwargs.get(
+            "dim", args[_DIM_ARGUMENT.get(packet, 1)] if len(args) > _DIM_ARGUMENT.get(packet, 1) else None
+        )
         if isinstance(dims, Tensor):  # element by element: maximum of two
             return self._joined([args[0], dims], out)
         dims = [dims] if isinstance(dims, int) else dims
@@ -478,8 +489,8 @@ class Movement(TorchDispatchMode):
         """A tensor is changed in place, and with it what it is a view of."""
         if packet in (aten.copy_, aten.index_put_, aten.scatter_, aten.fill_, aten.zero_, aten.index_copy_):
             if packet is aten.copy_:
-                ids = self._ids_or_none(args[1])
-                ids = ids.expand(written.shape)
+                ids = self.ids_of(args[1])
+                ids = self._written_tokens(written, args[1]) if ids is None else ids.expand(written.shape)
             elif packet is aten.index_put_ and isinstance(args[2], Tensor):
                 ids = aten.index_put(self._ids_or_none(written).contiguous(), args[1], self._ids_or_none(args[2]))
             elif packet in (aten.scatter_, aten.index_copy_) and isinstance(args[3], Tensor):
@@ -507,17 +518,34 @@ class Movement(TorchDispatchMode):
         self._ids[base] = whole
         self._ids[written] = part
 
+    def _written_tokens(self, written: Tensor, source: Tensor) -> Tensor:
+        """Ids of what is written among tokens and lies nowhere: tokens of its own, see :meth:`_cat`."""
+        nothing = torch.zeros((), dtype=torch.int32, device=written.device).expand(written.shape)
+        base = written._base
+        before = None if base is None else self.ids_of(base)
+        if base is None or before is None or written.dim() < 2 or not bool(source.ne(0).any()):
+            return nothing
+        images = self.table.images_of(before.flatten(1).amax(1))  # (B,)
+        if len(images) != len(written):
+            return nothing
+        if written.dim() < base.dim():  # one token
+            new = self.table.new_slots(images, 1)
+            return new.view(-1, *[1] * (written.dim() - 1)).expand(written.shape)
+        new = self.table.new_slots(images, written.shape[1])
+        return new.view(*new.shape, *[1] * (written.dim() - 2)).expand(written.shape)
+
     def _unknown(self, func: Any, packet: Any, given: list[Tensor], made: list[Tensor]) -> Tensor | None:
         name = str(packet).replace("aten.", "")
-        if not made[0].is_floating_point():
+        if not (made[0].is_floating_point() or made[0].is_complex()):
             return None
-        fused = any(word in name for word in _FUSED_ATTENTION)
-        self.report(f"{'the attention of ' if fused else ''}the operation {name}", *made)
+        self.report(f"the operation {name}", *made, kernel=True)
         placed = [tensor for tensor in given if tensor in self._ids]
         alike = next((tensor for tensor in placed if tensor.shape == made[0].shape), None)
         if alike is not None:
             return self.ids_of(alike)
-        fitting = next((one for one in placed if one.dim() == made[0].dim() and one.shape[:-1] == made[0].shape[:-1]), None)
+        fitting = next(
+            (one for one in placed if one.dim() == made[0].dim() and one.shape[:-1] == made[0].shape[:-1]), None
+        )
         if fitting is None:
             return None
         ids = self.table.reduce(self._ids[fitting], (-1,))

@@ -52,6 +52,7 @@ class CallPlaces:
         kind: ``tokens`` read from tokens. ``channels``: channels read from channels, and every token stays where it
             is. ``elsewhere``: nothing that it reads comes from the image.
         reads: numbers of the earlier calls whose output it reads, directly or through other calls.
+        counts: whether the output depends on it.
     """
 
     name: str
@@ -61,6 +62,7 @@ class CallPlaces:
     heads: int
     kind: Literal["tokens", "channels", "elsewhere"]
     reads: frozenset[int]
+    counts: bool = True
 
 
 @dataclass(frozen=True, eq=False)

@@ -140,9 +140,10 @@ def traced_places(
                 stride = _stride(queries, keys, movement.batch)
             except _NotPlacedError as error:
                 if call.bit & answer:
-                    reasons.append(f"{call.name!r} {error}")
+                    reasons.append(f"{_module(call.name)} {error}")
         strides.append(stride if call.kind == "tokens" else 1)
-        placed.append(CallPlaces(call.name, call.shape, queries, keys, heads, call.kind, reads))
+        counts = bool(call.bit & answer)
+        placed.append(CallPlaces(call.name, call.shape, queries, keys, heads, call.kind, reads, counts))
     counting = [place for call, place in zip(calls, placed, strict=True) if call.bit & answer and call.kind == "tokens"]
     grids = [place.keys.grid for place in counting if place.keys.grid is not None]
     grid = max(grids, key=math.prod) if grids else None
@@ -304,9 +305,7 @@ def _of_batch(tokens: TokenPlaces, stride: int, traced: int, batch: int) -> Toke
 def _embedded(reader: _Reader, ids: Tensor, batch: int) -> tuple[EmbeddedPlaces | None, int | None]:
     """Places of the tokens of a tensor with these ids, and after how many of them the next image follows."""
     channels = [
-        axis
-        for axis in range(1, ids.dim())
-        if ids.shape[axis] > 1 and bool((ids == ids.narrow(axis, 0, 1)).all())
+        axis for axis in range(1, ids.dim()) if ids.shape[axis] > 1 and bool((ids == ids.narrow(axis, 0, 1)).all())
     ]
     if not channels:
         return None, None
@@ -330,7 +329,12 @@ _SWITCH = (
     "If it is a fused attention kernel (xformers, flash-attn, flex attention, a custom operation), let the model use "
     'torch\'s own: attn_implementation="sdpa" in Hugging Face, fused_attn in timm'
 )
-_RELEVANCE = "method='attn_lrp', 'conservative' or 'grad_cam' follow the gradient alone"
+_RELEVANCE = "The methods attn_lrp, conservative and grad_cam follow the gradient alone"
+
+
+def _module(name: str) -> str:
+    """A module in a message."""
+    return repr(name) if name else "its own forward"
 
 
 def _obstacle(
@@ -352,22 +356,23 @@ def _obstacle(
     if changed is not None:
         how = f"meets other tensors in {changed.met}" if changed.met else "meets no values that are seen"
         return UnsupportedModelError(
-            f"{model_name}: the softmax in {changed.name!r} {how}, and not values in a matrix product, so its attention "
-            f"cannot be read. {_SWITCH}; {_RELEVANCE}"
+            f"{model_name}: the softmax in {_module(changed.name)} {how}, and not values in a matrix product, so its attention "
+            f"cannot be read. {_SWITCH}. {_RELEVANCE}"
         )
     if unseen:
+        first = unseen[0]
         return UnsupportedModelError(
-            f"{model_name}: in {unseen[0].module!r} tokens mix by {unseen[0].what}, which a map of the attention cannot "
-            f"follow. {_SWITCH}; {_RELEVANCE}"
+            f"{model_name}: in {_module(first.module)} tokens mix by {first.what}, which a map of the attention cannot "
+            f"follow. {_SWITCH + '. ' if first.kernel else ''}{_RELEVANCE}"
         )
     if reasons:
-        return UnsupportedModelError(f"{model_name}: {reasons[0]}; {_RELEVANCE}")
+        return UnsupportedModelError(f"{model_name}: {reasons[0]}. {_RELEVANCE}")
     if not any(call.kind == "tokens" for call in reached):
         channels = next((call.name for call in reached if call.kind == "channels"), None)
         what = f"attends over channels only ({channels!r})" if channels else "makes no attention call over image tokens"
-        return NoAttentionError(f"{model_name} {what}: there is no map of its attention; {_RELEVANCE}")
+        return NoAttentionError(f"{model_name} {what}: there is no map of its attention. {_RELEVANCE}")
     if grid is None:
         return UnsupportedModelError(
-            f"{model_name}: none of the tokens that it attends to can be traced to pixels; {_RELEVANCE}"
+            f"{model_name}: none of the tokens that it attends to can be traced to pixels. {_RELEVANCE}"
         )
     return None

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from lightning_attngrad.attention.embedding import find_embedding
 from lightning_attngrad.attention.movement import Movement
 from lightning_attngrad.attention.place_table import compressed
+from lightning_attngrad.attention.places import UnsupportedModelError
+from lightning_attngrad.attention.tap import AttentionTap
 from lightning_attngrad.attention.traced import SeenCall, TracedPlaces, traced_places
 from lightning_attngrad.attention.watching import SeenAttention
-from lightning_attngrad.attention.tap import AttentionTap
 
 
 class _Watcher:
@@ -88,13 +89,16 @@ class _Watcher:
 
 
 def _kind(values: Tensor) -> Literal["tokens", "channels", "elsewhere"]:
-    """What is attended to, by the ids of the values (R, H, M, d): tokens differ along M, channels do not."""
-    values = compressed(values)
+    """What is attended to, by the ids of the values (R, H, M, d): tokens differ along M, channels do not.
+
+    Keys that all lie at one place are no tokens either: channels, or experts among which a token chooses.
+    """
     if not bool(values.gt(0).any()):
         return "elsewhere"
-    if values.shape[3] == 1 or bool((values == values[..., :1]).all()):
+    if values.shape[2] == 1:
         return "tokens"
-    return "channels" if values.shape[2] == 1 or bool((values == values[:, :, :1]).all()) else "tokens"
+    kept = compressed(values)
+    return "channels" if kept.shape[2] == 1 or bool((kept == kept[:, :, :1]).all()) else "tokens"
 
 
 def _one(ids: Tensor, dim: int) -> Tensor:
@@ -133,15 +137,21 @@ def trace(
     try:
         with torch.enable_grad(), graph_only, movement, tap:
             output = forward(images)
-        explained = [tensor for tensor in answers(output) if tensor.requires_grad]
+        outputs = list(answers(output))
         bits = 0
-        for tensor in explained:
+        for tensor in outputs:
             bits |= movement.reads(tensor)
-        number = find_embedding(tap.numbered.nodes, explained, tap.first_reads) if explained else None
+        ends = [tensor for tensor in outputs if tensor.requires_grad]
+        number = find_embedding(tap.numbered.nodes, ends, tap.first_reads) if ends else None
         embedded = watcher.outputs.get(number or 0)
-        traced = traced_places(
-            type(model).__name__, movement, watcher.calls, bits, embedded, tap.unread_softmaxes
-        )
+        traced = traced_places(type(model).__name__, movement, watcher.calls, bits, embedded, tap.unread_softmaxes)
         return replace(traced, moves=tap.moves, embedding_number=number)
+    except NotImplementedError as error:
+        if "FlexAttention" not in str(error):
+            raise
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: flex attention has no gradient here ({error}). Let the model use torch's own "
+            'attention: attn_implementation="sdpa" in Hugging Face'
+        ) from error
     finally:
         tap.release()

@@ -20,6 +20,7 @@ from lightning_attngrad.attention import (
     default_memory_budget,
 )
 from lightning_attngrad.attention.feature_maps import output_of
+from lightning_attngrad.explain.flow import calls_behind
 from lightning_attngrad.state import RandomMoment, differentiable, held_still
 
 #: So many images are named in a message.
@@ -192,6 +193,8 @@ def forward_pass(
                         f"{type(model).__name__} moves its tokens in another way each time that it is run on the same "
                         "images; a map needs two passes that are alike. Seed what is drawn in its forward"
                     )
+                if follows_attention:
+                    _check_graph(tap, known.places, output, type(model).__name__)
                 _check_finite(output, type(model).__name__)
                 budget = default_memory_budget(images.device) if memory_budget is None else memory_budget
                 size = (images.shape[-2], images.shape[-1])
@@ -199,6 +202,20 @@ def forward_pass(
                 return
             finally:
                 tap.release()
+
+
+def _check_graph(tap: AttentionTap, places: ImagePlaces, output: Any, model_name: str) -> None:
+    """Refuse a model of whose attention calls some count, and no gradient comes to them."""
+    outputs = [tensor for tensor in _answers(output) if tensor.requires_grad]
+    reached = set(calls_behind(outputs, tap.calls))
+    counting = [number for number, call in enumerate(places.calls) if call.counts and call.kind == "tokens"]
+    missing = [places.calls[number].name for number in counting if number not in reached]
+    if outputs and missing:
+        raise UnsupportedModelError(
+            f"{model_name}: no gradient comes to the attention in {missing[0]!r}, which its output depends on: it is "
+            "computed inside a torch.autograd.Function, or its result is detached. Let the model use torch's own "
+            "attention, or explain the part behind it"
+        )
 
 
 def _answers(output: Any) -> Iterator[Tensor]:
