@@ -77,8 +77,8 @@ def _warn_of_empty(patches: Tensor, zero_gradient: Tensor) -> None:
     if bool(empty.any()):
         warnings.warn(
             f"grad_cam: the map of {numbers_of(empty)[1]} is zero everywhere: by their mean gradient its channels "
-            "speak against the class at every place, and its ReLU leaves nothing. Another layer=, or another method, may "
-            "say more",
+            "speak against the class at every place, and its ReLU leaves nothing. Another layer=, or another method, "
+            "may say more",
             stacklevel=2,
         )
 
@@ -108,5 +108,6 @@ def _places_of(features: Tensor, forward: ForwardPass, layer: str | None) -> Emb
     raise UnsupportedModelError(
         f"model: {where} has shape {tuple(features.shape)} for {forward.batch} images of "
         f"{forward.image_size[0]}×{forward.image_size[1]} pixels; which of its elements lie where is not known. "
-        "Expected (B, tokens, D) with tokens that an attention reads, (B, h, w, D) or (B, D, h, w); layer= names another module"
+        "Expected (B, tokens, D) with tokens that an attention reads, (B, h, w, D) or (B, D, h, w); layer= names "
+        "another module"
     )
