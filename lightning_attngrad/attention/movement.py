@@ -124,7 +124,7 @@ class Movement(TorchDispatchMode):
     """
 
     def __init__(self, images: Tensor, calling_module: Callable[[], str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.batch = len(images)
         self.table = PlaceTable(len(images), (images.shape[-2], images.shape[-1]), images.device)
         self.unseen: list[Unseen] = []
