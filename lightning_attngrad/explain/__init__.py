@@ -30,6 +30,7 @@ from lightning_attngrad.explain.objectives import (
     Region,
     Seeds,
 )
+from lightning_attngrad.explain.placing import within_area
 from lightning_attngrad.explain.plain import plain
 from lightning_attngrad.explain.question import Question
 from lightning_attngrad.explain.registry import METHODS, Method, TokenScores, register_method
@@ -63,4 +64,5 @@ __all__ = [
     "find_logits",
     "plain",
     "register_method",
+    "within_area",
 ]
