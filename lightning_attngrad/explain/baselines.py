@@ -106,13 +106,18 @@ class _Residuals:
         return present / (sides + residual)
 
     def _side_by_side(self, one: int, other: int) -> bool:
-        """Whether two calls read the same and are read by the same, and so stand at one place of the model."""
-        calls = self._places.calls
+        """Whether two calls read the same and are read by the same, and so stand at one place of the model.
+
+        Last calls are not: each has a map of its own.
+        """
+        calls, readers = self._places.calls, self._readers(one)
+        if one == other or not readers:
+            return one == other
         return (
             calls[one].shape[2] == calls[other].shape[2]
             and calls[one].queries.grid == calls[other].queries.grid
             and calls[one].reads & self._reached == calls[other].reads & self._reached
-            and self._readers(one) == self._readers(other)
+            and self._readers(other) == readers
         )
 
     def _readers(self, number: int) -> set[int]:
