@@ -16,6 +16,7 @@ from lightning_attngrad.attention import (
     BackwardRules,
     ImagePlaces,
     KnownPlaces,
+    NoEmbeddingError,
     UnsupportedModelError,
     default_memory_budget,
 )
@@ -150,6 +151,7 @@ def forward_pass(
         TypeError: for a model or images of another type.
         ValueError: for images of another shape.
         UnsupportedModelError: if the attention cannot be read as one map over the image.
+        NoEmbeddingError: if the graph is to begin at an embedding, and the model has none.
         NonFiniteOutputError: if the logits are not finite.
     """
     if not isinstance(model, nn.Module):
@@ -171,6 +173,8 @@ def forward_pass(
                 known = KnownPlaces(model, images, forward, _answers, afresh=True)
             if follows_attention and known.places.obstacle is not None:
                 raise known.places.obstacle
+            if start == "embedding" and known.embedding_number is None:
+                raise NoEmbeddingError(_no_embedding(type(model).__name__, attends=known.places.obstacle is None))
             tap = AttentionTap(
                 model,
                 start=start,
@@ -216,6 +220,14 @@ def _check_graph(tap: AttentionTap, places: ImagePlaces, output: Any, model_name
             "computed inside a torch.autograd.Function, or its result is detached. Let the model use torch's own "
             "attention, or explain the part behind it"
         )
+
+
+def _no_embedding(model_name: str, *, attends: bool) -> str:
+    instead = ". Use method='gradient_guided', which follows its attention, or explain one tower" if attends else ""
+    return (
+        f"model: {model_name} has no one tensor through which all goes that its output has of the image (it has several "
+        f"towers, or a path past the tokens), so there is no embedding that relevance could be measured at{instead}"
+    )
 
 
 def _answers(output: Any) -> Iterator[Tensor]:
