@@ -169,7 +169,13 @@ class SoftmaxDescent:
                     self._facts.add(each, known)
                 else:
                     self._facts.forget(each)
-        if outputs and others and not followed and func not in MULTIPLICATION and func not in _FUSED:
+        if (
+            outputs
+            and (others or len(given) > 1)
+            and not followed
+            and func not in MULTIPLICATION
+            and func not in _FUSED
+        ):
             for _, weights in given:
                 weights.met(func)
         if not followed and func in SUM and given[0][1].met_tokens:

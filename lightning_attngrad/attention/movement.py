@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_attngrad.attention.place_table import PlaceTable, compressed
@@ -250,7 +250,9 @@ class Movement(TorchDispatchMode):
             ids = self._reduction(packet, args, kwargs, out)
         elif str(packet).split(".")[-1].startswith(_RESAMPLED):
             source = self.ids_of(args[0])
-            ids = None if source is None else self._spatial(source, lambda two: self.table.resampled(two, out.shape[2:]))
+            ids = (
+                None if source is None else self._spatial(source, lambda two: self.table.resampled(two, out.shape[2:]))
+            )
         elif packet is aten.col2im:
             ids = self._folded(out, args, kwargs)
         elif packet in (aten.index_put, aten.slice_scatter, aten.select_scatter, aten.scatter, aten.index_copy):
@@ -291,7 +293,13 @@ class Movement(TorchDispatchMode):
         if packet is aten._to_copy or packet in (aten.clone, aten.contiguous, aten.lift_fresh):
             self._set(made[0], ids)
             return
-        rest = [argument if not (packet is aten.constant_pad_nd and n == 1) else 0 for n, argument in enumerate(args[1:])]
+        if packet in (aten.view_as_real, aten.view_as_complex):  # pairs of numbers and complex ones
+            complex_pairs = ids.unsqueeze(-1) if packet is aten.view_as_real else ids[..., 0]
+            self._set(made[0], complex_pairs)
+            return
+        rest = [
+            argument if not (packet is aten.constant_pad_nd and n == 1) else 0 for n, argument in enumerate(args[1:])
+        ]
         if packet in _FLOATING_MOVES:
             moved = func(ids.double() if ids.device.type != "mps" else ids.float(), *rest, **kwargs).int()
         else:
@@ -378,7 +386,9 @@ class Movement(TorchDispatchMode):
         ids = self.ids_of(args[0])
         if ids is None:
             return None
-        dims = kwargs.get("dim", args[_DIM_ARGUMENT.get(packet, 1)] if len(args) > _DIM_ARGUMENT.get(packet, 1) else None)
+        dims = kwargs.get(
+            "dim", args[_DIM_ARGUMENT.get(packet, 1)] if len(args) > _DIM_ARGUMENT.get(packet, 1) else None
+        )
         if isinstance(dims, Tensor):  # element by element: maximum of two
             return self._joined([args[0], dims], out)
         dims = [dims] if isinstance(dims, int) else dims
@@ -533,7 +543,9 @@ class Movement(TorchDispatchMode):
         alike = next((tensor for tensor in placed if tensor.shape == made[0].shape), None)
         if alike is not None:
             return self.ids_of(alike)
-        fitting = next((one for one in placed if one.dim() == made[0].dim() and one.shape[:-1] == made[0].shape[:-1]), None)
+        fitting = next(
+            (one for one in placed if one.dim() == made[0].dim() and one.shape[:-1] == made[0].shape[:-1]), None
+        )
         if fitting is None:
             return None
         ids = self.table.reduce(self._ids[fitting], (-1,))

@@ -18,6 +18,7 @@ from lightning_attngrad.attention.arrangement import Arrangement, FusedArrangeme
 from lightning_attngrad.attention.call import AttentionCall, ExplicitAttentionCall, FusedAttentionCall
 from lightning_attngrad.attention.descent import SoftmaxDescent
 from lightning_attngrad.attention.embedding import NumberedOutputs
+from lightning_attngrad.attention.feature_maps import FeatureMaps
 from lightning_attngrad.attention.multihead import multi_head_attention
 from lightning_attngrad.attention.rules import NORMALISATIONS, PLAIN, BackwardRules, scale_gradient, under_rules
 from lightning_attngrad.attention.watching import AttentionWatcher, SeenAttention
@@ -56,7 +57,8 @@ class AttentionTap(TorchFunctionMode):
         embedding: what relevance is measured at, tokens with their positions as they enter the first block: (B, N, D),
             or whatever form the model gives them. None until then.
         first_reads: what the first attention call reads, values last, in the graph. None until then.
-        last_normalised: output of the last normalisation before the last self-attention call (B, N, D).
+        features: the maps that grad-CAM may be read from.
+        muted: whether functions of torch are none of the model's for now, and are neither seen nor numbered.
         on_gradient: called with a call and the gradient at its ``tensor``, last call first, while autograd
             runs backwards.
 
@@ -88,7 +90,8 @@ class AttentionTap(TorchFunctionMode):
         self.moves = 0
         self.numbered = NumberedOutputs(embedding_number, keep_nodes=start == "images")
         self.first_reads: tuple[Tensor, ...] | None = None
-        self.last_normalised: Tensor | None = None
+        self.features = FeatureMaps()
+        self.muted = False
         self.on_gradient: Callable[[AttentionCall, Tensor], None] | None = None
         self._names: dict[int, str] = {
             id(module): name.replace("_orig_mod.", "").removesuffix("_orig_mod")
@@ -99,7 +102,6 @@ class AttentionTap(TorchFunctionMode):
         self._rules = rules
         self._score_offsets = score_offsets
         self._watcher = watcher
-        self._normalised: Tensor | None = None
         self._entering_norm: Tensor | None = None
         self._descent = SoftmaxDescent(model, self)
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
@@ -118,6 +120,8 @@ class AttentionTap(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if self.muted:
+            return func(*args, **(kwargs or {}))
         args = tuple(outside_inference(argument) for argument in args)
         kwargs = {name: outside_inference(value) for name, value in kwargs.items()} if kwargs else {}
         output = self.numbered(self._descent.computed(func, args, kwargs))
@@ -132,7 +136,10 @@ class AttentionTap(TorchFunctionMode):
         handler = self._handlers.get(func)
         if handler is not None:
             return handler(func, *args, **kwargs)
-        return under_rules(func, self._rules)(*args, **kwargs)
+        output = under_rules(func, self._rules)(*args, **kwargs)
+        if self._start == "embedding" and isinstance(output, Tensor):
+            self.features.made(output)
+        return output
 
     @property
     def embedding(self) -> Tensor | None:
@@ -153,7 +160,8 @@ class AttentionTap(TorchFunctionMode):
         self._descent.release()
         self.beginnings.clear()
         self.numbered.release()
-        self.first_reads = self.last_normalised = self._normalised = self._entering_norm = None
+        self.features.release()
+        self.first_reads = self._entering_norm = None
 
     @property
     def unread_softmaxes(self) -> tuple[UnreadSoftmax, ...]:
@@ -295,7 +303,8 @@ class AttentionTap(TorchFunctionMode):
         of_tokens = input.dim() == 3 and input.is_floating_point()  # (B, N, D), not the heads of a query
         output: Tensor = under_rules(func, self._rules)(input, *args, **kwargs)
         if of_tokens:
-            self._normalised, self._entering_norm = output, input
+            self._entering_norm = input
+        self.features.normalised(output)
         return output
 
     def _on_set_grad_enabled(self, func: Callable[..., Any], enabled: bool) -> None:
@@ -330,7 +339,7 @@ class AttentionTap(TorchFunctionMode):
         if call.tensor.requires_grad:
             self._hooks.append(call.tensor.register_hook(self._deliver(call, canonical)))
         if call.is_self_attention:
-            self.last_normalised = self._normalised
+            self.features.attended(reads[-1])
         if self._entering_norm is not None:
             tokens = self._entering_norm.detach()
             call.token_norms = torch.linalg.vector_norm(

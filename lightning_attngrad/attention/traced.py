@@ -305,9 +305,7 @@ def _of_batch(tokens: TokenPlaces, stride: int, traced: int, batch: int) -> Toke
 def _embedded(reader: _Reader, ids: Tensor, batch: int) -> tuple[EmbeddedPlaces | None, int | None]:
     """Places of the tokens of a tensor with these ids, and after how many of them the next image follows."""
     channels = [
-        axis
-        for axis in range(1, ids.dim())
-        if ids.shape[axis] > 1 and bool((ids == ids.narrow(axis, 0, 1)).all())
+        axis for axis in range(1, ids.dim()) if ids.shape[axis] > 1 and bool((ids == ids.narrow(axis, 0, 1)).all())
     ]
     if not channels:
         return None, None

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from lightning_attngrad.attention.embedding import find_embedding
 from lightning_attngrad.attention.movement import Movement
 from lightning_attngrad.attention.place_table import compressed
-from lightning_attngrad.attention.traced import SeenCall, TracedPlaces, traced_places
-from lightning_attngrad.attention.watching import SeenAttention
 from lightning_attngrad.attention.places import UnsupportedModelError
 from lightning_attngrad.attention.tap import AttentionTap
+from lightning_attngrad.attention.traced import SeenCall, TracedPlaces, traced_places
+from lightning_attngrad.attention.watching import SeenAttention
 
 
 class _Watcher:
@@ -89,13 +89,16 @@ class _Watcher:
 
 
 def _kind(values: Tensor) -> Literal["tokens", "channels", "elsewhere"]:
-    """What is attended to, by the ids of the values (R, H, M, d): tokens differ along M, channels do not."""
-    values = compressed(values)
+    """What is attended to, by the ids of the values (R, H, M, d): tokens differ along M, channels do not.
+
+    Keys that all lie at one place are no tokens either: channels, or experts among which a token chooses.
+    """
     if not bool(values.gt(0).any()):
         return "elsewhere"
-    if values.shape[3] == 1 or bool((values == values[..., :1]).all()):
+    if values.shape[2] == 1:
         return "tokens"
-    return "channels" if values.shape[2] == 1 or bool((values == values[:, :, :1]).all()) else "tokens"
+    kept = compressed(values)
+    return "channels" if kept.shape[2] == 1 or bool((kept == kept[:, :, :1]).all()) else "tokens"
 
 
 def _one(ids: Tensor, dim: int) -> Tensor:

@@ -1,7 +1,12 @@
 """Images and a class to heatmaps. Needs torch only."""
 
 from lightning_attngrad.attention import NoAttentionError, NoEmbeddingError, UnsupportedModelError
-from lightning_attngrad.explain import baselines, conservative, guided  # noqa: F401  (importing registers methods)
+from lightning_attngrad.explain import (  # importing registers methods
+    baselines,  # noqa: F401
+    conservative,  # noqa: F401
+    grad_cam,  # noqa: F401
+    guided,  # noqa: F401
+)
 from lightning_attngrad.explain.attention_step import AttentionStep, attention_step
 from lightning_attngrad.explain.corrections import CORRECTIONS
 from lightning_attngrad.explain.default import DEFAULT_METHOD

@@ -1,4 +1,4 @@
-"""Maps to compare with: raw attention, rollout, grad-CAM."""
+"""Maps to compare with: raw attention and rollout."""
 
 from __future__ import annotations
 
@@ -49,27 +49,6 @@ def rollout(forward: ForwardPass, seeds: Seeds) -> TokenScores:
     return TokenScores(rows.mean(dim=1, keepdim=True), last.zero_gradient)
 
 
-@register_method("grad_cam", source="Selvaraju et al., arXiv 1610.02391", start="embedding", class_sensitive=True)
-def grad_cam(forward: ForwardPass, seeds: Seeds) -> TokenScores:
-    """Channels of the normalised tokens in front of the last self-attention, weighted by their mean gradient, ReLU.
-
-    Behind the last attention a class-token model has no gradient at the patches, so this is the last place at which
-    grad-CAM says anything.
-    """
-    tokens = forward.tap.last_normalised
-    if tokens is None or tokens.shape[1] != forward.layout.tokens:
-        raise ValueError(
-            "model: no normalisation of the tokens was seen in front of its last attention, and grad_cam is read from "
-            "its output. Use method='gradient_guided', or register the function that normalises with "
-            "attention.backward_rule(function, normalisation=True)"
-        )
-    gradient = seeds.gradient_at(tokens)
-    dtype = torch.promote_types(tokens.dtype, torch.float32)
-    channel_weights = gradient[:, forward.layout.prefix :].to(dtype).mean(dim=1, keepdim=True)  # (B, 1, D)
-    scores = (tokens.detach().to(dtype) * channel_weights).sum(dim=-1).relu()
-    return TokenScores(scores.unsqueeze(1), zero_gradient=~gradient.flatten(1).ne(0).any(dim=1))
-
-
 def _read(forward: ForwardPass, number: int, state: Tensor) -> Tensor:
     """What the queries of a call read where they have relevance, ``r · mean_h A``: a state on the grid of its keys."""
     call, places = forward.tap.calls[number], forward.places.calls[number]
@@ -106,13 +85,18 @@ class _Residuals:
         return present / (sides + residual)
 
     def _side_by_side(self, one: int, other: int) -> bool:
-        """Whether two calls read the same and are read by the same, and so stand at one place of the model."""
-        calls = self._places.calls
+        """Whether two calls read the same and are read by the same, and so stand at one place of the model.
+
+        Last calls are not: each has a map of its own.
+        """
+        calls, readers = self._places.calls, self._readers(one)
+        if one == other or not readers:
+            return one == other
         return (
             calls[one].shape[2] == calls[other].shape[2]
             and calls[one].queries.grid == calls[other].queries.grid
             and calls[one].reads & self._reached == calls[other].reads & self._reached
-            and self._readers(one) == self._readers(other)
+            and self._readers(other) == readers
         )
 
     def _readers(self, number: int) -> set[int]:

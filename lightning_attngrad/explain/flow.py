@@ -7,14 +7,13 @@ side do not feed each other, nor does one tower the other. Calls that the predic
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_attngrad.attention import AttentionCall
+from lightning_attngrad.attention.embedding import node_of, walk_graph
 from lightning_attngrad.attention.places import Grid, ImagePlaces, TokenPlaces
-from lightning_attngrad.attention.embedding import walk_graph
 from lightning_attngrad.explain.placing import carry_tokens
 
 
@@ -114,7 +113,7 @@ def sum_of(states: Sequence[Tensor]) -> Tensor:
 
 def calls_behind(outputs: Sequence[Tensor], calls: Sequence[AttentionCall]) -> list[int]:
     """Numbers of the calls whose gradient a backward pass from ``outputs`` reaches, first call first."""
-    numbers = {_node(call.tensor): number for number, call in enumerate(calls) if call.tensor.requires_grad}
+    numbers = {node_of(call.tensor): number for number, call in enumerate(calls) if call.tensor.requires_grad}
     return sorted(numbers[node] for node in walk_graph(*outputs) if node in numbers)
 
 
@@ -125,15 +124,10 @@ def first_tensors(calls: Sequence[AttentionCall], source: Tensor | None = None) 
     bottom, or several towers.
     """
     found = [] if source is None else [source]
-    known = {_node(tensor) for tensor in found if tensor.requires_grad}
+    known = {node_of(tensor) for tensor in found if tensor.requires_grad}
     for call in calls:
         if call.tensor.requires_grad:
             if not any(node in known for node in walk_graph(call.tensor)):
                 found.append(call.tensor)
-            known.add(_node(call.tensor))
+            known.add(node_of(call.tensor))
     return found
-
-
-def _node(tensor: Tensor) -> Any:
-    """The node of the autograd graph that a gradient at ``tensor`` comes to."""
-    return torch.autograd.graph.get_gradient_edge(tensor).node

@@ -19,6 +19,7 @@ from lightning_attngrad.attention import (
     UnsupportedModelError,
     default_memory_budget,
 )
+from lightning_attngrad.attention.feature_maps import output_of
 from lightning_attngrad.explain.flow import calls_behind
 from lightning_attngrad.state import RandomMoment, differentiable, held_still
 
@@ -63,6 +64,8 @@ class ForwardPass:
         places: where on the image the tokens of every attention call lie.
         batch: number of images B.
         memory_budget: bytes for the temporaries of a block of attention rows.
+        image_size: height and width of the images in pixels.
+        layer_output: of the module that was asked for, one tensor of the graph; empty where none was, or it did not run.
     """
 
     tap: AttentionTap
@@ -70,6 +73,8 @@ class ForwardPass:
     places: ImagePlaces
     batch: int
     memory_budget: int
+    image_size: tuple[int, int]
+    layer_output: tuple[Tensor, ...] = ()
 
     @property
     def logits(self) -> Tensor:
@@ -123,6 +128,7 @@ def forward_pass(
     memory_budget: int | None = None,
     backward: bool = True,
     follows_attention: bool = True,
+    layer: str | None = None,
 ) -> Iterator[ForwardPass]:
     """Run ``model`` on ``images`` (B, C, H, W) under a tap, and let go of everything when the block ends.
 
@@ -136,6 +142,7 @@ def forward_pass(
         memory_budget: in bytes; None is :func:`default_memory_budget` of the device that the images lie on.
         follows_attention: whether a map is to be made of its attention calls. Without, models pass that make none, or
             whose attention cannot be followed.
+        layer: name of a module whose output is kept in :attr:`ForwardPass.layer_output`.
         backward: whether a backward pass through the model will follow. Without one, nothing that only it would need
             is kept.
 
@@ -173,7 +180,11 @@ def forward_pass(
             )
             try:
                 begin = images.clone()  # outside the tap, which would number it
-                with tap, contextlib.nullcontext() if backward else _structure_only(tap):
+                with (
+                    output_of(model, layer, tap) as of_layer,
+                    tap,
+                    contextlib.nullcontext() if backward else _structure_only(tap),
+                ):
                     output = (forward or model)(begin)
                 if not known.hold_for(tap):
                     if not again:
@@ -186,7 +197,8 @@ def forward_pass(
                     _check_graph(tap, known.places, output, type(model).__name__)
                 _check_finite(output, type(model).__name__)
                 budget = default_memory_budget(images.device) if memory_budget is None else memory_budget
-                yield ForwardPass(tap, output, known.places, len(images), budget)
+                size = (images.shape[-2], images.shape[-1])
+                yield ForwardPass(tap, output, known.places, len(images), budget, size, tuple(of_layer))
                 return
             finally:
                 tap.release()

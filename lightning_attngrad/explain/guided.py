@@ -84,7 +84,7 @@ def stream(
 def _stream(
     forward: ForwardPass, seeds: Seeds, corrections: tuple[str, ...], sources: Sequence[Tensor]
 ) -> tuple[TokenScores, tuple[Tensor | None, ...]]:
-    propagation = RowPropagation(forward.places, corrections, forward.memory_budget)
+    propagation = RowPropagation(forward.places, corrections, forward.memory_budget, seeds.pooled)
     for call, gradient in seeds.given:
         propagation(call, gradient)
     forward.tap.on_gradient = propagation

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -36,6 +36,8 @@ class Seeds:
         gradients: ∂Φ at each of them.
         given: attention calls whose gradient is known without autograd, and that gradient, last call first.
         retain_graph: whether another backward pass follows this one.
+        pooled: pooling weights of last attention calls, by number, states (B, 1, S + h·w), where Φ knows them: a
+            gradient that is zero at a whole window says nothing of its tokens.
     """
 
     value: Tensor
@@ -43,6 +45,7 @@ class Seeds:
     gradients: tuple[Tensor, ...]
     given: tuple[tuple[AttentionCall, Tensor], ...] = ()
     retain_graph: bool = False
+    pooled: Mapping[int, Tensor] = field(default_factory=dict)
 
     def gradient_at(self, tensor: Tensor) -> Tensor:
         """∂Φ at a tensor of the graph, by one backward pass."""
@@ -284,6 +287,7 @@ class Region(Objective):
             tuple(tensor for tensor, _ in outputs),
             tuple(gradient.to(tensor.dtype) for tensor, gradient in outputs),
             given=tuple(given),
+            pooled=last.weights,
         )
 
     def _known(self, forward: ForwardPass, call: AttentionCall, places: CallPlaces) -> _RegionCall:

@@ -8,8 +8,9 @@ tokens are pooled, ``r ← r + r·mean_h C_l`` (METHODS §2). The increments are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -31,18 +32,26 @@ class RowPropagation:
         places: of the calls' tokens.
         corrections: names of K corrections, carried side by side from the same ``A`` and ``G``.
         memory_budget: bytes for the temporaries of a block of rows.
+        pooled: pooling weights of last calls, by number, where they are known; others are read off the gradient.
 
     Attributes:
         zero_gradient: (B,) bool: no gradient arrived at the last attention. None before the first call.
     """
 
-    def __init__(self, places: ImagePlaces, corrections: tuple[str, ...], memory_budget: int) -> None:
+    def __init__(
+        self,
+        places: ImagePlaces,
+        corrections: tuple[str, ...],
+        memory_budget: int,
+        pooled: Mapping[int, Tensor] = MappingProxyType({}),
+    ) -> None:
         self.zero_gradient: Tensor | None = None
         self._places = places
         self._numbers = {call.name: number for number, call in enumerate(places.calls)}
         self._flow = TokenFlow(places)
         self._memory_budget = memory_budget
         self._corrections = corrections
+        self._pooled = pooled
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -65,7 +74,7 @@ class RowPropagation:
         if is_last:
             weights, untouched = read_pooling(places, gradient, slots, batch)
             self.zero_gradient = untouched if self.zero_gradient is None else self.zero_gradient & untouched
-            self._flow.start(number, weights)
+            self._flow.start(number, self._pooled.get(number, weights))
         with outside_autocast(gradient.device):
             started, received = self._flow.started(number), self._flow.received(number)
             state = sum_of(started) / len(started) if len(started) > 1 else started[0]

@@ -220,6 +220,7 @@ def answer(
         score_offsets=score_offsets,
         memory_budget=memory_budget,
         follows_attention=method.follows_attention,
+        layer=getattr(options, "layer", None),
     ) as ran:
         classes = _resolve_target(target, ran) if objective.needs_target else None
         asked: list[Tensor | None] = [classes] if classes is None or classes.dim() == 1 else list(classes.unbind(1))

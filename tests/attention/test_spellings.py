@@ -684,6 +684,10 @@ NO_ATTENTION = {
     "segmentation": lambda x: x.softmax(1),
     "gates of tokens": lambda x: x * x.mean(-1, keepdim=True).softmax(2) + x,
     "gated, then a linear layer": lambda x: F.linear(x * x.softmax(-1), nn.Parameter(torch.ones(4, 4))) @ x.mT,
+    "gated over tokens, then a linear layer": lambda x: (
+        F.linear(x * x.softmax(2), nn.Parameter(torch.ones(4, 4))).mT @ x
+    ),
+    "gated, then a convolution": lambda x: F.conv2d(x * x.softmax(-1), nn.Parameter(torch.ones(3, 3, 1, 1))) @ x.mT,
     "soft argmax": lambda x: (x.softmax(-1) * torch.arange(4.0)).sum(-1),
     "soft argmax by a layer": lambda x: F.linear(x.softmax(-1), nn.Parameter(torch.ones(1, 4))),
     "a code book": lambda x: x.softmax(-1) @ nn.Parameter(torch.ones(4, 6)),
@@ -723,9 +727,10 @@ def kernel_feature_maps(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         (per_channel, "sum"),
         (kernel_feature_maps, "matmul"),
         (lambda q, k, v: torch.einsum("bhnm,bhmd,de->bhne", scores_of(q, k).softmax(-1), v, v[0, 0, :D]), "einsum"),
+        (lambda q, k, v: (scores_of(q, k).softmax(-1) + scores_of(q, k).softmax(-2)) @ v, "add"),
         (lambda q, k, v: torch.cdist(scores_of(q, k).softmax(-1), v.mT), "cdist"),
     ],
-    ids=["nystrom", "per channel", "feature maps", "three at once", "another function"],
+    ids=["nystrom", "per channel", "feature maps", "three at once", "rows and columns", "another function"],
 )
 def test_what_cannot_be_read_is_told(attend: Attend, met: str) -> None:
     tap = read_of(attend, *tensors())

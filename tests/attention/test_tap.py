@@ -261,8 +261,10 @@ def test_without_a_start_no_graph_is_made() -> None:
 def test_rules_change_the_way_back_and_not_the_values() -> None:
     model, images = ZOO["vit"].build().requires_grad_(False), ZOO["vit"].images()
     gradients, outputs = [], []
-    with AttentionTap(model, start="images") as tap:
-        output = model(tap.begin_at(images.clone()))
+    tap = AttentionTap(model, start="images")
+    begin = tap.begin_at(images.clone())
+    with tap:
+        output = model(begin)
     number = find_embedding(tap.numbered.nodes, [output], tap.first_reads)
     for rules in (PLAIN, ATTN_LRP):
         with AttentionTap(model, start="embedding", embedding_number=number, rules=rules) as tap:

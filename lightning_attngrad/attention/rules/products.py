@@ -110,10 +110,10 @@ def _shared(first: Tensor, second: Tensor, *, of_elements: bool) -> tuple[Tensor
 
 
 def _product(function: Function, *, of_elements: bool) -> Function:
-    def rule(input: Any, other: Any, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
-        if differentiable(input) and differentiable(other):
-            input, other = _shared(input, other, of_elements=of_elements)  # noqa: A001
-        result: Tensor = function(input, other, *args, **kwargs)
+    def rule(*args: Any, **kwargs: Any) -> Tensor:
+        if len(args) > 1 and differentiable(args[0]) and differentiable(args[1]):
+            args = (*_shared(args[0], args[1], of_elements=of_elements), *args[2:])
+        result: Tensor = function(*args, **kwargs)
         return result
 
     return rule
@@ -126,7 +126,7 @@ def _swapped(input: Any, other: Any) -> Tensor:  # noqa: A002
 
 def _matrix_product(input: Any, mat2: Any = None, *, other: Any = None, **kwargs: Any) -> Tensor:  # noqa: A002
     """``matmul`` and ``bmm``, which name their second factor differently."""
-    return _product(torch.matmul, of_elements=False)(input, other if mat2 is None else mat2, **kwargs)  # type: ignore[no-any-return]
+    return _MATRIX_PRODUCT(input, other if mat2 is None else mat2, **kwargs)  # type: ignore[no-any-return]
 
 
 def _divide(input: Any, other: Any, **kwargs: Any) -> Tensor:  # noqa: A002
@@ -168,6 +168,7 @@ def _sample(input: Tensor, grid: Tensor, *args: Any, **kwargs: Any) -> Tensor:  
 
 
 _MULTIPLY = _product(torch.mul, of_elements=True)
+_MATRIX_PRODUCT = _product(torch.matmul, of_elements=False)
 
 RULES: dict[Function, Function] = {
     **dict.fromkeys((torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__), _MULTIPLY),
@@ -184,6 +185,11 @@ RULES: dict[Function, Function] = {
         _matrix_product,
     ),
     **dict.fromkeys((torch.baddbmm, Tensor.baddbmm), _add_matrix_product),
+    # Kernels that are made of the image, too.
+    **{
+        function: _product(function, of_elements=False)
+        for function in (torch.conv1d, torch.conv2d, torch.conv3d, torch.conv_transpose2d, F.linear)
+    },
     torch.einsum: _einsum,
     F.glu: _gated_linear_unit,
     F.grid_sample: _sample,
