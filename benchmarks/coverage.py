@@ -49,9 +49,7 @@ def main() -> None:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coverage", description=__doc__)
-    parser.add_argument(
-        "--only", nargs="+", default=(), metavar="NAME", help="families whose name has one of these in it"
-    )
+    parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="families whose name has one of these in it")
     parser.add_argument("--write", type=Path, help="Markdown file for the table")
     parser.add_argument("--processes", type=int, default=2)
     return parser.parse_args()

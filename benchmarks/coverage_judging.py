@@ -99,7 +99,7 @@ def _judge(
             ]
     except ValueError as error:  # every refusal is one, and says what is refused
         return verdict("refused" if _names_the_model(error) else "fails", f"{type(error).__name__}: {error}")
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001  (what is looked for)
         return verdict("fails", f"{type(error).__name__}: {error}")
     if method in _OF_ATTENTION and family.mixing in ("otherwise", "none"):
         return verdict("wrong", "follows attention where tokens mix by other means")

@@ -154,21 +154,13 @@ class AttentionProducts(TorchFunctionMode):
         shared, summed = [c for c in a if c in b and c in result], [c for c in a if c in b and c not in result]
         rows, columns = [c for c in a if c not in b], [c for c in b if c not in a]
         known = (id(left) in self._weights) != (id(right) in self._weights) or "..." not in equation
-        if (
-            "..." in equation
-            or "->" not in equation
-            or len(summed) != 1
-            or not known
-            or not set(rows + columns) <= set(result)
-        ):
+        if "..." in equation or "->" not in equation or len(summed) != 1 or not known or not set(rows + columns) <= set(result):
             output = torch.einsum(equation, left, right)
             self._hand_on(torch.einsum, (left, right), {}, output)
             return output
         size = dict(zip(a, left.shape, strict=True)) | dict(zip(b, right.shape, strict=True))
         first = self._as(left, left.permute([a.index(c) for c in shared + rows + summed]), len(shared), 1)
-        second = self._as(
-            right, right.permute([b.index(c) for c in shared + summed + columns]), len(shared), 1, last=False
-        )
+        second = self._as(right, right.permute([b.index(c) for c in shared + summed + columns]), len(shared), 1, last=False)
         if isinstance(left, nn.Parameter) or isinstance(right, nn.Parameter):
             output = torch.einsum(equation, left, right)
             self._hand_on(torch.einsum, (left, right), {}, output)

@@ -348,9 +348,7 @@ def _groupings(centres: Tensor, located: Tensor, bands: int) -> list[tuple[int, 
     found = []
     for count in range(1, min(bands + 1, len(values)) + 1):
         # One group: as clear as its spread is small beside a band.
-        apart = (
-            float(largest[count - 2] / largest[count - 1]) if count > 1 else 0.5 / float(values[-1] - values[0] + 1e-6)
-        )
+        apart = float(largest[count - 2] / largest[count - 1]) if count > 1 else 0.5 / float(values[-1] - values[0] + 1e-6)
         if apart < _CLEAR:
             continue
         numbers = torch.zeros_like(order)
