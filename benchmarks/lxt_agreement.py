@@ -103,9 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
     version = importlib.metadata.version("lxt")
     print(f"lxt {version}, transformers {transformers.__version__}, torch {torch.__version__}; {options.layers} blocks")
     print(f"{options.images} images, {theirs.shape[1]} tokens: largest relevance {float(theirs.abs().max()):.4f}")
-    print(
-        f"largest difference as a share of it: {difference:.1e} (logits under LXT's patches: {float(changed):.1e})"
-    )
+    print(f"largest difference as a share of it: {difference:.1e} (logits under LXT's patches: {float(changed):.1e})")
     return 0 if difference <= AGREE else 1
 
 

@@ -220,7 +220,7 @@ def test_a_post_norm_model_has_one() -> None:
 def test_what_runs_past_the_tokens_leaves_none() -> None:
     model, images = vit_beside_colours(), _images(torch.float32)
     assert number_of(model, images) is None
-    with pytest.raises(NoEmbeddingError, match="no one tensor of tokens in front of its first attention"):
+    with pytest.raises(NoEmbeddingError, match="no one tensor through which all goes"):
         explain(model, images, 1, method="conservative")
 
 
