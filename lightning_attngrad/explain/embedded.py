@@ -19,8 +19,8 @@ def embedding_of(forward: ForwardPass) -> tuple[Tensor, EmbeddedPlaces, Grid]:
     embedding, places = forward.tap.embedding, forward.places.embedding
     if embedding is None or places is None or places.tokens.grid is None:
         raise NoEmbeddingError(
-            "model: where on the image the tokens lie that enter its first layer was not found (shuffled, mixed, or cut "
-            "unevenly), so relevance cannot be placed. Use method='gradient_guided', which needs the places of its "
+            "model: where on the image the tokens lie that enter its first layer was not found (shuffled, mixed, or "
+            "cut unevenly), so relevance cannot be placed. Use method='gradient_guided', which needs the places of its "
             "attention alone"
         )
     return embedding, places, places.tokens.grid
