@@ -182,6 +182,14 @@ def test_layers_that_cannot_be_read_are_refused() -> None:
         explain(model, _images(), 1, method="grad_cam", layer="unused")
 
 
+def test_a_named_layer_needs_no_embedding() -> None:
+    from tests.other_models import vit_beside_colours
+
+    model, images = vit_beside_colours(), _images(32, 32)
+    found = explain(model, images, TARGET, method="grad_cam", layer="embed").heatmap
+    torch.testing.assert_close(found, _reference(model, "embed", images, 1), rtol=1e-4, atol=1e-6)
+
+
 def test_no_hook_is_left_behind() -> None:
     from torch.nn.modules import module as modules
 
