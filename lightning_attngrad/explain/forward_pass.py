@@ -225,8 +225,9 @@ def _check_graph(tap: AttentionTap, places: ImagePlaces, output: Any, model_name
 def _no_embedding(model_name: str, *, attends: bool) -> str:
     instead = ". Use method='gradient_guided', which follows its attention, or explain one tower" if attends else ""
     return (
-        f"model: {model_name} has no one tensor through which all goes that its output has of the image (it has several "
-        f"towers, or a path past the tokens), so there is no embedding that relevance could be measured at{instead}"
+        f"model: {model_name} has no one tensor through which all goes that its output has of the image (it has "
+        f"several towers, or a path past the tokens), so there is no embedding that relevance could be measured at"
+        f"{instead}"
     )
 
 
