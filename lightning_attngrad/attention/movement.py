@@ -124,7 +124,7 @@ class Movement(TorchDispatchMode):
     """
 
     def __init__(self, images: Tensor, calling_module: Callable[[], str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.batch = len(images)
         self.table = PlaceTable(len(images), (images.shape[-2], images.shape[-1]), images.device)
         self.unseen: list[Unseen] = []
@@ -464,7 +464,7 @@ class Movement(TorchDispatchMode):
             return None
         wide = torch.float64 if ids.device.type != "mps" else torch.float32
         placed = (ids > 0).to(wide)
-        total = aten.col2im(ids.to(wide), *args[1:], **kwargs)
+        total: Tensor = aten.col2im(ids.to(wide), *args[1:], **kwargs)
         count = aten.col2im(placed, *args[1:], **kwargs)
         mean = total / count.clamp_min(1)
         agreed = (mean - mean.round()).abs() < 1e-6

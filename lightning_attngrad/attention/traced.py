@@ -224,8 +224,8 @@ class _Reader:
         everywhere = torch.full_like(table.family, -1, dtype=torch.long)
         everywhere[of_family] = cells
         edges = boxes[:, 0].min(), boxes[:, 2].min(), boxes[:, 1].max(), boxes[:, 3].max()
-        area = tuple(round(edge) for edge in torch.stack(edges).tolist())
-        return _Lattice((height, width), everywhere, area)  # type: ignore[arg-type]
+        top, left, bottom, right = (round(edge) for edge in torch.stack(edges).tolist())
+        return _Lattice((height, width), everywhere, (top, left, bottom, right))
 
 
 def _every_other(cells: Tensor, boxed: Tensor, grid: Grid) -> tuple[Tensor, Grid]:

@@ -234,7 +234,7 @@ def _no_embedding(model_name: str, *, attends: bool) -> str:
 def _answers(output: Any) -> Iterator[Tensor]:
     """The tensors of an output that may be explained: its logits where it has any."""
     found = find_logits(output)
-    if found is not None and not (isinstance(output, list | tuple) and len(output) > 1):
+    if found is not None:
         yield found
         return
     parts = output.values() if isinstance(output, Mapping) else output

@@ -1,4 +1,4 @@
-"""grad-CAM at any stage and in any form of its map: the formula, the peer's own package, and what is said of empty maps."""
+"""grad-CAM at any stage and in any form of its map: the formula, the peer's package, what is said of empty maps."""
 
 from __future__ import annotations
 
@@ -169,7 +169,9 @@ def test_a_map_that_the_relu_leaves_empty_is_warned_of() -> None:
 
 def test_layers_that_cannot_be_read_are_refused() -> None:
     model = _model("swin_tiny_patch4_window7_224", img_size=64)
-    with pytest.raises(ValueError, match=r"layer: got 'layers\.9', and SwinTransformer has no module .* try 'layers\.\d'"):
+    with pytest.raises(
+        ValueError, match=r"layer: got 'layers\.9', and SwinTransformer has no module .* try 'layers\.\d'"
+    ):
         explain(model, _images(), 1, method="grad_cam", layer="layers.9")
     with pytest.raises(ValueError, match="layer: got ''; expected the name of a module"):
         explain(model, _images(), 1, method="grad_cam", layer="")

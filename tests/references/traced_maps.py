@@ -87,6 +87,8 @@ def read(
         torch.manual_seed(0)
         with attention_products() as products:
             logits = logits_of(run(model, images))
+        if not products:
+            raise Undecided("no product of attention with values")
         phi = logits[torch.arange(len(logits)), target].sum()
         asked = [p.probabilities for p in products] + [p.output for p in products]
         found = torch.autograd.grad(phi, asked, allow_unused=True, retain_graph=True)
@@ -293,4 +295,15 @@ def _pooled_of(reading: TracedReading, call: int) -> Tensor:
             _, entries = state.shares(token, image, where.query_grid)
             for entry, part, _ in entries:
                 found[image, entry] += weight * part
+    return found
+
+
+def carried(cells: Tensor, grid: Grid) -> Tensor:
+    """(B, h, w) on another grid over the same area: each cell's value is shared among those it overlaps."""
+    found = torch.zeros(len(cells), *grid, dtype=cells.dtype)
+    for row in range(cells.shape[1]):
+        for other_row, down, _ in _overlaps(row, cells.shape[1], grid[0]):
+            for column in range(cells.shape[2]):
+                for other_column, across, _ in _overlaps(column, cells.shape[2], grid[1]):
+                    found[:, other_row, other_column] += cells[:, row, column] * down * across
     return found
