@@ -155,13 +155,7 @@ def forward_pass(
         NoEmbeddingError: if the graph is to begin at an embedding, and the model has none.
         NonFiniteOutputError: if the logits are not finite.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}; expected a torch.nn.Module")
-    if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() != 4 or not len(images):
-        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"images: got {got}; expected a floating-point tensor (B, C, H, W), normalised for the model")
-    if memory_budget is not None and memory_budget < 1:
-        raise ValueError(f"memory_budget: got {memory_budget!r}; expected a number of bytes above 0, or None")
+    _check_arguments(model, images, memory_budget)
     with differentiable(), held_still(model):
         # A copy, made here: a batch that was loaded under inference mode can enter no graph, and a model that
         # normalises in place must not write into the caller's images.
@@ -209,6 +203,16 @@ def forward_pass(
                 tap.release()
 
 
+def _check_arguments(model: nn.Module, images: Tensor, memory_budget: int | None) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}; expected a torch.nn.Module")
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() != 4 or not len(images):
+        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"images: got {got}; expected a floating-point tensor (B, C, H, W), normalised for the model")
+    if memory_budget is not None and memory_budget < 1:
+        raise ValueError(f"memory_budget: got {memory_budget!r}; expected a number of bytes above 0, or None")
+
+
 def _check_graph(tap: AttentionTap, places: ImagePlaces, output: Any, model_name: str) -> None:
     """Refuse a model of whose attention calls some count, and no gradient comes to them."""
     outputs = [tensor for tensor in _answers(output) if tensor.requires_grad]
@@ -227,7 +231,8 @@ def _no_embedding(model_name: str, *, attends: bool) -> str:
     instead = ". Use method='gradient_guided', which follows its attention, or explain one tower" if attends else ""
     return (
         f"model: {model_name} has no one tensor through which all goes that its output has of the image (it has "
-        f"several towers, or a path past the tokens), so there is no embedding that relevance could be measured at{instead}"
+        f"several towers, or a path past the tokens), so there is no embedding that relevance could be measured at"
+        f"{instead}"
     )
 
 
