@@ -74,6 +74,7 @@ class KnownPlaces:
         calls = self.places.calls
         return (
             self._traced.moves == tap.moves
+            and self._traced.tensors == tap.numbered.last
             and len(calls) == len(tap.calls)
             and all(
                 known.name == seen.name and known.shape == seen.shape

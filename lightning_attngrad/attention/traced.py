@@ -78,6 +78,7 @@ class TracedPlaces:
         embedded_stride: the same of the tokens of the embedding.
         embedding_number: by which a tap knows the embedding; None where the model has none.
         moves: of the tap, by which a pass is known that moves its tokens otherwise.
+        tensors: how many of them functions gave the model.
     """
 
     places: ImagePlaces
@@ -86,6 +87,7 @@ class TracedPlaces:
     embedded_stride: int | None
     embedding_number: int | None = None
     moves: int = 0
+    tensors: int = 0
 
     def holds_for(self, batch: int) -> bool:
         """Whether places of so many images follow from those of the traced ones."""

@@ -38,7 +38,8 @@ def assert_same(found: Explanation, expected: Explanation) -> None:
         if other is not None and other.dtype == torch.bool:
             assert torch.equal(one, other), name
         elif other is not None:
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()), msg=name)
+            size = 1.0 if name == "completeness_error" else float(other.abs().max())  # itself a share of the output
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * size, msg=name)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -152,8 +153,9 @@ def test_each_layer_costs_few_kernels_whatever_the_number_of_tokens(method: str)
     """The default budget of a GPU takes a layer in one block: what a map adds to the model's own kernels is bounded."""
     per_layer = (launches(4, method) - launches(2, method)) / 2
     own = (launches(4, None) - launches(2, None)) / 2
-    assert per_layer <= own + 35
-    assert launches(2, method) <= launches(2, None) + 2 * 35 + 200  # and what is done once: places, pooling, the gate
+    most = {"guided_relevance": 42, "libragrad": 85}.get(method, 35)  # two maps at once; a term for every bias
+    assert per_layer <= own + most
+    assert launches(2, method) <= launches(2, None) + 2 * most + 200  # and what is done once: pooling, the gate
 
 
 @pytest.mark.parametrize("method", ["gradient_guided", "guided_relevance", "rollout"])
