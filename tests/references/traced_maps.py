@@ -6,15 +6,17 @@
 
 r is a row over the cells of a grid and over tokens that lie nowhere. It starts as the weights by which the queries of a
 last call (one that no other call reads) feed the output, read off the gradient at its output; each call asks with the r
-that lies where its queries lie, and adds what it reads where its keys lie. Between grids r is shared by area. A call sees
-the r of the last calls that depend on it, and of the calls that read it; which those are the autograd graph says. Places
-come from `tests.references.occlusion`.
+that lies where its queries lie, and adds what it reads where its keys lie. Between grids r is shared by area. A call
+sees the r of the last calls that depend on it, and of the calls that read it; which those are the autograd graph says.
+In a rollout p calls side by side and the residual around them count 1/(p + 1) each. Places come from
+`tests.references.occlusion`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,20 +52,24 @@ class TracedReading:
     places: list[ProductPlaces]
     reads: list[set[int]]
     logits: Tensor
-    live: list[int] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.live = [
+    @functools.cached_property
+    def live(self) -> list[int]:
+        """Products of tokens with a gradient."""
+        return [
             number
             for number, gradient in enumerate(self.gradients)
             if gradient is not None and self.places[number].kind == "tokens"
         ]
 
+    @functools.cached_property
+    def state(self) -> State:
+        return State(self)
+
     @property
     def batch(self) -> int:
         return len(self.logits)
 
-    @property
+    @functools.cached_property
     def last(self) -> list[int]:
         """Products with a gradient that no other such product reads."""
         return [t for t in self.live if not any(t in self.reads[other] for other in self.live)]
@@ -132,37 +138,57 @@ def guided(reading: TracedReading, correction: str) -> Tensor:
         gradient = reading.gradients[call]
         assert gradient is not None
         increments[call] = _read(reading, call, r, CORRECTIONS[correction](reading.attention[call], gradient))
-    return _State(reading).cells(torch.stack(list(increments.values())).sum(0))
+    return reading.state.cells(torch.stack(list(increments.values())).sum(0))
 
 
 def rollout(reading: TracedReading) -> Tensor:
-    """The map of attention rollout, (B, h, w)."""
-    changes: dict[int, Tensor] = {}
-    total = torch.zeros(())
-    for call in reversed(reading.live):
-        r = _pooled(reading, call)
-        for later, change in changes.items():
-            if call in reading.reads[later]:
-                r = r + change
-        read_row = _read(reading, call, r, reading.attention[call])
-        asked = _asked(reading, call, r)
-        keeps = any(token in reading.places[call].keys[0] for token in reading.places[call].queries[0])
-        changes[call] = (read_row - asked) / 2 if keeps else read_row - asked
-    start = torch.stack([_pooled_of(reading, t) for t in reading.last]).mean(0)
-    total = start + torch.stack(list(changes.values())).sum(0)
-    return _State(reading).cells(total)
+    """The map of attention rollout, (B, h, w): where several calls are last, the mean of what comes of each."""
+    maps = []
+    for last in reading.last:
+        start = _pooled_of(reading, last)
+        changes: dict[int, Tensor] = {}
+        for call in [last, *sorted(reading.reads[last] & set(reading.live), reverse=True)]:
+            r = start
+            for later, change in changes.items():
+                if call in reading.reads[later]:
+                    r = r + change
+            change = _read(reading, call, r, reading.attention[call]) - _asked(reading, call, r)
+            changes[call] = change / (_beside(reading, call) + _keeps(reading, call))
+        maps.append(start + torch.stack(list(changes.values())).sum(0))
+    return reading.state.cells(torch.stack(maps).mean(0))
+
+
+def _keeps(reading: TracedReading, call: int) -> int:
+    """1 where a residual goes around the call: what asks is also read, by it or before it; else 0."""
+    known = {_name(t) for c in (call, *reading.reads[call]) for row in reading.places[c].keys for t in row}
+    return int(any(token[0] == "cell" or _name(token) in known for token in reading.places[call].queries[0] if token))
+
+
+def _name(token: Token) -> Any:
+    """Of a token that lies nowhere, whatever image it belongs to."""
+    return token if token is None or token[0] == "cell" else token[2:]
+
+
+def _beside(reading: TracedReading, call: int) -> int:
+    """How many calls stand at one place of the model: they read the same and are read by the same."""
+
+    def place(number: int) -> Any:
+        readers = frozenset(other for other in reading.live if number in reading.reads[other])
+        return frozenset(reading.reads[number]) & set(reading.live), readers, reading.places[number].queries
+
+    return 1 if call in reading.last else sum(place(other) == place(call) for other in reading.live)
 
 
 def raw_attention(reading: TracedReading) -> Tensor:
     """What the last calls read, (B, h, w)."""
     rows = [_read(reading, t, _pooled_of(reading, t), reading.attention[t]) for t in reading.last]
-    return _State(reading).cells(torch.stack(rows).mean(0))
+    return reading.state.cells(torch.stack(rows).mean(0))
 
 
 # The row of relevance -------------------------------------------------------------------------------------------
 
 
-class _State:
+class State:
     """Rows (B, S + h·w): the tokens that lie nowhere, then the cells of the map's grid."""
 
     def __init__(self, reading: TracedReading) -> None:
@@ -196,6 +222,7 @@ class _State:
         return token[1], found
 
 
+@functools.cache
 def _overlaps(number: int, parts: int, others: int) -> list[tuple[int, float, float]]:
     """Of a length in equal parts, part ``number`` of ``parts``: which of ``others`` parts it meets, what share of the
     part that is, and what share of the other."""
@@ -218,7 +245,7 @@ def _owners(where: ProductPlaces, batch: int) -> list[int]:
 
 def _gather(reading: TracedReading, call: int, row: Tensor) -> Tensor:
     """r at the queries of a call, (R, N)."""
-    state, where = _State(reading), reading.places[call]
+    state, where = reading.state, reading.places[call]
     found = torch.zeros(len(where.queries), len(where.queries[0]), dtype=torch.float64)
     for r, owner in enumerate(_owners(where, reading.batch)):
         for n, token in enumerate(where.queries[r]):
@@ -230,7 +257,7 @@ def _gather(reading: TracedReading, call: int, row: Tensor) -> Tensor:
 
 def _read(reading: TracedReading, call: int, row: Tensor, matrix: Tensor) -> Tensor:
     """r·mean_h C, as a row of the state."""
-    state, where = _State(reading), reading.places[call]
+    state, where = reading.state, reading.places[call]
     heads = torch.tensor(where.heads, dtype=torch.float64).unsqueeze(1)
     read_row = torch.einsum("rn,rnm->rm", _gather(reading, call, row) / heads, matrix)
     found = state.empty()
@@ -245,7 +272,7 @@ def _read(reading: TracedReading, call: int, row: Tensor, matrix: Tensor) -> Ten
 
 def _asked(reading: TracedReading, call: int, row: Tensor) -> Tensor:
     """The part of r that lies at the queries of a call, each token counted once."""
-    state, where = _State(reading), reading.places[call]
+    state, where = reading.state, reading.places[call]
     found = state.empty()
     seen = set()
     for r, owner in enumerate(_owners(where, reading.batch)):
@@ -271,7 +298,7 @@ def _pooled_of(reading: TracedReading, call: int) -> Tensor:
     Tokens that the gradient reaches share alike; tokens that lie nowhere and image tokens take one half each where the
     former's gradient is more than √n times as large, n the number of the latter.
     """
-    state, where = _State(reading), reading.places[call]
+    state, where = reading.state, reading.places[call]
     norms: list[dict[Any, float]] = [{} for _ in range(reading.batch)]
     for r, owner in enumerate(_owners(where, reading.batch)):
         for n, token in enumerate(where.queries[r]):
