@@ -22,6 +22,7 @@ from lightning_attngrad.attention.places import (
 from lightning_attngrad.attention.rules import (
     ATTN_LRP,
     CONSERVATIVE,
+    LIBRAGRAD,
     PLAIN,
     BackwardRules,
     backward_rule,
@@ -34,6 +35,7 @@ from lightning_attngrad.attention.watching import AttentionWatcher, SeenAttentio
 __all__ = [
     "ATTN_LRP",
     "CONSERVATIVE",
+    "LIBRAGRAD",
     "PLAIN",
     "AttentionCall",
     "AttentionTap",

@@ -14,8 +14,8 @@ every path between the two leads through is a *cut*. The embedding is
 A model in which no such tensor is (several towers, each with patches of its own) has no embedding.
 
 How the same tensor is found in another forward pass of the same model on images of the same size, with a graph or
-without: an :class:`AttentionTap` numbers the floating-point tensors that the functions of torch return to the model, from
-1. Those numbers depend on the model's code alone: not on rules, precision, or whether gradients are asked for. The
+without: an :class:`AttentionTap` numbers the floating-point tensors that the functions of torch return to the model,
+from 1. Those numbers depend on the model's code alone: not on rules, precision, or whether gradients are asked for. The
 embedding is known by its number.
 """
 

@@ -49,7 +49,9 @@ class KnownPlaces:
         of_model = _KNOWN.setdefault(model, {})
         # The function itself may be a new one each time; a model may be run in several ways.
         way = getattr(forward, "__code__", type(forward))
-        key = (images.shape[1:], images.device, torch.is_autocast_enabled(images.device.type), way)
+        kind = images.device.type
+        autocast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        key = (images.shape[1:], images.device, autocast, way)
         known = of_model.setdefault(key, [])
         found = next((one for one in known if one.holds_for(len(images))), None)
         if found is None or afresh:

@@ -19,6 +19,7 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor | None, bool, float], tuple[Te
 
 def multi_head_attention(
     attend: Attend,
+    linear: Callable[[Tensor, Tensor, Tensor | None], Tensor],
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -47,6 +48,8 @@ def multi_head_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Multi-head attention with torch's own signature, tokens first: query (N, B, D), key and value (M, B, D).
 
+    ``attend`` computes the attention, ``linear`` the maps in front of it and behind.
+
     Returns:
         Output (N, B, D), and the probabilities (B, N, M) or (B, H, N, M) where they are asked for.
     """
@@ -62,7 +65,7 @@ def multi_head_attention(
     biases: Sequence[Tensor | None] = (None, None, None) if in_proj_bias is None else in_proj_bias.chunk(3)
     # Contiguous: for transposed tokens torch takes a slower, batched product where the weights are constant.
     query, key, value = (
-        tokens if weight is None else F.linear(tokens.contiguous(), weight, bias)
+        tokens if weight is None else linear(tokens.contiguous(), weight, bias)
         for tokens, weight, bias in zip((query, key, value), weights, biases, strict=True)
     )
     if bias_k is not None and bias_v is not None:
@@ -87,7 +90,7 @@ def multi_head_attention(
     output, probabilities = attend(query, key, value, mask, causal, scale)  # (B, H, N, d)
 
     output = output.permute(2, 0, 1, 3).reshape(queries, batch, width)
-    output = F.linear(output, out_proj_weight, out_proj_bias)
+    output = linear(output, out_proj_weight, out_proj_bias)
     weights_out = None
     if need_weights:
         weights_out = probabilities().to(output.dtype)

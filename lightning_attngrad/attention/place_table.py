@@ -24,6 +24,7 @@ class PlaceTable:
         slot: (E,) number of a token that lies nowhere; −1 for a box.
         family: (E,) which step of the model made it; 0 are the pixels.
         size: height and width of the images in pixels.
+        several_images: whether elements of several images were joined one by one.
         mixed: (E,) bool: made by a product of tokens with tokens, or with weights of the whole image.
     """
 
@@ -175,8 +176,7 @@ class PlaceTable:
         boxes, on_image = self.boxes[rows], (rows > 0) & (self.slot[rows] < 0)
         images = torch.where(rows > 0, self.image[rows], -1)
         image = images.amax(1)
-        if bool(((images >= 0) & (images != image[:, None])).any()):
-            self.several_images = True
+        of_several = ((images >= 0) & (images != image[:, None])).any(1)  # statistics of a batch lie nowhere
         sizes = torch.where(on_image, _size(boxes).prod(-1), torch.inf)
         local = on_image & (sizes <= _LARGER * sizes.amin(1, keepdim=True))
         around = _around(torch.where(local.unsqueeze(-1), boxes, _empty(boxes)), dim=1)
@@ -185,7 +185,7 @@ class PlaceTable:
         of_rows = self.new_boxes(around, image, flag)
         of_rows = torch.where(of_rows > 0, of_rows, rows.amax(1).int())  # only tokens that lie nowhere
         result = most.clone()
-        result[differ] = of_rows
+        result[differ] = torch.where(of_several, 0, of_rows)
         return result
 
     def windows(self, ids: Tensor, ranges: tuple[tuple[list[int], list[int]], ...]) -> Tensor:

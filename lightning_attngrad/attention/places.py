@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -99,6 +100,11 @@ class ImagePlaces:
     area: tuple[int, int, int, int]
     batch: int
     obstacle: UnsupportedModelError | None = None
+
+    @property
+    def tokens(self) -> int:
+        """How many numbers a map on :attr:`grid` has: S + h·w."""
+        return self.slots + (math.prod(self.grid) if self.grid is not None else 0)
 
 
 def carry(values: Tensor, to: Grid) -> Tensor:

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_attngrad.attention.arrangement import Arrangement, FusedArrangement, four_dimensional
 from lightning_attngrad.attention.call import AttentionCall, ExplicitAttentionCall, FusedAttentionCall
+from lightning_attngrad.attention.constants import constant_of
 from lightning_attngrad.attention.descent import SoftmaxDescent
 from lightning_attngrad.attention.embedding import NumberedOutputs
 from lightning_attngrad.attention.feature_maps import FeatureMaps
@@ -61,6 +62,8 @@ class AttentionTap(TorchFunctionMode):
         muted: whether functions of torch are none of the model's for now, and are neither seen nor numbered.
         on_gradient: called with a call and the gradient at its ``tensor``, last call first, while autograd
             runs backwards.
+        on_constant: called likewise, under rules that ask for ``constants``, with the name of a module, a constant that
+            it added behind the embedding (a bias), and the gradient at what that was added to, images first.
 
     Example:
         >>> import timm, torch
@@ -93,6 +96,7 @@ class AttentionTap(TorchFunctionMode):
         self.features = FeatureMaps()
         self.muted = False
         self.on_gradient: Callable[[AttentionCall, Tensor], None] | None = None
+        self.on_constant: Callable[[str, Tensor, Tensor], None] | None = None
         self._names: dict[int, str] = {
             id(module): name.replace("_orig_mod.", "").removesuffix("_orig_mod")
             for name, module in model.named_modules()
@@ -133,9 +137,13 @@ class AttentionTap(TorchFunctionMode):
 
     def computed(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What a function gives under the rules, apart from what its arguments descend from."""
-        handler = self._handlers.get(func)
-        if handler is not None:
-            return handler(func, *args, **kwargs)
+        keeps = self._rules.constants and self.embedding is not None
+        constant = constant_of(func, args, kwargs) if keeps else None
+        output = (self._handlers.get(func) or self._under_rules)(func, *args, **kwargs)
+        self._keep_constant(constant, output, lambda gradient: gradient)
+        return output
+
+    def _under_rules(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         output = under_rules(func, self._rules)(*args, **kwargs)
         if self._start == "embedding" and isinstance(output, Tensor):
             self.features.made(output)
@@ -156,7 +164,7 @@ class AttentionTap(TorchFunctionMode):
             hook.remove()
         self._hooks.clear()
         self.calls.clear()
-        self.on_gradient = None
+        self.on_gradient = self.on_constant = None
         self._descent.release()
         self.beginnings.clear()
         self.numbered.release()
@@ -230,7 +238,12 @@ class AttentionTap(TorchFunctionMode):
             call = self.calls[-1]
             return output, lambda: call.attention(slice(0, call.shape[2]))
 
-        return multi_head_attention(attend, *args, **kwargs)
+        def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # of (N, B, D)
+            output = F.linear(tokens, weight, bias)
+            self._keep_constant(bias, output, lambda gradient: gradient.transpose(0, 1))
+            return output
+
+        return multi_head_attention(attend, linear, *args, **kwargs)
 
     def _on_softmax(self, func: Callable[..., Any], input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002
         number = len(self.calls)
@@ -346,6 +359,18 @@ class AttentionTap(TorchFunctionMode):
                 tokens, dim=-1, dtype=torch.promote_types(tokens.dtype, torch.float32)
             )
         self.calls.append(call)
+
+    def _keep_constant(self, constant: Tensor | None, output: Any, arranged: Callable[[Tensor], Tensor]) -> None:
+        """Deliver, while autograd runs backwards, what a function added to an output and the gradient at that."""
+        if constant is None or not self._rules.constants or self.embedding is None or not output.requires_grad:
+            return
+        name, constant = self.calling_module(), constant.detach()
+
+        def deliver(gradient: Tensor) -> None:
+            if self.on_constant is not None:
+                self.on_constant(name, constant, arranged(gradient))
+
+        self._hooks.append(output.register_hook(deliver))
 
     def _deliver(self, call: AttentionCall, canonical: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
         def deliver(gradient: Tensor) -> None:

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_attngrad.attention.movement import Movement, Unseen
+from lightning_attngrad.attention.followed import Followed, Unseen
 from lightning_attngrad.attention.place_table import PlaceTable
 from lightning_attngrad.attention.places import (
     CallPlaces,
@@ -110,7 +110,7 @@ class TracedPlaces:
 
 def traced_places(
     model_name: str,
-    movement: Movement,
+    followed: Followed,
     calls: list[SeenCall],
     answer: int,
     embedded: Tensor | None,
@@ -120,13 +120,13 @@ def traced_places(
 
     Args:
         model_name: for messages.
-        movement: after the pass.
+        followed: after the pass.
         calls: in order.
         answer: bits of what the explained output depends on.
         embedded: ids of the embedding.
         unread: softmaxes that no attention call was made of.
     """
-    table = movement.table
+    table = followed.table
     reader = _Reader(table)
     placed, reasons, strides = [], [], []
     for call in calls:
@@ -137,7 +137,7 @@ def traced_places(
                 queries, keys = reader.tokens(call.queries), reader.tokens(call.keys)
                 heads = call.shape[1] if keys.place.shape[1] == 1 else 1
                 heads *= _alike(keys)
-                stride = _stride(queries, keys, movement.batch)
+                stride = _stride(queries, keys, followed.batch)
             except _NotPlacedError as error:
                 if call.bit & answer:
                     reasons.append(f"{_module(call.name)} {error}")
@@ -147,13 +147,13 @@ def traced_places(
     counting = [place for call, place in zip(calls, placed, strict=True) if call.bit & answer and call.kind == "tokens"]
     grids = [place.keys.grid for place in counting if place.keys.grid is not None]
     grid = max(grids, key=math.prod) if grids else None
-    obstacle = _obstacle(model_name, calls, movement, answer, reasons, unread, grid)
+    obstacle = _obstacle(model_name, calls, followed, answer, reasons, unread, grid)
     area = reader.areas.get(grid, (0, 0, *table.size)) if grid is not None else (0, 0, *table.size)
-    embedding, embedded_stride = (None, None) if embedded is None else _embedded(reader, embedded, movement.batch)
+    embedding, embedded_stride = (None, None) if embedded is None else _embedded(reader, embedded, followed.batch)
     if grid is None and embedding is not None and embedding.tokens.grid is not None:
         area = reader.areas[embedding.tokens.grid]
-    found = ImagePlaces(tuple(placed), table.slots, grid, embedding, area, movement.batch, obstacle)
-    return TracedPlaces(found, movement.chosen, tuple(strides), embedded_stride)
+    found = ImagePlaces(tuple(placed), table.slots, grid, embedding, area, followed.batch, obstacle)
+    return TracedPlaces(found, followed.chosen, tuple(strides), embedded_stride)
 
 
 _NOWHERE = TokenPlaces(torch.full((1, 1, 1), -1), torch.full((1, 1, 1), -1), None)
@@ -224,8 +224,8 @@ class _Reader:
         everywhere = torch.full_like(table.family, -1, dtype=torch.long)
         everywhere[of_family] = cells
         edges = boxes[:, 0].min(), boxes[:, 2].min(), boxes[:, 1].max(), boxes[:, 3].max()
-        area = tuple(round(edge) for edge in torch.stack(edges).tolist())
-        return _Lattice((height, width), everywhere, area)  # type: ignore[arg-type]
+        top, left, bottom, right = (round(edge) for edge in torch.stack(edges).tolist())
+        return _Lattice((height, width), everywhere, (top, left, bottom, right))
 
 
 def _every_other(cells: Tensor, boxed: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
@@ -340,24 +340,23 @@ def _module(name: str) -> str:
 def _obstacle(
     model_name: str,
     calls: list[SeenCall],
-    movement: Movement,
+    followed: Followed,
     answer: int,
     reasons: list[str],
     unread: tuple[UnreadSoftmax, ...],
     grid: Grid | None,
 ) -> UnsupportedModelError | None:
     """What stands in the way of a map of the attention, in words that are true of this model."""
-    reached = [call for call in calls if call.bit & answer]
-    unseen: list[Unseen] = [one for one in movement.unseen if one.bit & answer]
-    if movement.table.several_images:
+    unseen: list[Unseen] = [one for one in followed.unseen if one.bit & answer]
+    if followed.table.several_images:
         return UnsupportedModelError(f"{model_name} mixes the images of a batch: give it one image at a time")
-    over_tokens = {(one.module, one.shape) for one in movement.softmaxes if one.over_tokens and one.bit & answer}
+    over_tokens = {(one.module, one.shape) for one in followed.softmaxes if one.over_tokens and one.bit & answer}
     changed = next((one for one in unread if (one.name, one.shape) in over_tokens), None)
     if changed is not None:
         how = f"meets other tensors in {changed.met}" if changed.met else "meets no values that are seen"
         return UnsupportedModelError(
-            f"{model_name}: the softmax in {_module(changed.name)} {how}, and not values in a matrix product, so its attention "
-            f"cannot be read. {_SWITCH}. {_RELEVANCE}"
+            f"{model_name}: the softmax in {_module(changed.name)} {how}, and not values in a matrix product, so its "
+            f"attention cannot be read. {_SWITCH}. {_RELEVANCE}"
         )
     if unseen:
         first = unseen[0]
@@ -367,6 +366,10 @@ def _obstacle(
         )
     if reasons:
         return UnsupportedModelError(f"{model_name}: {reasons[0]}. {_RELEVANCE}")
+    return _nothing_to_draw(model_name, [call for call in calls if call.bit & answer], grid)
+
+
+def _nothing_to_draw(model_name: str, reached: list[SeenCall], grid: Grid | None) -> UnsupportedModelError | None:
     if not any(call.kind == "tokens" for call in reached):
         channels = next((call.name for call in reached if call.kind == "channels"), None)
         what = f"attends over channels only ({channels!r})" if channels else "makes no attention call over image tokens"

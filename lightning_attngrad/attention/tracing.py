@@ -1,7 +1,7 @@
 """Finds where the tokens of every attention call lie on the image, by following the model's own data movement.
 
-One plain forward pass is run in which attention is cut: an output token lies where its query lies. No family of models is
-known by name. What is found for a few images holds for any number of them.
+One plain forward pass is run in which attention is cut: an output token lies where its query lies. No family of models
+is known by name. What is found for a few images holds for any number of them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_attngrad.attention.embedding import find_embedding
+from lightning_attngrad.attention.followed import Followed
 from lightning_attngrad.attention.movement import Movement
 from lightning_attngrad.attention.place_table import compressed
 from lightning_attngrad.attention.places import UnsupportedModelError
@@ -28,6 +29,7 @@ class _Watcher:
 
     def __init__(self) -> None:
         self.movement: Movement
+        self.followed: Followed
         self.calls: list[SeenCall] = []
         self.outputs: dict[int, Tensor] = {}  # ids of what functions gave the model, by number
 
@@ -35,18 +37,18 @@ class _Watcher:
         return self.movement.paused()
 
     def returned(self, number: int, output: Tensor) -> None:
-        ids = self.movement.ids_of(output) if output.is_floating_point() else None
+        ids = self.followed.ids_of(output) if output.is_floating_point() else None
         if ids is not None:
             self.outputs[number] = ids
 
     @torch.no_grad()
     def attended(self, seen: SeenAttention) -> None:
-        movement, table = self.movement, self.movement.table
-        reads, bit = movement.reads(seen.output), movement.new_bit()
-        movement.depend(seen.output, bit)
+        followed, table = self.followed, self.followed.table
+        reads, bit = followed.reads(seen.output), followed.new_bit()
+        followed.depend(seen.output, bit)
         shape = seen.call.shape
-        with movement.paused():
-            asks, values = movement.ids_of(seen.asks), movement.ids_of(seen.value)
+        with self.movement.paused():
+            asks, values = followed.ids_of(seen.asks), followed.ids_of(seen.value)
             nothing = torch.zeros((), dtype=torch.int32, device=seen.output.device)
             values = seen.of_keys(nothing.expand(seen.value.shape) if values is None else values)  # (R, H, M, ·)
             asks = seen.of_rows(nothing.expand(seen.asks.shape) if asks is None else asks)  # (R, H, N, ·)
@@ -60,12 +62,12 @@ class _Watcher:
                 queries = self._queries(asks, keys, shape)
                 moved = queries.unsqueeze(-1).expand(*shape[:3], values.shape[3])
             if kind != "elsewhere":
-                movement.put(seen.output, seen.to_output(moved).expand(seen.output.shape))
+                followed.put(seen.output, seen.to_output(moved).expand(seen.output.shape))
         self.calls.append(SeenCall(seen.call.name, shape, _same_heads(queries), _same_heads(keys), kind, bit, reads))
 
     def _queries(self, asks: Tensor, keys: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
         """Ids of the queries, (R, H, N): where their own scores say, or where the keys of the same tokens lie."""
-        table = self.movement.table
+        table = self.followed.table
         of_tokens = compressed(asks)
         along_keys = of_tokens.shape[2] == 1 and of_tokens.shape[3] == shape[3] > 1  # scores of keys with queries
         queries = _one(table.reduce(asks, (3,)), 3) if not along_keys else torch.zeros_like(keys[..., :1])
@@ -81,8 +83,8 @@ class _Watcher:
         return queries
 
     def _of_other_tokens(self, queries: Tensor, keys: Tensor) -> bool:
-        """Whether queries were made elsewhere for the tokens that are read: boxes of another size, or of the windows' own."""
-        boxes = self.movement.table.boxes
+        """Whether queries were made elsewhere for the tokens that are read: their boxes are others."""
+        boxes = self.followed.table.boxes
         both = (queries > 0) & (keys > 0)
         one, two = boxes[queries[both].long()], boxes[keys[both].long()]
         return bool(one.numel()) and bool(((one - two).abs() > 1e-3).any())
@@ -131,7 +133,8 @@ def trace(
     tap = AttentionTap(model, start="images", watcher=watcher)
     with torch.enable_grad():
         images = tap.begin_at(images.detach().clone())
-    movement = watcher.movement = Movement(images, tap.calling_module)
+    followed = watcher.followed = Followed(images, tap.calling_module)
+    movement = watcher.movement = Movement(followed)
     # The graph says through which tensor all goes that the output has of the image; it keeps no activations.
     graph_only = torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda kept: kept)
     try:
@@ -140,11 +143,11 @@ def trace(
         outputs = list(answers(output))
         bits = 0
         for tensor in outputs:
-            bits |= movement.reads(tensor)
+            bits |= followed.reads(tensor)
         ends = [tensor for tensor in outputs if tensor.requires_grad]
         number = find_embedding(tap.numbered.nodes, ends, tap.first_reads) if ends else None
         embedded = watcher.outputs.get(number or 0)
-        traced = traced_places(type(model).__name__, movement, watcher.calls, bits, embedded, tap.unread_softmaxes)
+        traced = traced_places(type(model).__name__, followed, watcher.calls, bits, embedded, tap.unread_softmaxes)
         return replace(traced, moves=tap.moves, embedding_number=number)
     except NotImplementedError as error:
         if "FlexAttention" not in str(error):

@@ -206,7 +206,7 @@ class AttentionDriftMonitor(MapsMonitor):
         past = [*self.past, PastDrift.of(drift, evaluation.label)]
 
         def draw() -> dict[str, Figure]:
-            return drift_figures(evaluation, question, drift, reference, is_now, past, maps.layer_names)
+            return drift_figures(evaluation, question, drift, reference, is_now, past, maps)
 
         if evaluation.in_history:
             self.past = past

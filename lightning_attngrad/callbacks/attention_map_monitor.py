@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_attngrad.callbacks.maps_monitor import MapsMonitor
-from lightning_attngrad.explain import Objective
+from lightning_attngrad.explain import Objective, within_area
 from lightning_attngrad.measure.map_figures import Frame, caption_of, map_figures
 from lightning_attngrad.measure.map_scalars import completeness_scalars, head_scalars, mask_scalars
 from lightning_attngrad.measure.maps import explain_best_classes, explain_images, with_panels
@@ -131,7 +131,8 @@ class AttentionMapMonitor(MapsMonitor):
         scalars = with_panels(maps, lambda panel: map_statistics(panel.heatmap))
         scalars |= completeness_scalars(maps) | head_scalars(evaluation)
         if (masks := evaluation.masks) is not None:
-            scalars |= with_panels(maps, lambda panel: mask_scalars(panel.heatmap, masks))
+            covered = within_area(masks, maps.area)
+            scalars |= with_panels(maps, lambda panel: mask_scalars(panel.heatmap, covered))
         frame = Frame(
             evaluation.label, times_uniform_share(maps.heatmap[:1])[0].clone(), caption_of(evaluation, maps, 0)
         )

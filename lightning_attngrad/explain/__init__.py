@@ -6,6 +6,7 @@ from lightning_attngrad.explain import (  # importing registers methods
     conservative,  # noqa: F401
     grad_cam,  # noqa: F401
     guided,  # noqa: F401
+    libragrad,  # noqa: F401
 )
 from lightning_attngrad.explain.attention_step import AttentionStep, attention_step
 from lightning_attngrad.explain.corrections import CORRECTIONS
@@ -29,6 +30,7 @@ from lightning_attngrad.explain.objectives import (
     Region,
     Seeds,
 )
+from lightning_attngrad.explain.placing import within_area
 from lightning_attngrad.explain.plain import plain
 from lightning_attngrad.explain.question import Question
 from lightning_attngrad.explain.registry import METHODS, Method, TokenScores, register_method
@@ -62,4 +64,5 @@ __all__ = [
     "find_logits",
     "plain",
     "register_method",
+    "within_area",
 ]

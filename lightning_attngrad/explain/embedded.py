@@ -14,14 +14,14 @@ def embedding_of(forward: ForwardPass) -> tuple[Tensor, EmbeddedPlaces, Grid]:
     """The tensor at which relevance is measured, where its tokens lie, and on which grid.
 
     Raises:
-        NoEmbeddingError: if the model has none.
+        NoEmbeddingError: if that is not known.
     """
     embedding, places = forward.tap.embedding, forward.places.embedding
     if embedding is None or places is None or places.tokens.grid is None:
         raise NoEmbeddingError(
-            "model: there is no one tensor of tokens in front of its first attention through which all goes that its "
-            "output has of the image (several towers, or a path of the image past the tokens), so there is no "
-            "embedding that relevance could be measured at. Use method='gradient_guided', or explain one tower"
+            "model: where on the image the tokens lie that enter its first layer was not found (shuffled, mixed, or "
+            "cut unevenly), so relevance cannot be placed. Use method='gradient_guided', which needs the places of its "
+            "attention alone"
         )
     return embedding, places, places.tokens.grid
 

@@ -16,6 +16,7 @@ from lightning_attngrad.attention import (
     BackwardRules,
     ImagePlaces,
     KnownPlaces,
+    NoEmbeddingError,
     UnsupportedModelError,
     default_memory_budget,
 )
@@ -65,7 +66,8 @@ class ForwardPass:
         batch: number of images B.
         memory_budget: bytes for the temporaries of a block of attention rows.
         image_size: height and width of the images in pixels.
-        layer_output: of the module that was asked for, one tensor of the graph; empty where none was, or it did not run.
+        layer_output: of the module that was asked for, one tensor of the graph; empty where none was, or it did not
+            run.
     """
 
     tap: AttentionTap
@@ -150,15 +152,10 @@ def forward_pass(
         TypeError: for a model or images of another type.
         ValueError: for images of another shape.
         UnsupportedModelError: if the attention cannot be read as one map over the image.
+        NoEmbeddingError: if the graph is to begin at an embedding, and the model has none.
         NonFiniteOutputError: if the logits are not finite.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}; expected a torch.nn.Module")
-    if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() != 4 or not len(images):
-        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"images: got {got}; expected a floating-point tensor (B, C, H, W), normalised for the model")
-    if memory_budget is not None and memory_budget < 1:
-        raise ValueError(f"memory_budget: got {memory_budget!r}; expected a number of bytes above 0, or None")
+    _check_arguments(model, images, memory_budget)
     with differentiable(), held_still(model):
         # A copy, made here: a batch that was loaded under inference mode can enter no graph, and a model that
         # normalises in place must not write into the caller's images.
@@ -171,6 +168,8 @@ def forward_pass(
                 known = KnownPlaces(model, images, forward, _answers, afresh=True)
             if follows_attention and known.places.obstacle is not None:
                 raise known.places.obstacle
+            if start == "embedding" and layer is None and known.embedding_number is None:
+                raise NoEmbeddingError(_no_embedding(type(model).__name__, attends=known.places.obstacle is None))
             tap = AttentionTap(
                 model,
                 start=start,
@@ -204,6 +203,16 @@ def forward_pass(
                 tap.release()
 
 
+def _check_arguments(model: nn.Module, images: Tensor, memory_budget: int | None) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: got {type(model).__name__}; expected a torch.nn.Module")
+    if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() != 4 or not len(images):
+        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+        raise ValueError(f"images: got {got}; expected a floating-point tensor (B, C, H, W), normalised for the model")
+    if memory_budget is not None and memory_budget < 1:
+        raise ValueError(f"memory_budget: got {memory_budget!r}; expected a number of bytes above 0, or None")
+
+
 def _check_graph(tap: AttentionTap, places: ImagePlaces, output: Any, model_name: str) -> None:
     """Refuse a model of whose attention calls some count, and no gradient comes to them."""
     outputs = [tensor for tensor in _answers(output) if tensor.requires_grad]
@@ -218,10 +227,19 @@ def _check_graph(tap: AttentionTap, places: ImagePlaces, output: Any, model_name
         )
 
 
+def _no_embedding(model_name: str, *, attends: bool) -> str:
+    instead = ". Use method='gradient_guided', which follows its attention, or explain one tower" if attends else ""
+    return (
+        f"model: {model_name} has no one tensor through which all goes that its output has of the image (it has "
+        f"several towers, or a path past the tokens), so there is no embedding that relevance could be measured at"
+        f"{instead}"
+    )
+
+
 def _answers(output: Any) -> Iterator[Tensor]:
     """The tensors of an output that may be explained: its logits where it has any."""
     found = find_logits(output)
-    if found is not None and not (isinstance(output, list | tuple) and len(output) > 1):
+    if found is not None:
         yield found
         return
     parts = output.values() if isinstance(output, Mapping) else output

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from lightning_attngrad.attention import EmbeddedPlaces, Grid, ImagePlaces, TokenPlaces, UnsupportedModelError
+from lightning_attngrad.attention import EmbeddedPlaces, UnsupportedModelError
+from lightning_attngrad.explain.forms import places_of_form
 from lightning_attngrad.explain.forward_pass import ForwardPass, numbers_of
 from lightning_attngrad.explain.objectives import Seeds
 from lightning_attngrad.explain.placing import scatter_tokens
@@ -46,8 +46,8 @@ class GradCamOptions:
 def grad_cam(forward: ForwardPass, seeds: Seeds, options: GradCamOptions) -> TokenScores:
     """Channels of a map of features, weighted by their mean gradient over the image, ReLU.
 
-    By default the map is the normalised tokens in front of the last self-attention: behind it a class-token model has no
-    gradient at the patches, so this is the last place at which grad-CAM says anything. Tokens (B, N, D) and maps
+    By default the map is the normalised tokens in front of the last self-attention: behind it a class-token model has
+    no gradient at the patches, so this is the last place at which grad-CAM says anything. Tokens (B, N, D) and maps
     (B, h, w, D) and (B, D, h, w) are read alike. Warns of maps that the ReLU leaves empty.
     """
     features = _features(forward, options.layer)
@@ -76,9 +76,9 @@ def _warn_of_empty(patches: Tensor, zero_gradient: Tensor) -> None:
     empty = ~patches.flatten(1).ne(0).any(dim=1) & ~zero_gradient
     if bool(empty.any()):
         warnings.warn(
-            f"grad_cam: the map of {numbers_of(empty)[1]} is zero everywhere: by their mean gradient its channels speak "
-            "against the class at every place, and its ReLU leaves nothing. Another layer=, or another method, may "
-            "say more",
+            f"grad_cam: the map of {numbers_of(empty)[1]} is zero everywhere: by their mean gradient its channels "
+            "speak against the class at every place, and its ReLU leaves nothing. Another layer=, or another method, "
+            "may say more",
             stacklevel=2,
         )
 
@@ -101,58 +101,13 @@ def _features(forward: ForwardPass, layer: str | None) -> Tensor:
 
 
 def _places_of(features: Tensor, forward: ForwardPass, layer: str | None) -> EmbeddedPlaces:
-    """Where its tokens lie.
-
-    Those of a map are its rows and columns; tokens lie where as many do whose places were traced: those of the embedding
-    in the same form, or what an attention call reads or asks for, one row an image.
-    """
-    embedding, known = forward.tap.embedding, forward.places
-    if embedding is not None and known.embedding is not None and _same_form(embedding, features, known.embedding):
-        return known.embedding
-    if features.dim() == 4 and len(features) == forward.batch:
-        axis = _channel_axis(features, forward.image_size)
-        if axis is not None:
-            grid = tuple(size for number, size in enumerate(features.shape[1:], -3) if number != axis)
-            return EmbeddedPlaces(axis, _in_reading_order((grid[0], grid[1]), known, features.device))
-    if features.dim() == 3 and len(features) == forward.batch:
-        for call in reversed(known.calls):
-            for tokens in (call.queries, call.keys):
-                if tokens.place.shape == (forward.batch, 1, features.shape[1]) and tokens.grid is not None:
-                    one_row = TokenPlaces(tokens.image.view(1, 1, -1), tokens.place.view(1, 1, -1), tokens.grid)
-                    return EmbeddedPlaces(-1, one_row)
+    places = places_of_form(features.shape, forward, features.device)
+    if places is not None and places.tokens.grid is not None:
+        return places
     where = "the tensor that grad_cam is read from" if layer is None else f"the output of {layer!r}"
     raise UnsupportedModelError(
         f"model: {where} has shape {tuple(features.shape)} for {forward.batch} images of "
-        f"{forward.image_size[0]}×{forward.image_size[1]} pixels; which of its elements lie where is not known. Expected "
-        "(B, tokens, D) with tokens that an attention reads, (B, h, w, D) or (B, D, h, w); layer= names another module"
+        f"{forward.image_size[0]}×{forward.image_size[1]} pixels; which of its elements lie where is not known. "
+        "Expected (B, tokens, D) with tokens that an attention reads, (B, h, w, D) or (B, D, h, w); layer= names "
+        "another module"
     )
-
-
-def _same_form(embedding: Tensor, features: Tensor, places: EmbeddedPlaces) -> bool:
-    """Whether a tensor is shaped like the embedding, channels apart."""
-    if embedding.dim() != features.dim():
-        return False
-    shapes = [list(tensor.shape) for tensor in (embedding, features)]
-    for shape in shapes:
-        del shape[places.channel_axis]
-    return shapes[0] == shapes[1]
-
-
-def _channel_axis(features: Tensor, image_size: Grid) -> int | None:
-    """Which axis of (B, D, h, w) or (B, h, w, D) is D: the two others have the proportions of the image, nearly."""
-
-    def distortion(grid: Grid) -> float:
-        return abs(math.log(image_size[0] / grid[0]) - math.log(image_size[1] / grid[1]))
-
-    _, first, second, third = features.shape
-    last, front = distortion((first, second)), distortion((second, third))
-    axis, grid, least = (-1, (first, second), last) if last < front else (-3, (second, third), front)
-    # Rounding up and padding to whole windows move a side by a cell or so.
-    return axis if least <= 1.5 / min(grid) and grid[0] <= image_size[0] and grid[1] <= image_size[1] else None
-
-
-def _in_reading_order(grid: Grid, known: ImagePlaces, device: torch.device) -> TokenPlaces:
-    """(1, 1, B·h·w): all images, row by row."""
-    cells = grid[0] * grid[1]
-    numbers = torch.arange(known.batch * cells, device=device)
-    return TokenPlaces((numbers // cells).view(1, 1, -1), (known.slots + numbers % cells).view(1, 1, -1), grid)

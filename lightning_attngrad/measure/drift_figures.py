@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from matplotlib.figure import Figure
 
-from lightning_attngrad.explain import Question
+from lightning_attngrad.explain import Question, within_area
 from lightning_attngrad.measure.drift import LEADING, Drift, PastDrift, Reference
+from lightning_attngrad.measure.maps import Maps
 from lightning_attngrad.metrics.functional import times_uniform_share
 from lightning_attngrad.probe import Evaluation
 from lightning_attngrad.reporting.colour_scale import ColourScale
@@ -35,7 +36,7 @@ def drift_figures(
     reference: Reference | None,
     now: Reference,
     past: Sequence[PastDrift],
-    layer_names: Sequence[str],
+    maps: Maps,
 ) -> dict[str, Figure]:
     """The figures of one evaluation.
 
@@ -46,7 +47,7 @@ def drift_figures(
         reference: what was compared with; None if there is nothing.
         now: the maps of this evaluation.
         past: the history, this one last.
-        layer_names: L names.
+        maps: those that ``now`` was made of, for the names of their layers and the area that they cover.
 
     Returns:
         ``curves``; ``layers`` for methods that have them; ``moved`` unless this evaluation is the reference.
@@ -66,14 +67,14 @@ def drift_figures(
         figures["layers"] = layer_drift(
             torch.tensor([one.layers for one in past]).T,
             drift.layer_floor,
-            layer_names,
+            maps.layer_names,
             labels,
             title=f"Which parts of the map moved · {then}",
         )
     if reference is not None and reference is not now:
         order = drift.distance[LEADING].nan_to_num(-1).argsort(descending=True, stable=True)[:_SHOWN]
         figures["moved"] = moved_most(
-            evaluation.pixels[order],
+            within_area(evaluation.pixels[order], maps.area),
             times_uniform_share(reference.heatmap[order]),
             times_uniform_share(now.heatmap[order]),
             [_caption(evaluation, drift, reference, now, int(index)) for index in order],

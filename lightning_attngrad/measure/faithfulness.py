@@ -39,6 +39,7 @@ def curves_of(evaluation: Evaluation, maps: Maps, steps: int, replacement: Liter
             target[part],
             steps=steps,
             replacement=replacement,
+            area=maps.area,
             # In proportion to the images: so every part, also a smaller one, takes as many passes as any other, on
             # which the processes of a sharded model have to agree.
             batch=_CHANGED_AT_ONCE * len(part),

@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_attngrad.explain import Question
+from lightning_attngrad.explain import Question, within_area
 from lightning_attngrad.measure.maps import SHOWN_IN_STRIPS, Maps
 from lightning_attngrad.metrics.functional import times_uniform_share
 from lightning_attngrad.probe import Evaluation
@@ -90,18 +90,19 @@ def map_figures(
     scale = ColourScale("signed" if question.signed else "share")
 
     def draw() -> dict[str, Figure]:
-        shown, some = min(len(maps.heatmap), _OVERLAID), evaluation.pixels[:SHOWN_IN_STRIPS]
+        pixels, masks = within_area(evaluation.pixels, maps.area), evaluation.masks
+        shown, some = min(len(maps.heatmap), _OVERLAID), pixels[:SHOWN_IN_STRIPS]
         figures = {
             "overlay": map_grid(
-                evaluation.pixels[:shown],
+                pixels[:shown],
                 times_uniform_share(maps.heatmap[:shown]),
                 [caption_of(evaluation, maps, index) for index in range(shown)],
                 title=f"Where the model looks · {evaluation.label} · {method}",
                 scale=scale,
-                masks=None if evaluation.masks is None else evaluation.masks[:shown],
+                masks=None if masks is None else within_area(masks[:shown], maps.area),
             ),
             "film": film_strip(
-                evaluation.pixels[0],
+                pixels[0],
                 torch.stack([frame.map for frame in film]),
                 [frame.label for frame in film],
                 [frame.caption for frame in film],

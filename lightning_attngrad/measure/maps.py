@@ -27,6 +27,7 @@ class Maps:
         heatmap: (N, h, w); of several corrections the first.
         panels: (N, P, h, w), P = 1 unless several corrections are asked for.
         panel_names: P names; empty for a single map.
+        area: top, left, bottom, right in pixels of the part of the images that the maps cover.
         logits: (N, C), with C = 0 where the model has no row of numbers an image.
         target: (N,) the class explained; None where the objective has no class.
         value: (N,) what was explained.
@@ -45,6 +46,7 @@ class Maps:
     zero_gradient: Tensor
     layers: Tensor | None
     layer_names: tuple[str, ...]
+    area: tuple[int, int, int, int]
     completeness_error: Tensor | None = None
     panel_names: tuple[str, ...] = ()
 
@@ -161,6 +163,7 @@ def _maps(explanation: Explanation) -> Maps:
         zero_gradient=(zero[:, 0] if zero.dim() > 1 else zero).cpu(),
         layers=None if layers is None else layers.cpu(),
         layer_names=explanation.layer_names,
+        area=explanation.area,
         completeness_error=None if error is None else (error[:, 0] if error.dim() > 1 else error).cpu(),
         panel_names=names,
     )
@@ -169,10 +172,11 @@ def _maps(explanation: Explanation) -> Maps:
 def _joined(parts: Sequence[Maps]) -> Maps:
     """The parts of a set of images as one."""
     values: dict[str, Any] = {}
-    for name in (field.name for field in fields(Maps) if not field.name.endswith("_names")):
+    of_all = {name: getattr(parts[0], name) for name in ("layer_names", "panel_names", "area")}
+    for name in (field.name for field in fields(Maps) if field.name not in of_all):
         rows = [getattr(part, name) for part in parts]
         values[name] = None if rows[0] is None else torch.cat(rows)
-    return Maps(**values, layer_names=parts[0].layer_names, panel_names=parts[0].panel_names)
+    return Maps(**values, **of_all)
 
 
 def with_panels(maps: Maps, scalars: Callable[[Maps], Mapping[str, float]]) -> dict[str, float]:

@@ -10,8 +10,8 @@ from weakref import ref
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_attngrad.explain import Explanation, Question, Region, UnsupportedModelError
-from lightning_attngrad.explain.default import ask_by_default
+from lightning_attngrad.explain import Explanation, NonFiniteError, Question, Region, UnsupportedModelError
+from lightning_attngrad.explain.default import DEFAULT_METHOD, ask_by_default
 from lightning_attngrad.probe import Evaluation
 
 
@@ -58,7 +58,12 @@ def settled(evaluation: Evaluation, question: Question) -> Question:
     if question.method is not None:
         return question
     key = "method", question, ref(evaluation.model)
-    found: tuple[str, str] = evaluation.in_this_run.once(key, lambda: _method_for(evaluation, question))
+    found: tuple[str, str] | None = evaluation.in_this_run.get(key)
+    if found is None:
+        found = _method_for(evaluation, question)
+        if found is None:  # nothing is known of the model: the maps will tell of which images it gives no numbers
+            return question.by(DEFAULT_METHOD)
+        evaluation.in_this_run.keep(key, found)
     method, said = found
     if not method:
         raise UnsupportedModelError(said)
@@ -83,12 +88,15 @@ def say_once(evaluation: Evaluation, text: str) -> None:
     evaluation.in_this_run.once(("said", text), lambda: rank_zero_warn(f"attngrad: {text}"))
 
 
-def _method_for(evaluation: Evaluation, question: Question) -> tuple[str, str]:
-    """The method that answers, and what is to be said of it; no method, and why, where there is no map."""
+def _method_for(evaluation: Evaluation, question: Question) -> tuple[str, str] | None:
+    """The method that answers, and what is to be said of it; no method, and why, where there is no map.
+
+    None where the model gives no finite numbers now.
+    """
     classes = evaluation.classes() if question.needs_target else None
     asked = with_masks(evaluation, question)
 
-    def work(part: Tensor) -> tuple[str, str]:
+    def work(part: Tensor) -> tuple[str, str] | None:
         image = evaluation.images[part.to(evaluation.images.device)]
         target = None if classes is None else classes[part].to(image.device)
 
@@ -100,6 +108,8 @@ def _method_for(evaluation: Evaluation, question: Question) -> tuple[str, str]:
             explanation, said = ask_by_default(ask, type(evaluation.model).__name__)
         except UnsupportedModelError as error:
             return "", str(error)
+        except NonFiniteError:
+            return None
         return explanation.method, said
 
     (found,) = evaluation.each(1, work)

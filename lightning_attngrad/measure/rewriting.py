@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -292,7 +293,9 @@ def _rewritten(
             grey = torch.zeros_like(images)
             with torch.no_grad():
                 evaluation.forward(grey)
-            if question is not None:
+            if question is None:
+                raise
+            with contextlib.suppress(ValueError):  # the first error is the one to be told
                 _map_shares(evaluation, question, grey, grey if there is None else there[index[part]])
             raise
         survives = survives_8_bits(evaluation.model, result, known, forward=evaluation.forward)

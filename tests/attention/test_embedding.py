@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_attngrad.attention import CONSERVATIVE, AttentionTap
-from lightning_attngrad.attention.embedding import find_embedding
 from lightning_attngrad.attention.rules import PLAIN, BackwardRules
 from lightning_attngrad.explain import NoEmbeddingError, explain
 from lightning_attngrad.state import held_still
+from tests.embedded import number_of, relevance
 from tests.other_models import post_norm_vit, vit_beside_colours
 from tests.zoo import ZOO, randomise, zero_biases
 
@@ -105,33 +105,14 @@ def _images(dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
-def number_of(model: nn.Module, images: Tensor) -> int | None:
-    """Its number, by a pass with a graph."""
-    tap = AttentionTap(model, start="images")
-    begin = tap.begin_at(images.clone())
-    with tap:
-        output = model(begin)
-    return find_embedding(tap.numbered.nodes, [output], tap.first_reads)
-
-
-def relevance(model: nn.Module, images: Tensor, rules: BackwardRules = CONSERVATIVE) -> tuple[Tensor, Tensor, Tensor]:
-    """The embedding, embedding × gradient of class 1, and the logit."""
-    with held_still(model):
-        number = number_of(model, images)
-        assert number is not None
-        with AttentionTap(model, start="embedding", rules=rules, embedding_number=number) as tap:
-            output = model(images)
-        assert tap.embedding is not None
-        (gradient,) = torch.autograd.grad(output[:, 1].sum(), tap.embedding)
-        return tap.embedding.detach(), (tap.embedding * gradient).detach(), output[:, 1].detach()
-
-
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_relevance_is_measured_where_all_of_it_passes(name: str) -> None:
     build, shape = UNUSUAL[name]
     embedding, found, logit = relevance(_built(build), _images())
     assert embedding.shape == shape
-    torch.testing.assert_close(found.flatten(1).sum(1), logit, rtol=0, atol=1e-10 if name != "norm that casts" else 1e-5)
+    torch.testing.assert_close(
+        found.flatten(1).sum(1), logit, rtol=0, atol=1e-10 if name != "norm that casts" else 1e-5
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in UNUSUAL if name != "no residual"])
@@ -195,22 +176,13 @@ def test_of_a_vit_it_is_what_enters_the_first_block(name: str) -> None:
     block = model.get_submodule(zoo.first_block)
     handle = block.register_forward_pre_hook(lambda module, inputs: entered.append(inputs[0].detach().clone()))
     with held_still(model):
-        number = number_of_logits(model, images)
+        number = number_of(model, images)
         entered.clear()
         with AttentionTap(model, start="embedding", embedding_number=number) as tap:
             model(images)
     handle.remove()
     assert tap.embedding is not None
     torch.testing.assert_close(tap.embedding.detach(), entered[0], rtol=0, atol=0)
-
-
-def number_of_logits(model: nn.Module, images: Tensor) -> int | None:
-    tap = AttentionTap(model, start="images")
-    begin = tap.begin_at(images.clone())
-    with tap:
-        output = model(begin)
-    output = output if isinstance(output, Tensor) else output.logits
-    return find_embedding(tap.numbered.nodes, [output], tap.first_reads)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +220,7 @@ def test_a_post_norm_model_has_one() -> None:
 def test_what_runs_past_the_tokens_leaves_none() -> None:
     model, images = vit_beside_colours(), _images(torch.float32)
     assert number_of(model, images) is None
-    with pytest.raises(NoEmbeddingError, match="no one tensor of tokens in front of its first attention"):
+    with pytest.raises(NoEmbeddingError, match="no one tensor through which all goes"):
         explain(model, images, 1, method="conservative")
 
 

@@ -42,7 +42,7 @@ class LengthNorm(nn.Module):
 
 
 class ExponentNorm(nn.Module):
-    """A normalisation written out in a way that needs a rule for one of its parts: its factor is as large as its input."""
+    """A normalisation written out so that it needs a rule for a part: its factor is as large as its input."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         size = tokens.pow(2).mean(dim=-1, keepdim=True).repeat(1, 1, tokens.shape[-1])
@@ -140,9 +140,7 @@ def test_without_a_rule_for_the_normalisation_they_do_not_either() -> None:
 
 @pytest.mark.parametrize("norm", [HandWrittenNorm, LengthNorm])
 @pytest.mark.parametrize("activation", [nn.SELU, nn.GELU, nn.Softsign, nn.Hardswish])
-def test_a_normalisation_that_is_written_out_needs_no_rule(
-    norm: type[nn.Module], activation: type[nn.Module]
-) -> None:
+def test_a_normalisation_that_is_written_out_needs_no_rule(norm: type[nn.Module], activation: type[nn.Module]) -> None:
     assert _completeness_error(Unusual(norm, activation)) < 1e-4
 
 

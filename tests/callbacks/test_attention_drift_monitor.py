@@ -20,6 +20,7 @@ from lightning_attngrad.measure.drift import Drift, Reference, class_scalars, di
 from lightning_attngrad.metrics.functional import map_drift
 from lightning_attngrad.probe import Evaluation, Findings, jittered_copies
 from tests.callbacks.drift_runs import MEASURES, Smooth, WatchedDrift, numbers, saved
+from tests.callbacks.rewriting_runs import Bright
 from tests.callbacks.small_runs import (
     CLASSES,
     COSTS,
@@ -35,7 +36,6 @@ from tests.callbacks.small_runs import (
     make_trainer,
     names_of,
     scalar_points,
-    small_convnet,
     tensorboard,
     tiny_vit,
     words,
@@ -501,8 +501,8 @@ def test_checkpoints_and_early_stopping_find_a_number_in_every_epoch(tmp_path: P
     assert [float(score) for score in best.best_k_models.values()] == pytest.approx([start, start, third, fourth])
 
 
-def test_a_model_without_attention_is_said_once_and_training_goes_on() -> None:
-    run = fit(attngrad.AttentionDriftMonitor(num_images=2), module=lambda: Classifier(small_convnet()))
+def test_a_model_without_maps_is_said_once_and_training_goes_on() -> None:
+    run = fit(attngrad.AttentionDriftMonitor(num_images=2), module=lambda: Classifier(Bright()))
     (message,) = run.messages
     assert "AttentionDriftMonitor is switched off" in message
     assert len(run.losses) == 6

@@ -25,7 +25,7 @@ from tests.callbacks.small_runs import (
     tensorboard,
     words,
 )
-from tests.other_models import ViTBesideColours
+from tests.other_models import ViTBesideColours, tiny_resnet
 from tests.probe_options import with_probe
 
 GIVEN: dict[str, Any] = {"num_images": 3, "mean": 0.0, "std": 1.0, "on_error": "raise"}
@@ -169,3 +169,51 @@ def test_a_history_of_another_method_does_not_go_on_under_the_one_that_stands_in
     assert "method: 'rollout' then, 'gradient_guided' now" in told
     assert after.story.evaluations == 1
     assert after.story.since == "epoch 3"
+
+
+# Without attention ----------------------------------------------------------------------------------------------
+
+
+def resnet() -> Classifier:
+    return Classifier(tiny_resnet())
+
+
+@pytest.fixture(scope="module")
+def without_attention(tmp_path_factory: Any) -> tuple[Run, Path]:
+    folder = tmp_path_factory.mktemp("without_attention")
+    callbacks = [*everyone(), WatchedAudit(), saving(folder / "saved")]
+    options = {"logger": tensorboard(folder), "default_root_dir": folder, "enable_checkpointing": True}
+    return fit(*callbacks, module=resnet, max_epochs=1, **options), folder
+
+
+def test_a_resnet_is_shown_by_its_relevance_and_two_lines_say_so(without_attention: tuple[Run, Path]) -> None:
+    run, _ = without_attention
+    (line,) = lines(run)
+    assert "Classifier: maps are by 'attn_lrp'" in line
+    assert sum("head_entropy and head_distance are left out" in message for message in run.messages) == 1
+    assert run.complaints == []
+    assert run.losses == fit(module=resnet, max_epochs=1).losses
+
+
+def test_of_a_resnet_every_number_is_there_but_those_of_heads(without_attention: tuple[Run, Path]) -> None:
+    accumulator = events(without_attention[1])
+    scalars, images = (accumulator.Tags()[kind] for kind in ("scalars", "images"))
+    logged = {tag.removeprefix("attngrad/maps/") for tag in scalars if "/maps/" in tag}
+    assert logged == {name for name in SCALARS if not name.startswith("head_")}
+    for name in (
+        *("maps/entropy", "maps/completeness_error", "drift/spearman", "faithfulness/srg"),
+        *("faithfulness/class_sensitivity", "rewrite/median_linf", "rewrite/map_shift"),
+    ):
+        values = [value for _, value in scalar_points(accumulator, f"attngrad/{name}")]
+        assert len(values) == 2, name
+        assert not torch.tensor(values).isnan().any(), name  # two steps do not rewrite every image: ∞
+    drawn = {tag.removeprefix("attngrad/") for tag in images}
+    assert {"maps/overlay", "maps/film", "maps/classes", "drift/curves", "drift/moved"} <= drawn
+    assert {"faithfulness/curves", "rewrite/rewrites", "rewrite/success"} <= drawn
+    assert not {"maps/layers", "drift/layers"} & drawn, "no part of such a map is a layer's"
+
+
+def test_the_record_of_a_resnet_names_the_method(without_attention: tuple[Run, Path]) -> None:
+    record = records(without_attention[1] / "saved")["step=3"]
+    assert record["settings"]["method"] == "attn_lrp"
+    assert {"maps/entropy", "maps/completeness_error", "rewrite/map_shift"} <= record["figures"].keys()

@@ -96,7 +96,7 @@ def test_a_signed_method_of_the_users_own_is_drawn_on_a_signed_scale(monkeypatch
 
     @register_method("tilted", source="the test", signed=True)
     def tilted(forward: Any, seeds: Any) -> TokenScores:
-        scores = torch.linspace(-1, 1, forward.layout.tokens).expand(forward.batch, 1, -1)
+        scores = torch.linspace(-1, 1, forward.places.tokens).expand(forward.batch, 1, -1)
         return TokenScores(scores, zero_gradient=torch.zeros(forward.batch, dtype=torch.bool))
 
     drawn = captured_figures(monkeypatch)

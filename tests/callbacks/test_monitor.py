@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import lightning_attngrad as attngrad
 from lightning_attngrad.probe import Evaluation
+from tests.callbacks.rewriting_runs import Bright
 from tests.callbacks.small_runs import (
     CLASSES,
     Classifier,
@@ -24,7 +25,6 @@ from tests.callbacks.small_runs import (
     loader,
     make_trainer,
     scalar_points,
-    small_convnet,
     tensorboard,
 )
 from tests.probe_options import with_probe
@@ -199,7 +199,7 @@ def test_a_plateau_scheduler_may_wait_for_a_map() -> None:
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": KEY}}
 
     fit(watched(every_n_epochs=3), module=Plateau)
-    run = fit(WatchedMonitor(), module=lambda: Plateau(small_convnet()))
+    run = fit(WatchedMonitor(), module=lambda: Plateau(Bright()))
     assert run.trainer.current_epoch == 2
     assert len(run.complaints) == 1
 

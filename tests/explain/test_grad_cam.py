@@ -1,4 +1,4 @@
-"""grad-CAM at any stage and in any form of its map: the formula, the peer's own package, and what is said of empty maps."""
+"""grad-CAM at any stage and in any form of its map: the formula, the peer's package, what is said of empty maps."""
 
 from __future__ import annotations
 
@@ -169,7 +169,9 @@ def test_a_map_that_the_relu_leaves_empty_is_warned_of() -> None:
 
 def test_layers_that_cannot_be_read_are_refused() -> None:
     model = _model("swin_tiny_patch4_window7_224", img_size=64)
-    with pytest.raises(ValueError, match=r"layer: got 'layers\.9', and SwinTransformer has no module .* try 'layers\.\d'"):
+    with pytest.raises(
+        ValueError, match=r"layer: got 'layers\.9', and SwinTransformer has no module .* try 'layers\.\d'"
+    ):
         explain(model, _images(), 1, method="grad_cam", layer="layers.9")
     with pytest.raises(ValueError, match="layer: got ''; expected the name of a module"):
         explain(model, _images(), 1, method="grad_cam", layer="")
@@ -178,6 +180,14 @@ def test_layers_that_cannot_be_read_are_refused() -> None:
     model.unused = nn.Linear(2, 2)
     with pytest.raises(ValueError, match="layer: 'unused' did not run"):
         explain(model, _images(), 1, method="grad_cam", layer="unused")
+
+
+def test_a_named_layer_needs_no_embedding() -> None:
+    from tests.other_models import vit_beside_colours
+
+    model, images = vit_beside_colours(), _images(32, 32)
+    found = explain(model, images, TARGET, method="grad_cam", layer="embed").heatmap
+    torch.testing.assert_close(found, _reference(model, "embed", images, 1), rtol=1e-4, atol=1e-6)
 
 
 def test_no_hook_is_left_behind() -> None:

@@ -82,7 +82,7 @@ def test_a_layer_that_reads_nothing_has_no_part() -> None:
 def test_a_method_of_one_s_own_names_its_parts() -> None:
     @register_method("halves", source="none")
     def halves(forward, seeds):
-        scores = torch.ones(forward.batch, 1, forward.layout.tokens)
+        scores = torch.ones(forward.batch, 1, forward.places.tokens)
         layers = torch.stack([scores, scores, scores], dim=2) / 3
         return TokenScores(scores, torch.zeros(forward.batch, dtype=torch.bool), layers=layers, layer_names=names)
 

@@ -91,7 +91,7 @@ def test_so_does_one_about_a_method_of_one_s_own() -> None:
 
     @register_method("ones", source="none", options=Sign, signed=lambda options: options.factor < 0)
     def ones(forward, seeds, options):
-        scores = torch.full((forward.batch, 1, forward.layout.tokens), options.factor)
+        scores = torch.full((forward.batch, 1, forward.places.tokens), options.factor)
         return TokenScores(scores, torch.zeros(forward.batch, dtype=torch.bool))
 
     @register_method("minus_ones", source="none", signed=True)

@@ -1,4 +1,4 @@
-"""Models in which more happens than a map knows of: refused in words, never drawn wrong; and near misses that work."""
+"""Models whose tokens lie in any order, and attend in any: the map stays where the image is, or is refused in words."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from lightning_attngrad import Region, attention_step, explain
 from lightning_attngrad.explain import METHODS, UnsupportedModelError
 from lightning_attngrad.metrics.functional import head_statistics
+from tests.references.recorded_attention import record_attention
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
@@ -60,7 +61,7 @@ class Plain(nn.Module):
         return self.head(self.pool(tokens))
 
 
-# Refused ------------------------------------------------------------------------------------------------------
+# Layouts ------------------------------------------------------------------------------------------------------
 
 
 class ClassTokenBehind(Plain):
@@ -182,61 +183,133 @@ class ReshapedPatchesShuffled(Reshaped, PatchesShuffled):
     pass
 
 
-REFUSED = [
-    (ReshapedClassTokenBehind, "do not lie in order behind 1 prefix tokens"),
-    (ReshapedPatchesDropped, "do not lie in order"),
-    (ReshapedPatchesShuffled, "do not lie in order"),
-    (ClassTokenBehind, "do not lie in order behind 1 prefix tokens"),
-    (ExplicitClassTokenBehind, "do not lie in order behind 1 prefix tokens"),
-    (PostNormClassTokenBehind, "do not lie in order behind 1 prefix tokens"),
-    (PromptsBehind, "do not lie in order behind 4 prefix tokens"),
-    (PatchesDropped, "do not lie in order"),
-    (PatchesTooFew, "10 tokens match no grid"),
-    (PatchesShuffled, "do not lie in order"),
-    (PatchesMixed, "do not lie in order"),
-    (SideBySide, "side by side"),
-    (ExplicitSideBySide, "side by side"),
-    (JointProjection, "side by side"),
-    (TwoViews, "side by side"),
+FOLLOWING_ATTENTION = [name for name, method in METHODS.items() if method.follows_attention]
+OTHER_ORDERS = [
+    ClassTokenBehind,
+    ExplicitClassTokenBehind,
+    ReshapedClassTokenBehind,
+    PatchesShuffled,
+    ReshapedPatchesShuffled,
 ]
 
 
-@pytest.mark.parametrize(("model", "says"), [*REFUSED, (Detached, "does not depend on the attention")])
+@pytest.mark.parametrize("model", OTHER_ORDERS)
 @pytest.mark.parametrize("method", METHODS)
-def test_refused_in_words(model: Callable[[], nn.Module], says: str, method: str) -> None:
-    with pytest.raises(ValueError, match=says) as error:
-        explain(model(), IMAGES, 1, method=method)
-    assert isinstance(error.value, UnsupportedModelError) or "model: " in str(error.value)
+def test_the_order_of_the_tokens_does_not_move_the_map(model: Callable[[], nn.Module], method: str) -> None:
+    expected = explain(Plain(), IMAGES, 1, method=method)
+    explanation = explain(model(), IMAGES, 1, method=method)
+    size = float(expected.heatmap.abs().max())
+    torch.testing.assert_close(explanation.heatmap, expected.heatmap, rtol=1e-4, atol=1e-5 * size)
+    torch.testing.assert_close(explanation.token_scores, expected.token_scores, rtol=1e-4, atol=1e-5 * size)
 
 
-@pytest.mark.parametrize(("model", "says"), REFUSED)
+class Turned(Plain):
+    """The same tokens from behind to front."""
+
+    def block(self, layer: int, tokens: Tensor) -> Tensor:
+        return super().block(layer, tokens.flip(1)).flip(1)
+
+
+class TurnedPromptsBehind(Turned, PromptsBehind):
+    pass
+
+
+class TurnedPatchesDropped(Turned, PatchesDropped):
+    pass
+
+
+class TurnedPatchesTooFew(Turned, PatchesTooFew):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("model", "turned"),
+    [
+        (PromptsBehind, TurnedPromptsBehind),
+        (PatchesDropped, TurnedPatchesDropped),
+        (PatchesTooFew, TurnedPatchesTooFew),
+    ],
+)
+@pytest.mark.parametrize("method", FOLLOWING_ATTENTION)
+def test_prompts_and_dropped_patches(
+    model: Callable[[], nn.Module], turned: Callable[[], nn.Module], method: str
+) -> None:
+    explanation, other = (explain(one(), IMAGES, 1, method=method) for one in (model, turned))
+    assert explanation.heatmap.shape == (2, 4, 4)
+    size = float(other.heatmap.abs().max())
+    torch.testing.assert_close(explanation.heatmap, other.heatmap, rtol=1e-4, atol=1e-5 * size)
+
+
+def test_patches_that_were_dropped_have_no_share_in_the_map() -> None:
+    heatmap = explain(PatchesTooFew(), IMAGES, 1, method="gradient_guided").heatmap.flatten(1)  # patches 0 … 8 are left
+    assert bool((heatmap[:, 9:] == 0).all())
+    assert bool((heatmap[:, :9] > 0).any())
+
+
+def _supports(model: nn.Module) -> list[Tensor]:
+    """``mean_h (A ⊙ G)₊`` of every attention call for class 1, (B, N, N), with everything kept."""
+    with torch.enable_grad(), record_attention() as calls:
+        logits = model(IMAGES)
+    probabilities = [call.probabilities for call in calls]
+    gradients = torch.autograd.grad(logits[:, 1].sum(), probabilities)
+    return [(one * g).clamp_min(0).mean(dim=1).detach() for one, g in zip(probabilities, gradients, strict=True)]
+
+
+@pytest.mark.parametrize("model", [SideBySide, ExplicitSideBySide, JointProjection])
+def test_attention_side_by_side_adds_and_does_not_feed_the_other(model: Callable[[], nn.Module]) -> None:
+    first, second = _supports(model())
+    expected = (first + second)[:, 0]  # the class token's row of both; neither goes through the other
+    explanation = explain(model(), IMAGES, 1, method="gradient_guided")
+    torch.testing.assert_close(explanation.token_scores, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_timm_s_parallel_attention() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(
+        "vit_small_patch16_18x2_224", img_size=32, patch_size=8, depth=2, embed_dim=32, num_heads=2, num_classes=3
+    ).eval()
+    supports = _supports(model)
+    start, increments = torch.eye(17)[0].expand(2, 1, -1), torch.zeros(2, 1, 17)
+    for first, second in zip(supports[-2::-2], supports[-1::-2], strict=True):
+        increments = increments + (start + increments) @ (first + second)
+    explanation = explain(model, IMAGES, 1, method="gradient_guided")
+    size = float(explanation.heatmap.max())
+    torch.testing.assert_close(explanation.token_scores, increments[:, 0], rtol=1e-4, atol=1e-5 * size)
+
+
+def test_several_views_of_an_image_add_up_where_they_lie() -> None:
+    views = [explain(Plain(), images, 1, method="gradient_guided").heatmap for images in (IMAGES, IMAGES.flip(-1))]
+    explanation = explain(TwoViews(), IMAGES, 1, method="gradient_guided")
+    torch.testing.assert_close(explanation.heatmap, views[0] + views[1].flip(-1), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [*FOLLOWING_ATTENTION, "conservative", "attn_lrp"])
+def test_features_that_are_detached_are_refused_in_words(method: str) -> None:
+    with pytest.raises(ValueError, match="does not depend on the attention"):
+        explain(Detached(), IMAGES, 1, method=method)
+
+
 @pytest.mark.parametrize(
     "reads_places",
     [
         lambda model: head_statistics(model, IMAGES),
         lambda model: attention_step(model, IMAGES, 1),
         lambda model: explain(model, IMAGES, 1, method="gradient_guided", objective=Region(torch.ones(4, 4))),
+        *(lambda model, method=method: explain(model, IMAGES, 1, method=method) for method in FOLLOWING_ATTENTION),
     ],
-    ids=["head_statistics", "attention_step", "region"],
+    ids=["head_statistics", "attention_step", "region", *FOLLOWING_ATTENTION],
 )
-def test_refused_by_whatever_else_reads_attention_by_place(
-    model: Callable[[], nn.Module], says: str, reads_places: Callable[[nn.Module], object]
+def test_mixed_patches_are_refused_by_all_that_reads_attention_by_place(
+    reads_places: Callable[[nn.Module], object],
 ) -> None:
-    with pytest.raises(UnsupportedModelError, match=says):
-        reads_places(model())
+    with pytest.raises(UnsupportedModelError, match="form no grid"):
+        reads_places(PatchesMixed())
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_forward_that_checkpoints_by_itself_is_read(method: str) -> None:
     expected = explain(Plain(), IMAGES, 1, method=method)
     torch.testing.assert_close(explain(OwnCheckpoint(), IMAGES, 1, method=method).heatmap, expected.heatmap)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_timm_s_parallel_attention_is_refused(method: str) -> None:
-    model = timm.create_model("vit_small_patch16_18x2_224", img_size=32, patch_size=8, depth=2, num_classes=3)
-    with pytest.raises(UnsupportedModelError, match="side by side"):
-        explain(model, IMAGES, method=method)
 
 
 # Near misses that work ----------------------------------------------------------------------------------------

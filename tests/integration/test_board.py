@@ -24,7 +24,8 @@ from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, WandbLogger
 import lightning_attngrad as attngrad
 from lightning_attngrad.callbacks.monitor import Monitor
 from lightning_attngrad.probe import Evaluation, Findings
-from tests.callbacks.small_runs import Classifier, WatchedMonitor, events, fit, listening, small_convnet, tensorboard
+from tests.callbacks.rewriting_runs import Bright
+from tests.callbacks.small_runs import Classifier, WatchedMonitor, events, fit, listening, tensorboard
 from tests.probe_options import with_probe
 
 CORE = ("entropy", "border_mass", "corner_mass", "top_decile_mass")
@@ -189,7 +190,7 @@ def test_a_monitor_that_is_switched_off_says_why(tmp_path: Path, said: pytest.Lo
     fit(
         WatchedMonitor(),
         Counter(),
-        module=lambda: Classifier(small_convnet()),
+        module=lambda: Classifier(Bright()),
         logger=False,
         default_root_dir=tmp_path,
         max_epochs=1,

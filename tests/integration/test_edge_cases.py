@@ -14,6 +14,7 @@ from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from tests.callbacks.rewriting_runs import Bright
 from tests.callbacks.small_runs import (
     FIGURES,
     SCALARS,
@@ -26,7 +27,6 @@ from tests.callbacks.small_runs import (
     loader,
     make_trainer,
     names_of,
-    small_convnet,
     tiny_vit,
     words,
 )
@@ -260,6 +260,11 @@ PICTURES = {
         val=shaped(lambda image, place: {"pixel_values": image, "labels": place}),
     ),
     "a part of the module": Case(monitor={"model": "net"}),
+    "a hierarchical model": Case(
+        module=lambda: Classifier(
+            SwinTransformer(img_size=32, embed_dim=8, depths=(1, 1), num_heads=(1, 1), window_size=4, num_classes=3)
+        )
+    ),
     "no targets": Case(module=images_only(Classifier), val=shaped(lambda image, place: image)),
     "labels beyond the classes": Case(
         module=images_only(Classifier), val=shaped(lambda image, place: (image, place + 100))
@@ -311,12 +316,8 @@ MESSAGES = {
         monitor={"every_n_steps": 1},
         message="opened by worker_init_fn only",
     ),
-    "a CNN": Case(module=lambda: Classifier(small_convnet()), message="made no attention call: it is a CNN"),
-    "a hierarchical model": Case(
-        module=lambda: Classifier(
-            SwinTransformer(img_size=32, embed_dim=8, depths=(1, 1), num_heads=(1, 1), window_size=4, num_classes=3)
-        ),
-        message="is hierarchical or works in windows",
+    "neither attention nor a feature map": Case(
+        module=lambda: Classifier(Bright()), message="makes no attention call over image tokens"
     ),
     "feature maps instead of logits": Case(
         module=lambda: Other(nn.Sequential(tiny_vit(num_classes=12), nn.Unflatten(1, (3, 2, 2)))),

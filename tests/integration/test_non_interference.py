@@ -42,7 +42,7 @@ from tests.integration.harness import (
     seed_everything,
     tiny_vit,
 )
-from tests.other_models import ViTBesideColours
+from tests.other_models import ViTBesideColours, tiny_resnet
 from tests.probe_options import with_probe
 
 PRECISIONS = ("32-true", "bf16-mixed")
@@ -103,6 +103,7 @@ VARIANTS = {
     "compiled": Variant(compiled),
     "compiled in place": Variant(compiled_in_place),
     "a method stands in": Variant(lambda: TinyModule(ViTBesideColours(harness.CLASSES))),
+    "no attention": Variant(lambda: TinyModule(tiny_resnet(harness.CLASSES))),
     "weight averaging before": Variant(before=lambda: [EMAWeightAveraging(decay=0.5)]),
     "weight averaging after": Variant(dropping, after=lambda: [WeightAveraging()]),
 }

@@ -119,12 +119,15 @@ def test_without_any_map_the_reason_is_kept_and_nothing_is_said_by_itself() -> N
 
 
 def test_outputs_that_are_no_numbers_are_no_property_of_the_model() -> None:
-    vit = tiny_vit().eval()
-    evaluation = dataclasses.replace(
-        evaluation_of(vit, IMAGES, TARGETS), forward=lambda images: vit(images) * float("nan")
-    )
-    with pytest.raises(NonFiniteOutputError):
-        question_of_maps(evaluation)
+    model = vit_beside_colours()
+    finite = evaluation_of(model, IMAGES, TARGETS)
+    evaluation = dataclasses.replace(finite, forward=lambda images: model(images) * float("nan"))
+    assert settled(evaluation, Question()) == Question("guided_relevance")
+    with pytest.raises(NonFiniteOutputError, match="for 3 of 3 images"):  # of the part, not of the one that was asked
+        explain_images(evaluation, Question("gradient_guided"))
+    with said() as lines:  # of the same run, at an evaluation at which it gives numbers
+        assert settled(finite, Question()) == Question("gradient_guided")
+    assert len(lines) == 1
 
 
 # Heads ----------------------------------------------------------------------------------------------------------

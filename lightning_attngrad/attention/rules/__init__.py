@@ -25,6 +25,7 @@ from lightning_attngrad.attention.rules.gradient import constant_ratio, scale_gr
 from lightning_attngrad.attention.rules.registry import (
     ATTN_LRP,
     CONSERVATIVE,
+    LIBRAGRAD,
     LINEARISED,
     NORMALISATIONS,
     PLAIN,
@@ -41,6 +42,7 @@ LINEARISED.update(products.RULES)
 __all__ = [
     "ATTN_LRP",
     "CONSERVATIVE",
+    "LIBRAGRAD",
     "LINEARISED",
     "NORMALISATIONS",
     "PLAIN",

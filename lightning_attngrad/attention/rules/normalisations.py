@@ -57,7 +57,7 @@ class _RMSNorm(torch.autograd.Function):
         reciprocal = wide.square().mean(dim=dimensions, keepdim=True)
         reciprocal = reciprocal.add_(torch.finfo(tensor.dtype).eps if eps is None else eps).rsqrt_()
         ctx.save_for_backward(*([reciprocal] if weight is None else [reciprocal, weight]))
-        return F.rms_norm(tensor, normalized_shape, weight, eps)  # type: ignore[arg-type]
+        return F.rms_norm(tensor, normalized_shape, weight, eps)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -149,7 +149,7 @@ def _normalize(
     out: Tensor | None = None,  # noqa: ARG001  (torch refuses it for what has a gradient)
 ) -> Tensor:
     length = torch.linalg.vector_norm(input.detach(), p, dim, keepdim=True)
-    return input / length.clamp_min(eps)
+    return torch.div(input, length.clamp_min(eps))
 
 
 def batch_norm(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # noqa: A002

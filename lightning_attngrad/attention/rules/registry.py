@@ -20,15 +20,18 @@ class BackwardRules:
         linearise: normalisations, activations, gates and products of two activations pass relevance on whole.
         attention: ``exact`` is the plain gradient, ``constant`` holds the probabilities fixed, ``uniform``
             shares the gradient between the factors of each product.
+        constants: whether what layers add (biases) is asked for, with its gradient.
     """
 
     linearise: bool = False
     attention: Literal["exact", "constant", "uniform"] = "exact"
+    constants: bool = False
 
 
 PLAIN = BackwardRules()
 CONSERVATIVE = BackwardRules(linearise=True, attention="constant")
 ATTN_LRP = BackwardRules(linearise=True, attention="uniform")
+LIBRAGRAD = BackwardRules(linearise=True, attention="constant", constants=True)
 
 #: What the functions that a tap sees become under ``linearise``; :func:`backward_rule` adds to it.
 LINEARISED: dict[Callable[..., Any], Callable[..., Any]] = {}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_attngrad.explain import find_logits
@@ -80,6 +81,7 @@ def faithfulness_curves(
     replacement: Replacement = "mean",
     batch: int = 64,
     forward: Callable[[Tensor], Any] | None = None,
+    area: tuple[int, int, int, int] | None = None,
 ) -> Faithfulness:
     """Deletion (MoRF), LeRF and insertion curves, and with them the symmetric relevance gain.
 
@@ -102,6 +104,8 @@ def faithfulness_curves(
             the blurred image keeps coarse colours and so stays closer to what the model was trained on.
         batch: images that go through the model at once.
         forward: called instead of ``model(images)``, for keyword inputs or a precision context.
+        area: top, left, bottom, right in pixels of the part of the images that the map covers, ``Explanation.area``;
+            what lies around it stays as it is. None is the whole image.
 
     Returns:
         :class:`Faithfulness`.
@@ -128,7 +132,14 @@ def faithfulness_curves(
     # Outside inference mode also where the caller is in it: results, and what a model caches, are normal tensors.
     with torch.inference_mode(mode=False), torch.no_grad(), held_still(model):
         return _curves(
-            images, heatmap.to(images.device), target.to(images.device), steps, replacement, batch, forward or model
+            images,
+            heatmap.to(images.device),
+            target.to(images.device),
+            steps,
+            replacement,
+            batch,
+            forward or model,
+            (0, 0, images.shape[-2], images.shape[-1]) if area is None else area,
         )
 
 
@@ -140,6 +151,7 @@ def _curves(
     replacement: Replacement,
     batch: int,
     forward: Callable[[Tensor], Any],
+    area: tuple[int, int, int, int],
 ) -> Faithfulness:
     count, patches = len(images), heatmap.shape[-2] * heatmap.shape[-1]
     inner = _replaced_patches(patches, steps)[1:-1]
@@ -147,8 +159,13 @@ def _curves(
     begin = torch.tensor([0, 0, *(0 for _ in inner), *(patches - number for number in inner)], device=images.device)
     end = torch.tensor([0, patches, *inner, *(patches for _ in inner)], device=images.device)
 
-    place = _place_of_pixels(heatmap, images.shape[-2:])  # (B, 1, H, W)
-    instead = replaced_everywhere(images, replacement, heatmap.shape[-2:])
+    covered = images[..., area[0] : area[2], area[1] : area[3]]
+    place = _place_of_pixels(heatmap, covered.shape[-2:])  # (B, 1, H, W)
+    instead = replaced_everywhere(covered, replacement, heatmap.shape[-2:])
+    if covered.shape != images.shape:
+        around = (area[1], images.shape[-1] - area[3], area[0], images.shape[-2] - area[2])
+        place = F.pad(place, around, value=patches)  # behind all that are replaced
+        instead = F.pad(instead.expand_as(covered), around)
     found = torch.empty(count * len(begin), dtype=torch.float32, device=images.device)
     for start in range(0, len(found), batch):
         number = torch.arange(start, min(start + batch, len(found)), device=images.device)

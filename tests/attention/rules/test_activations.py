@@ -40,7 +40,7 @@ ZERO_AT_ZERO: dict[str, Function] = {
     "leaky relu in place": lambda x: F.leaky_relu(x, 0.2, True),
     "elu": F.elu,
     "elu of another slope": lambda x: F.elu(x, alpha=0.5),
-    "elu_": lambda x: F.elu_(x),
+    "elu_": F.elu_,
     "selu": F.selu,
     "selu of torch": torch.selu,
     "selu_": torch.selu_,

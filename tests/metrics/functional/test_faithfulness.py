@@ -340,3 +340,29 @@ def test_the_result_tells_what_it_is() -> None:
     assert result.insertion.tolist() == pytest.approx([0.65])
     assert result.srg.tolist() == pytest.approx([0.3])
     assert result.insertion_curve.tolist() == [[0.0, pytest.approx(0.8), 1.0]]
+
+
+@pytest.mark.parametrize("replacement", ["mean", "blur"])
+def test_a_model_that_crops_is_measured_as_it_is_on_the_crop(replacement: str) -> None:
+    """What lies around the part that the map covers is neither replaced nor part of the replacement."""
+    generator = torch.Generator().manual_seed(5)
+    weights, images = torch.randn(12 * 8, 3, generator=generator), torch.randn(2, 1, 18, 14, generator=generator)
+    heatmap, target, top, left = torch.rand(2, 3, 2, generator=generator), torch.tensor([0, 2]), 4, 1
+
+    class OnCrop(nn.Module):
+        def forward(self, crop: Tensor) -> Tensor:
+            return crop.flatten(1) @ weights
+
+    class Crops(nn.Module):
+        def forward(self, whole: Tensor) -> Tensor:
+            assert torch.equal(
+                whole[..., :top, :].flatten(1).unique(dim=0), images[..., :top, :].flatten(1).unique(dim=0)
+            )
+            return whole[..., top : top + 12, left : left + 8].flatten(1) @ weights
+
+    asked = {"steps": 3, "replacement": replacement}
+    crop = images[..., top : top + 12, left : left + 8]
+    expected = faithfulness_curves(OnCrop(), crop, heatmap, target, **asked)
+    found = faithfulness_curves(Crops(), images, heatmap, target, area=(top, left, top + 12, left + 8), **asked)
+    torch.testing.assert_close(found.morf, expected.morf)
+    torch.testing.assert_close(found.lerf, expected.lerf)

@@ -1,0 +1,51 @@
+"""Which inputs stand for each output of a convolution or a pool, along one dimension."""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: First and last input index of each output, both included.
+Ranges = tuple[list[int], list[int]]
+
+
+def even_windows(before: int, after: int) -> Ranges:
+    """``after`` parts of ``before`` indices, as adaptive pools cut them.
+
+    Example:
+        >>> even_windows(7, 4)
+        ([0, 1, 3, 5], [1, 3, 5, 6])
+    """
+    first = [index * before // after for index in range(after)]
+    last = [-(-(index + 1) * before // after) - 1 for index in range(after)]
+    return first, last
+
+
+def windows(before: int, after: int, kernel: int, stride: int, padding: int, dilation: int) -> Ranges:
+    """What stands for each output of a layer with these settings.
+
+    Windows that do not overlap are read whole. Overlapping ones only blur: without a stride the middle of each window
+    stays where it is, with one the outputs lie evenly over the input.
+
+    Example:
+        >>> windows(8, 2, kernel=4, stride=4, padding=0, dilation=1)
+        ([0, 4], [3, 7])
+        >>> windows(8, 4, kernel=3, stride=2, padding=1, dilation=1)
+        ([0, 2, 4, 6], [1, 3, 5, 7])
+    """
+    reach = (kernel - 1) * dilation + 1
+    if stride == 1:
+        shift = (reach - 1) // 2 - padding
+        places = [min(max(index + shift, 0), before - 1) for index in range(after)]
+        return places, places
+    if kernel > stride:
+        seen = max(0, min(before, (after - 1) * stride + reach - padding))
+        return even_windows(seen if after <= seen else before, after)
+    first = [min(max(index * stride - padding, 0), before - 1) for index in range(after)]
+    last = [min(max(index * stride - padding + reach - 1, 0), before - 1) for index in range(after)]
+    return first, last
+
+
+def each(value: Any, count: int) -> list[int]:
+    """A setting for each of ``count`` dimensions: torch takes one number for all."""
+    values = [value] if isinstance(value, int) else list(value)
+    return values * count if len(values) == 1 else values
