@@ -69,11 +69,17 @@ class KnownPlaces:
         """By which a tap knows the embedding; None where the model has none."""
         return self._traced.embedding_number
 
+    @property
+    def detached(self) -> bool:
+        """Whether no gradient leads from the output to the images."""
+        return self._traced.detached
+
     def hold_for(self, tap: AttentionTap) -> bool:
         """Whether the pass that a tap has seen moved its tokens as the traced one did."""
         calls = self.places.calls
         return (
             self._traced.moves == tap.moves
+            and self._traced.tensors == tap.numbered.last
             and len(calls) == len(tap.calls)
             and all(
                 known.name == seen.name and known.shape == seen.shape

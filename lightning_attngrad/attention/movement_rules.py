@@ -293,7 +293,7 @@ def _read(followed: Followed, flat: Tensor, ranges: tuple[Ranges, ...]) -> Tenso
         return followed.table.windows(flat, ranges)
     for dim, (first, _) in zip((-2, -1), ranges, strict=True):  # each output lies where one input lies
         if first != list(range(flat.shape[dim])):
-            flat = flat.index_select(dim, torch.tensor(first, device=flat.device))
+            flat = flat.index_select(dim, torch.tensor(first).to(flat.device))
     return flat
 
 

@@ -35,8 +35,8 @@ class PlaceTable:
         columns = torch.arange(self._width, device=device, dtype=torch.float32)
         shape = (batch, self._height, self._width)
         top, left = rows[:, None].expand(shape).flatten(), columns.expand(shape).flatten()
-        nothing = torch.zeros(1, 4, device=device)
-        self.boxes = torch.cat([nothing, torch.stack([top, top + 1, left, left + 1], dim=1)])
+        self._no_box = torch.tensor([torch.inf, -torch.inf, torch.inf, -torch.inf], device=device)
+        self.boxes = torch.cat([torch.zeros(1, 4, device=device), torch.stack([top, top + 1, left, left + 1], dim=1)])
         image = torch.arange(batch, device=device, dtype=torch.int32)[:, None, None].expand(shape).flatten()
         self.image = torch.cat([image[:1], image])
         self.slot = torch.full_like(self.image, -1)
@@ -56,7 +56,7 @@ class PlaceTable:
         """Ids (…) of a new family of boxes (…, 4) of images (…). Equal boxes are one place; an empty box is nothing."""
         real = boxes[..., 1] > boxes[..., 0]
         lines = torch.cat([boxes, image.unsqueeze(-1).to(boxes.dtype)], dim=-1)[real]
-        flags = torch.as_tensor(mixed, device=real.device).expand(real.shape)[real]
+        flags = torch.full_like(lines[:, 0], mixed, dtype=torch.bool) if isinstance(mixed, bool) else mixed[real]
         ids = torch.zeros(real.shape, dtype=torch.int32, device=real.device)
         if not len(lines):
             return ids
@@ -85,7 +85,8 @@ class PlaceTable:
     def _extend(self, boxes: Tensor, image: Tensor, slot: Tensor | int, mixed: Tensor) -> None:
         self.boxes = torch.cat([self.boxes, boxes])
         self.image = torch.cat([self.image, image])
-        self.slot = torch.cat([self.slot, torch.as_tensor(slot, device=image.device).expand_as(image).int()])
+        slot = torch.full_like(image, slot) if isinstance(slot, int) else slot
+        self.slot = torch.cat([self.slot, slot.int()])
         self.family = torch.cat([self.family, torch.full_like(image, self._families)])
         self.mixed = torch.cat([self.mixed, mixed.bool()])
 
@@ -179,7 +180,7 @@ class PlaceTable:
         of_several = ((images >= 0) & (images != image[:, None])).any(1)  # statistics of a batch lie nowhere
         sizes = torch.where(on_image, _size(boxes).prod(-1), torch.inf)
         local = on_image & (sizes <= _LARGER * sizes.amin(1, keepdim=True))
-        around = _around(torch.where(local.unsqueeze(-1), boxes, _empty(boxes)), dim=1)
+        around = _around(torch.where(local.unsqueeze(-1), boxes, self._no_box), dim=1)
         several = (around[:, None] != boxes).any(-1).logical_and(local).any(1)
         flag = several & (always | self.covers_image(around)) if mixing else torch.zeros_like(several)
         of_rows = self.new_boxes(around, image, flag)
@@ -196,7 +197,7 @@ class PlaceTable:
             ranges: for rows and columns: first and last index that each output reads, both included.
         """
         boxes = self.boxes[ids.long()]
-        boxes = torch.where(((ids > 0) & (self.slot[ids.long()] < 0)).unsqueeze(-1), boxes, _empty(boxes))
+        boxes = torch.where(((ids > 0) & (self.slot[ids.long()] < 0)).unsqueeze(-1), boxes, self._no_box)
         images = self.images_of(ids)
         for dim, (first, last) in zip((-2, -1), ranges, strict=True):
             index = _window_index(first, last, ids.device)  # (h, L)
@@ -230,7 +231,7 @@ class PlaceTable:
             result[..., axis] += lows * (begins[..., axis + 1] - begins[..., axis])
             result[..., axis + 1] -= ups * (ends[..., axis + 1] - ends[..., axis])
             boxes, images = result, torch.maximum(images.index_select(at, low), images.index_select(at, up))
-        boxes = torch.where((images >= 0).unsqueeze(-1), boxes, _empty(boxes))
+        boxes = torch.where((images >= 0).unsqueeze(-1), boxes, self._no_box)
         return self.new_boxes(boxes, images)
 
 
@@ -267,10 +268,6 @@ def _within(inner: Tensor, outer: Tensor) -> Tensor:
     )
 
 
-def _empty(like: Tensor) -> Tensor:
-    return like.new_tensor([torch.inf, -torch.inf, torch.inf, -torch.inf])
-
-
 def _around(boxes: Tensor, dim: int) -> Tensor:
     """The box around several, along ``dim``."""
     least, most = boxes.amin(dim), boxes.amax(dim)
@@ -286,7 +283,7 @@ def _length(ids: Tensor, dims: tuple[int, ...]) -> int:
 
 def _window_index(first: list[int], last: list[int], device: torch.device) -> Tensor:
     """Indices of each window, (outputs, L): shorter ones repeat their last."""
-    begins = torch.tensor(first, device=device)[:, None]
-    ends = torch.tensor(last, device=device)[:, None]
+    begins = torch.tensor(first).to(device)[:, None]
+    ends = torch.tensor(last).to(device)[:, None]
     longest = max(end - begin for begin, end in zip(first, last, strict=True)) + 1
     return torch.minimum(begins + torch.arange(longest, device=device), ends)

@@ -77,7 +77,9 @@ class TracedPlaces:
         strides: for each call, after how many rows the next image follows; None where an image's tokens are no rows.
         embedded_stride: the same of the tokens of the embedding.
         embedding_number: by which a tap knows the embedding; None where the model has none.
+        detached: whether no gradient leads from the output to the images.
         moves: of the tap, by which a pass is known that moves its tokens otherwise.
+        tensors: how many of them functions gave the model.
     """
 
     places: ImagePlaces
@@ -85,7 +87,9 @@ class TracedPlaces:
     strides: tuple[int | None, ...]
     embedded_stride: int | None
     embedding_number: int | None = None
+    detached: bool = False
     moves: int = 0
+    tensors: int = 0
 
     def holds_for(self, batch: int) -> bool:
         """Whether places of so many images follow from those of the traced ones."""

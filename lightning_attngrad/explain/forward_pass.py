@@ -168,7 +168,7 @@ def forward_pass(
                 known = KnownPlaces(model, images, forward, _answers, afresh=True)
             if follows_attention and known.places.obstacle is not None:
                 raise known.places.obstacle
-            if start == "embedding" and layer is None and known.embedding_number is None:
+            if start == "embedding" and layer is None and known.embedding_number is None and not known.detached:
                 raise NoEmbeddingError(_no_embedding(type(model).__name__, attends=known.places.obstacle is None))
             tap = AttentionTap(
                 model,

@@ -139,7 +139,8 @@ def statistics_of_call(
                 by_slots / seen.clamp_min(_NOTHING) * of_patch,
             ]
             sums[of_rows, of_heads] += torch.stack([one.sum(dim=-1) for one in of_block], dim=-1)
-    counts = of_query.sum(dim=2)[..., [0, 1, 1]].expand(-1, heads, -1)  # (R, H, 3)
+    asking, of_patch = of_query.sum(dim=2).unbind(-1)  # (R, G)
+    counts = torch.stack([asking, of_patch, of_patch], dim=-1).expand(-1, heads, -1)  # (R, H, 3)
     means = sum_by_image(sums, queries, batch) / sum_by_image(counts, queries, batch)
     entropy, distance, prefix_mass = means.unbind(-1)
     return CallStatistics(call.name, entropy, distance, prefix_mass, _high_norm_share(call, queries, slots, batch))
