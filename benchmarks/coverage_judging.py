@@ -30,7 +30,7 @@ Verdict = Literal["works", "unchecked", "refused", "wrong", "fails"]
 #: Largest difference that is rounding, of the largest value of the reference's map: float32 against float64.
 TOLERANCE = 1e-4
 #: Of two float32 maps, whose sums are done in another order.
-BATCH_TOLERANCE = 2e-4
+BATCH_TOLERANCE = 1e-3
 BATCH, JUDGED = 4, 2
 #: Methods that follow attention; where it is not all that tokens mix by, they have nothing to say.
 _OF_ATTENTION = ("gradient_guided", "raw_attention", "rollout", "guided_relevance")

@@ -708,7 +708,8 @@ _HF = [
     _hf("dinov3_vit", "DINOv3ViTConfig", "DINOv3ViTModel", read="first", num_register_tokens=2, **_HF_PLAIN),
     _hf("ijepa", "IJepaConfig", "IJepaForImageClassification", **_HF_PLAIN),
     _hf("vit_msn", "ViTMSNConfig", "ViTMSNForImageClassification", **_HF_PLAIN),
-    _hf("vit_mae", "ViTMAEConfig", "ViTMAEModel", read="first", **_HF_PLAIN),
+    # Its patches come in random order; with none left out, that changes nothing.
+    _hf("vit_mae", "ViTMAEConfig", "ViTMAEModel", read="first", mask_ratio=0.0, **_HF_PLAIN),
     _hf(
         "yolos",
         "YolosConfig",

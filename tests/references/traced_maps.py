@@ -15,8 +15,8 @@ In a rollout p calls side by side and the residual around them count 1/(p + 1) e
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,8 +27,10 @@ from tests.references.guided import CORRECTIONS
 from tests.references.occlusion import Grid, ProductPlaces, Token, Undecided, places
 from tests.zoo import logits_of
 
-#: (image, "cell", row, column) or (image, "slot", name, number) → how much.
-Row = dict[tuple[Any, ...], float]
+#: A row is a sum of parts, each on a grid: (B, S + h·w), the tokens that lie nowhere in front.
+Row = list[tuple[Grid, Tensor]]
+#: Of what lies nowhere on the image.
+_NO_GRID: Grid = (1, 1)
 
 
 @dataclass(eq=False)
@@ -43,6 +45,7 @@ class TracedReading:
         places: of each product.
         reads: numbers of the earlier products that each depends on.
         logits: (B, C).
+        slots: number of each token that lies nowhere, once they are counted.
     """
 
     grid: Grid
@@ -52,6 +55,8 @@ class TracedReading:
     places: list[ProductPlaces]
     reads: list[set[int]]
     logits: Tensor
+    slots: dict[Any, int] = field(default_factory=dict)
+
     @functools.cached_property
     def live(self) -> list[int]:
         """Products of tokens with a gradient."""
@@ -60,14 +65,6 @@ class TracedReading:
             for number, gradient in enumerate(self.gradients)
             if gradient is not None and self.places[number].kind == "tokens"
         ]
-
-    @functools.cached_property
-    def state(self) -> State:
-        return State(self)
-
-    @property
-    def batch(self) -> int:
-        return len(self.logits)
 
     @functools.cached_property
     def last(self) -> list[int]:
@@ -129,16 +126,13 @@ def _dependencies(product: AttentionProduct, earlier: list[AttentionProduct]) ->
 
 def guided(reading: TracedReading, correction: str) -> Tensor:
     """The map of gradient-guided attention, (B, h, w)."""
-    increments: dict[int, Tensor] = {}
+    increments: dict[int, Row] = {}
     for call in reversed(reading.live):
-        r = _pooled(reading, call)
-        for later, added in increments.items():
-            if call in reading.reads[later]:
-                r = r + added
+        r = [*_pooled(reading, call), *_added(reading, call, increments)]
         gradient = reading.gradients[call]
         assert gradient is not None
         increments[call] = _read(reading, call, r, CORRECTIONS[correction](reading.attention[call], gradient))
-    return reading.state.cells(torch.stack(list(increments.values())).sum(0))
+    return _cells(reading, [part for row in increments.values() for part in row])
 
 
 def rollout(reading: TracedReading) -> Tensor:
@@ -146,16 +140,25 @@ def rollout(reading: TracedReading) -> Tensor:
     maps = []
     for last in reading.last:
         start = _pooled_of(reading, last)
-        changes: dict[int, Tensor] = {}
+        changes: dict[int, Row] = {}
         for call in [last, *sorted(reading.reads[last] & set(reading.live), reverse=True)]:
-            r = start
-            for later, change in changes.items():
-                if call in reading.reads[later]:
-                    r = r + change
-            change = _read(reading, call, r, reading.attention[call]) - _asked(reading, call, r)
-            changes[call] = change / (_beside(reading, call) + _keeps(reading, call))
-        maps.append(start + torch.stack(list(changes.values())).sum(0))
-    return reading.state.cells(torch.stack(maps).mean(0))
+            r = [*start, *_added(reading, call, changes)]
+            share = 1 / (_beside(reading, call) + _keeps(reading, call))
+            read_row, asked = _read(reading, call, r, reading.attention[call]), _asked(reading, call, r)
+            changes[call] = _times(read_row, share) + _times(asked, -share)
+        maps.append(_cells(reading, [*start, *(part for row in changes.values() for part in row)]))
+    return torch.stack(maps).mean(0)
+
+
+def raw_attention(reading: TracedReading) -> Tensor:
+    """What the last calls read, (B, h, w)."""
+    rows = [_read(reading, t, _pooled_of(reading, t), reading.attention[t]) for t in reading.last]
+    return torch.stack([_cells(reading, row) for row in rows]).mean(0)
+
+
+def _added(reading: TracedReading, call: int, by: dict[int, Row]) -> Row:
+    """What the later calls that read this one have added."""
+    return [part for later, row in by.items() if call in reading.reads[later] for part in row]
 
 
 def _keeps(reading: TracedReading, call: int) -> int:
@@ -179,59 +182,43 @@ def _beside(reading: TracedReading, call: int) -> int:
     return 1 if call in reading.last else sum(place(other) == place(call) for other in reading.live)
 
 
-def raw_attention(reading: TracedReading) -> Tensor:
-    """What the last calls read, (B, h, w)."""
-    rows = [_read(reading, t, _pooled_of(reading, t), reading.attention[t]) for t in reading.last]
-    return reading.state.cells(torch.stack(rows).mean(0))
+# Rows of relevance ----------------------------------------------------------------------------------------------
 
 
-# The row of relevance -------------------------------------------------------------------------------------------
-
-
-class State:
-    """Rows (B, S + h·w): the tokens that lie nowhere, then the cells of the map's grid."""
-
-    def __init__(self, reading: TracedReading) -> None:
+def _slots(reading: TracedReading) -> dict[Any, int]:
+    """Number of each token that lies nowhere."""
+    if not reading.slots:
         names = {
-            token[2:]
+            _name(token)
             for where in reading.places
             for rows in (*where.queries, *where.keys)
             for token in rows
             if token is not None and token[0] == "slot"
         }
-        self.slots = {name: number for number, name in enumerate(sorted(names))}
-        self.grid, self.batch = reading.grid, reading.batch
-
-    def empty(self) -> Tensor:
-        return torch.zeros(self.batch, len(self.slots) + self.grid[0] * self.grid[1], dtype=torch.float64)
-
-    def cells(self, row: Tensor) -> Tensor:
-        return row[:, len(self.slots) :].unflatten(1, self.grid)
-
-    def shares(self, token: Token, owner: int, grid: Grid | None) -> tuple[int, list[tuple[int, float, float]]]:
-        """The image of a token; and the entries that it lies on: which, their part in it, its share of theirs."""
-        assert token is not None
-        if token[0] == "slot":
-            return owner, [(self.slots[token[2:]], 1.0, 1.0)]
-        assert grid is not None
-        found = []
-        for row, of_row, in_row in _overlaps(token[2], grid[0], self.grid[0]):
-            for column, of_column, in_column in _overlaps(token[3], grid[1], self.grid[1]):
-                entry = len(self.slots) + row * self.grid[1] + column
-                found.append((entry, of_row * of_column, in_row * in_column))
-        return token[1], found
+        reading.slots.update({name: number for number, name in enumerate(sorted(names))})
+    return reading.slots
 
 
-@functools.cache
-def _overlaps(number: int, parts: int, others: int) -> list[tuple[int, float, float]]:
-    """Of a length in equal parts, part ``number`` of ``parts``: which of ``others`` parts it meets, what share of the
-    part that is, and what share of the other."""
-    found = []
-    for other in range(others):
-        shared = min((number + 1) / parts, (other + 1) / others) - max(number / parts, other / others)
-        if shared > 1e-12:
-            found.append((other, shared * parts, shared * others))
-    return found
+def _empty(reading: TracedReading, grid: Grid) -> Tensor:
+    return torch.zeros(len(reading.logits), len(_slots(reading)) + grid[0] * grid[1], dtype=torch.float64)
+
+
+def _entry(reading: TracedReading, token: Token, grid: Grid) -> int:
+    """Where a token stands in the rows of its own grid."""
+    assert token is not None
+    slots = _slots(reading)
+    return slots[_name(token)] if token[0] == "slot" else len(slots) + token[2] * grid[1] + token[3]
+
+
+def _cells(reading: TracedReading, row: Row) -> Tensor:
+    """The sum of parts of a row on the map's grid, (B, h, w)."""
+    number = len(_slots(reading))
+    parts = [carried(part[:, number:].unflatten(1, grid), reading.grid) for grid, part in row]
+    return torch.stack(parts).sum(0)
+
+
+def _times(row: Row, factor: float) -> Row:
+    return [(grid, part * factor) for grid, part in row]
 
 
 def _owners(where: ProductPlaces, batch: int) -> list[int]:
@@ -243,94 +230,97 @@ def _owners(where: ProductPlaces, batch: int) -> list[int]:
     return found
 
 
-def _gather(reading: TracedReading, call: int, row: Tensor) -> Tensor:
-    """r at the queries of a call, (R, N)."""
-    state, where = reading.state, reading.places[call]
-    found = torch.zeros(len(where.queries), len(where.queries[0]), dtype=torch.float64)
-    for r, owner in enumerate(_owners(where, reading.batch)):
-        for n, token in enumerate(where.queries[r]):
+def _tokens(tokens: list[list[Token]], owners: list[int]) -> Iterator[tuple[int, int, int, Token]]:
+    """Row, number, image and token of all that are no padding."""
+    for r, owner in enumerate(owners):
+        for n, token in enumerate(tokens[r]):
             if token is not None:
-                image, entries = state.shares(token, owner, where.query_grid)
-                found[r, n] = sum(float(row[image, entry]) * inside for entry, _, inside in entries)
+                yield r, n, token[1] if token[0] == "cell" else owner, token
+
+
+def _at_queries(reading: TracedReading, call: int, row: Row) -> Tensor:
+    """r on the grid of the queries of a call, (B, S + h·w)."""
+    grid, number = reading.places[call].query_grid or _NO_GRID, len(_slots(reading))
+    found = _empty(reading, grid)
+    for of_part, part in row:
+        found[:, :number] += part[:, :number]
+        found[:, number:] += carried(part[:, number:].unflatten(1, of_part), grid).flatten(1)
     return found
 
 
-def _read(reading: TracedReading, call: int, row: Tensor, matrix: Tensor) -> Tensor:
-    """r·mean_h C, as a row of the state."""
-    state, where = reading.state, reading.places[call]
-    heads = torch.tensor(where.heads, dtype=torch.float64).unsqueeze(1)
-    read_row = torch.einsum("rn,rnm->rm", _gather(reading, call, row) / heads, matrix)
-    found = state.empty()
-    for r, owner in enumerate(_owners(where, reading.batch)):
-        for m, token in enumerate(where.keys[r]):
-            if token is not None:
-                image, entries = state.shares(token, owner, where.key_grid)
-                for entry, part, _ in entries:
-                    found[image, entry] += read_row[r, m] * part
-    return found
+def _read(reading: TracedReading, call: int, row: Row, matrix: Tensor) -> Row:
+    """r·mean_h C."""
+    where = reading.places[call]
+    owners, r = _owners(where, len(reading.logits)), _at_queries(reading, call, row)
+    asking = torch.zeros(matrix.shape[:2], dtype=torch.float64)
+    for window, n, image, token in _tokens(where.queries, owners):
+        asking[window, n] = r[image, _entry(reading, token, where.query_grid or _NO_GRID)] / where.heads[window]
+    reading_row = torch.einsum("rn,rnm->rm", asking, matrix)
+    grid = where.key_grid or _NO_GRID
+    found = _empty(reading, grid)
+    for window, m, image, token in _tokens(where.keys, owners):
+        found[image, _entry(reading, token, grid)] += reading_row[window, m]
+    return [(grid, found)]
 
 
-def _asked(reading: TracedReading, call: int, row: Tensor) -> Tensor:
+def _asked(reading: TracedReading, call: int, row: Row) -> Row:
     """The part of r that lies at the queries of a call, each token counted once."""
-    state, where = reading.state, reading.places[call]
-    found = state.empty()
-    seen = set()
-    for r, owner in enumerate(_owners(where, reading.batch)):
-        for token in where.queries[r]:
-            if token is None or (owner, token) in seen:
-                continue
-            seen.add((owner, token))
-            image, entries = state.shares(token, owner, where.query_grid)
-            for entry, _, inside in entries:
-                found[image, entry] += row[image, entry] * inside
-    return found
+    where = reading.places[call]
+    grid, r = where.query_grid or _NO_GRID, _at_queries(reading, call, row)
+    found = _empty(reading, grid)
+    for _, _, image, token in _tokens(where.queries, _owners(where, len(reading.logits))):
+        entry = _entry(reading, token, grid)
+        found[image, entry] = r[image, entry]
+    return [(grid, found)]
 
 
-def _pooled(reading: TracedReading, call: int) -> Tensor:
+def _pooled(reading: TracedReading, call: int) -> Row:
     """Mean of the weights of the last calls that depend on this one."""
     last = [t for t in reading.last if t == call or call in reading.reads[t]]
-    return torch.stack([_pooled_of(reading, t) for t in last]).mean(0)
+    return [part for t in last for part in _times(_pooled_of(reading, t), 1 / len(last))]
 
 
-def _pooled_of(reading: TracedReading, call: int) -> Tensor:
-    """Weights of the queries of a last call in the output, as a row of the state; each image's sum is 1.
+def _pooled_of(reading: TracedReading, call: int) -> Row:
+    """Weights of the queries of a last call in the output; each image's sum is 1.
 
     Tokens that the gradient reaches share alike; tokens that lie nowhere and image tokens take one half each where the
     former's gradient is more than √n times as large, n the number of the latter.
     """
-    state, where = reading.state, reading.places[call]
-    norms: list[dict[Any, float]] = [{} for _ in range(reading.batch)]
-    for r, owner in enumerate(_owners(where, reading.batch)):
-        for n, token in enumerate(where.queries[r]):
-            if token is not None:
-                image = token[1] if token[0] == "cell" else owner
-                key = token if token[0] == "cell" else ("slot", *token[2:])
-                norms[image][key] = norms[image].get(key, 0.0) + float(reading.norms[call][r, n]) ** 2
-    found = state.empty()
-    for image, of_image in enumerate(norms):
-        touched = {key: norm**0.5 for key, norm in of_image.items() if norm > 0}
-        nowhere = [key for key in touched if key[0] == "slot"]
-        cells = [key for key in touched if key[0] == "cell"]
-        weights = dict.fromkeys(touched, 1 / max(len(touched), 1))
-        if nowhere and cells:
-            first = sum(touched[key] for key in nowhere) / len(nowhere)
-            second = sum(touched[key] for key in cells) / len(cells)
-            if first > second * len(cells) ** 0.5:
-                weights = dict.fromkeys(nowhere, 0.5 / len(nowhere)) | dict.fromkeys(cells, 0.5 / len(cells))
-        for key, weight in weights.items():
-            token = key if key[0] == "cell" else ("slot", image, *key[1:])
-            _, entries = state.shares(token, image, where.query_grid)
-            for entry, part, _ in entries:
-                found[image, entry] += weight * part
-    return found
+    where = reading.places[call]
+    grid, number = where.query_grid or _NO_GRID, len(_slots(reading))
+    squares = _empty(reading, grid)
+    for window, n, image, token in _tokens(where.queries, _owners(where, len(reading.logits))):
+        squares[image, _entry(reading, token, grid)] += reading.norms[call][window, n] ** 2
+    found = _empty(reading, grid)
+    for image, norms in enumerate(squares.sqrt()):
+        touched = norms > 0
+        nowhere, cells = touched.clone(), touched.clone()
+        nowhere[number:], cells[:number] = False, False
+        apart = nowhere.any() and cells.any() and norms[nowhere].mean() > norms[cells].mean() * int(cells.sum()) ** 0.5
+        for group in (nowhere, cells) if apart else (touched,):
+            found[image, group] = (0.5 if apart else 1.0) / int(group.sum())
+    return [(grid, found)]
 
 
 def carried(cells: Tensor, grid: Grid) -> Tensor:
     """(B, h, w) on another grid over the same area: each cell's value is shared among those it overlaps."""
+    if tuple(cells.shape[1:]) == tuple(grid):
+        return cells
     found = torch.zeros(len(cells), *grid, dtype=cells.dtype)
     for row in range(cells.shape[1]):
-        for other_row, down, _ in _overlaps(row, cells.shape[1], grid[0]):
+        for other_row, down in _overlaps(row, cells.shape[1], grid[0]):
             for column in range(cells.shape[2]):
-                for other_column, across, _ in _overlaps(column, cells.shape[2], grid[1]):
+                for other_column, across in _overlaps(column, cells.shape[2], grid[1]):
                     found[:, other_row, other_column] += cells[:, row, column] * down * across
+    return found
+
+
+@functools.cache
+def _overlaps(number: int, parts: int, others: int) -> list[tuple[int, float]]:
+    """Of a length in equal parts, part ``number`` of ``parts``: which of ``others`` parts it meets, by which share."""
+    found = []
+    for other in range(others):
+        shared = min((number + 1) / parts, (other + 1) / others) - max(number / parts, other / others)
+        if shared > 1e-12:
+            found.append((other, shared * parts))
     return found
