@@ -146,7 +146,7 @@ def _summary(judged: Sequence[Judged]) -> list[str]:
 
 
 def _answered_by_default(of_family: Judged) -> bool:
-    """Whether the default method, or the one that stands in for it where it is refused, gives a map that is not wrong."""
+    """Whether the default method, or what stands in for it where it is refused, gives a map that is not wrong."""
     verdicts = {judgement.method: judgement for judgement in of_family.judgements}
     judgement = verdicts.get(DEFAULT_METHOD)
     for error, method in STAND_INS.items():

@@ -135,10 +135,14 @@ def _check_known(model: nn.Module) -> None:
 
 
 def _on_cells(found: Tensor, reading: TracedReading) -> Tensor:
-    """(B, N) by the places of the queries of the first product; (B, h, w) as it is."""
+    """(B, N) by the places of the queries of the first product, or in reading order; (B, h, w) as it is."""
     if found.dim() == 3:
         return found
     where = reading.places[0]
+    if where.query_grid is not None and found.shape[1] == where.query_grid[0] * where.query_grid[1]:
+        in_order = [("cell", 0, *divmod(n, where.query_grid[1])) for n in range(found.shape[1])]
+        if where.queries[0] == in_order or len(where.queries[0]) < found.shape[1]:  # windows are cut from rows in order
+            return found.unflatten(1, where.query_grid)
     if where.query_grid is None or len(where.queries[0]) != found.shape[1]:
         raise Undecided("other tokens ask in the first attention than those that enter the first block")
     cells = torch.zeros(len(found), *where.query_grid, dtype=found.dtype)

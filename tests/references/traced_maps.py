@@ -15,9 +15,9 @@ In a rollout p calls side by side and the residual around them count 1/(p + 1) e
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,8 @@ from tests.zoo import logits_of
 
 #: A row is a sum of parts, each on a grid: (B, S + h·w), the tokens that lie nowhere in front.
 Row = list[tuple[Grid, Tensor]]
+#: Of tokens that are no padding: row, number in the row, image, place in a row of relevance.
+Entries = tuple[Tensor, Tensor, Tensor, Tensor]
 #: Of what lies nowhere on the image.
 _NO_GRID: Grid = (1, 1)
 
@@ -46,6 +48,7 @@ class TracedReading:
         reads: numbers of the earlier products that each depends on.
         logits: (B, C).
         slots: number of each token that lies nowhere, once they are counted.
+        entries: of the queries and keys of each product, once they are looked up.
     """
 
     grid: Grid
@@ -56,6 +59,7 @@ class TracedReading:
     reads: list[set[int]]
     logits: Tensor
     slots: dict[Any, int] = field(default_factory=dict)
+    entries: dict[tuple[int, str], Entries] = field(default_factory=dict)
 
     @functools.cached_property
     def live(self) -> list[int]:
@@ -230,12 +234,20 @@ def _owners(where: ProductPlaces, batch: int) -> list[int]:
     return found
 
 
-def _tokens(tokens: list[list[Token]], owners: list[int]) -> Iterator[tuple[int, int, int, Token]]:
-    """Row, number, image and token of all that are no padding."""
-    for r, owner in enumerate(owners):
-        for n, token in enumerate(tokens[r]):
-            if token is not None:
-                yield r, n, token[1] if token[0] == "cell" else owner, token
+def _entries(reading: TracedReading, call: int, side: Literal["queries", "keys"]) -> Entries:
+    """Where the tokens of a call stand in the rows of their own grid."""
+    if (call, side) not in reading.entries:
+        where = reading.places[call]
+        tokens, grid = (where.queries, where.query_grid) if side == "queries" else (where.keys, where.key_grid)
+        found = [
+            (r, n, token[1] if token[0] == "cell" else owner, _entry(reading, token, grid or _NO_GRID))
+            for r, owner in enumerate(_owners(where, len(reading.logits)))
+            for n, token in enumerate(tokens[r])
+            if token is not None
+        ]
+        rows, numbers, images, places_in_row = torch.tensor(found).T
+        reading.entries[call, side] = (rows, numbers, images, places_in_row)
+    return reading.entries[call, side]
 
 
 def _at_queries(reading: TracedReading, call: int, row: Row) -> Tensor:
@@ -251,27 +263,21 @@ def _at_queries(reading: TracedReading, call: int, row: Row) -> Tensor:
 def _read(reading: TracedReading, call: int, row: Row, matrix: Tensor) -> Row:
     """r·mean_h C."""
     where = reading.places[call]
-    owners, r = _owners(where, len(reading.logits)), _at_queries(reading, call, row)
     asking = torch.zeros(matrix.shape[:2], dtype=torch.float64)
-    for window, n, image, token in _tokens(where.queries, owners):
-        asking[window, n] = r[image, _entry(reading, token, where.query_grid or _NO_GRID)] / where.heads[window]
-    reading_row = torch.einsum("rn,rnm->rm", asking, matrix)
+    windows, n, images, entries = _entries(reading, call, "queries")
+    asking[windows, n] = _at_queries(reading, call, row)[images, entries]
+    read_row = torch.einsum("rn,rnm->rm", asking / torch.tensor(where.heads).unsqueeze(1), matrix)
     grid = where.key_grid or _NO_GRID
-    found = _empty(reading, grid)
-    for window, m, image, token in _tokens(where.keys, owners):
-        found[image, _entry(reading, token, grid)] += reading_row[window, m]
-    return [(grid, found)]
+    windows, m, images, entries = _entries(reading, call, "keys")
+    return [(grid, _empty(reading, grid).index_put_((images, entries), read_row[windows, m], accumulate=True))]
 
 
 def _asked(reading: TracedReading, call: int, row: Row) -> Row:
     """The part of r that lies at the queries of a call, each token counted once."""
     where = reading.places[call]
     grid, r = where.query_grid or _NO_GRID, _at_queries(reading, call, row)
-    found = _empty(reading, grid)
-    for _, _, image, token in _tokens(where.queries, _owners(where, len(reading.logits))):
-        entry = _entry(reading, token, grid)
-        found[image, entry] = r[image, entry]
-    return [(grid, found)]
+    _, _, images, entries = _entries(reading, call, "queries")
+    return [(grid, _empty(reading, grid).index_put_((images, entries), r[images, entries]))]
 
 
 def _pooled(reading: TracedReading, call: int) -> Row:
@@ -288,9 +294,9 @@ def _pooled_of(reading: TracedReading, call: int) -> Row:
     """
     where = reading.places[call]
     grid, number = where.query_grid or _NO_GRID, len(_slots(reading))
+    windows, n, images, entries = _entries(reading, call, "queries")
     squares = _empty(reading, grid)
-    for window, n, image, token in _tokens(where.queries, _owners(where, len(reading.logits))):
-        squares[image, _entry(reading, token, grid)] += reading.norms[call][window, n] ** 2
+    squares.index_put_((images, entries), reading.norms[call][windows, n].double() ** 2, accumulate=True)
     found = _empty(reading, grid)
     for image, norms in enumerate(squares.sqrt()):
         touched = norms > 0
@@ -306,21 +312,16 @@ def carried(cells: Tensor, grid: Grid) -> Tensor:
     """(B, h, w) on another grid over the same area: each cell's value is shared among those it overlaps."""
     if tuple(cells.shape[1:]) == tuple(grid):
         return cells
-    found = torch.zeros(len(cells), *grid, dtype=cells.dtype)
-    for row in range(cells.shape[1]):
-        for other_row, down in _overlaps(row, cells.shape[1], grid[0]):
-            for column in range(cells.shape[2]):
-                for other_column, across in _overlaps(column, cells.shape[2], grid[1]):
-                    found[:, other_row, other_column] += cells[:, row, column] * down * across
-    return found
+    down, across = _overlaps(cells.shape[1], grid[0]), _overlaps(cells.shape[2], grid[1])
+    return torch.einsum("ri,bij,cj->brc", down, cells, across)
 
 
 @functools.cache
-def _overlaps(number: int, parts: int, others: int) -> list[tuple[int, float]]:
-    """Of a length in equal parts, part ``number`` of ``parts``: which of ``others`` parts it meets, by which share."""
-    found = []
-    for other in range(others):
-        shared = min((number + 1) / parts, (other + 1) / others) - max(number / parts, other / others)
-        if shared > 1e-12:
-            found.append((other, shared * parts))
+def _overlaps(parts: int, others: int) -> Tensor:
+    """A length cut in equal parts in two ways: share of each of ``parts`` in each of ``others``, (others, parts)."""
+    found = torch.zeros(others, parts, dtype=torch.float64)
+    for part in range(parts):
+        for other in range(others):
+            shared = min((part + 1) / parts, (other + 1) / others) - max(part / parts, other / others)
+            found[other, part] = max(shared, 0.0) * parts
     return found
