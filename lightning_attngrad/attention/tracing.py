@@ -58,7 +58,7 @@ class _Watcher:
                 moved = along_channels.expand(*shape[:3], values.shape[3])
                 keys = queries = torch.zeros(1, 1, 1, dtype=torch.int32, device=values.device)
             else:
-                keys = _one(table.reduce(values, (3,)), 3)  # (R, H, M)
+                keys = _one(table.reduce(values, (3,)), 3).expand(*shape[:2], shape[3])
                 queries = self._queries(asks, keys, shape)
                 moved = queries.unsqueeze(-1).expand(*shape[:3], values.shape[3])
             if kind != "elsewhere":
@@ -73,7 +73,6 @@ class _Watcher:
         queries = _one(table.reduce(asks, (3,)), 3) if not along_keys else torch.zeros_like(keys[..., :1])
         queries = queries.expand(*shape[:3])
         if shape[2] == shape[3]:
-            keys = keys.expand(*shape[:2], shape[3])
             elsewhere = bool((queries != keys).any()) and self._of_other_tokens(queries, keys)
             if elsewhere or bool(queries.eq(0).all()):
                 return keys

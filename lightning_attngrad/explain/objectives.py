@@ -98,7 +98,8 @@ class ValueObjective(Objective):
         if not value.requires_grad:
             raise ValueError(
                 "model: its output does not depend on the attention that was seen: the forward detaches its features, "
-                "or computes them under torch.inference_mode or in a torch.autograd.Function. Explain the part before that."
+                "or computes them under torch.inference_mode or in a torch.autograd.Function. Explain the part before "
+                "that."
             )
         return Seeds(value.detach(), (value,), (torch.ones_like(value),))
 
