@@ -198,7 +198,7 @@ def test_an_image_on_its_side(method: str, linear: bool) -> None:
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("batch_first", [False, True], ids=["sequence first", "batch first"])
 def test_encoder_layers_of_torch(method: str, batch_first: bool) -> None:
-    """``nn.TransformerEncoderLayer``, normalised in front, in either order of tokens, against our own of these weights."""
+    """``nn.TransformerEncoderLayer``, normalised in front, in either order of tokens, against our own."""
     ours = written(Layout())
     assert_same_map(ours, _OfEncoderLayers(ours, batch_first).eval(), method)
 

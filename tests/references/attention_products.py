@@ -69,14 +69,6 @@ class AttentionProducts(TorchFunctionMode):
         if func is F.multi_head_attention_forward:
             with patched((F, "has_torch_function", lambda *_: False)), self:
                 return func(*args, **kwargs)
-        if func in _SOFTMAX:
-            output = func(*args, **kwargs)
-            scores = self._scores.get(id(args[0]))
-            dim = args[1] if len(args) > 1 else kwargs.get("dim", -1)
-            over_keys = dim in (-1, args[0].dim() - 1)
-            if args[0].dim() > 2:
-                self._weights[id(output)] = (output, scores[1] if scores is not None and over_keys else None)
-            return output
         if func in _PRODUCT:
             return self._multiply(args[0], args[1] if len(args) > 1 else kwargs.get("mat2", kwargs.get("other")))
         if func is torch.baddbmm and not kwargs:
@@ -86,9 +78,17 @@ class AttentionProducts(TorchFunctionMode):
             if len(operands) == 2:
                 return self._einsum(args[0], *operands)
         output = func(*args, **kwargs)
-        if getattr(func, "__name__", "") not in _ENDS:
+        if func in _SOFTMAX:
+            self._mark(output, *args, **kwargs)
+        elif getattr(func, "__name__", "") not in _ENDS:
             self._hand_on(func, args, kwargs, output)
         return output
+
+    def _mark(self, output: Tensor, scores: Tensor, dim: int | None = None, *_: Any, **__: Any) -> None:
+        known = self._scores.get(id(scores))
+        over_keys = dim in (-1, None, scores.dim() - 1)
+        if scores.dim() > 2:
+            self._weights[id(output)] = (output, known[1] if known is not None and over_keys else None)
 
     def _hand_on(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Marks of the arguments to what was made of them."""
@@ -147,20 +147,28 @@ class AttentionProducts(TorchFunctionMode):
         return output
 
     def _einsum(self, equation: str, left: Tensor, right: Tensor) -> Tensor:
-        """Two operands as a batched product: the axes of both and the output; of the left one; the summed; the right's."""
+        """Two operands as a batched product of (shared…, rows, summed) and (shared…, summed, columns)."""
         equation = equation.replace(" ", "")
         inputs, result = equation.split("->") if "->" in equation else (equation, "")
         a, b = inputs.split(",")
         shared, summed = [c for c in a if c in b and c in result], [c for c in a if c in b and c not in result]
         rows, columns = [c for c in a if c not in b], [c for c in b if c not in a]
         known = (id(left) in self._weights) != (id(right) in self._weights) or "..." not in equation
-        if "..." in equation or "->" not in equation or len(summed) != 1 or not known or not set(rows + columns) <= set(result):
+        if (
+            "..." in equation
+            or "->" not in equation
+            or len(summed) != 1
+            or not known
+            or not set(rows + columns) <= set(result)
+        ):
             output = torch.einsum(equation, left, right)
             self._hand_on(torch.einsum, (left, right), {}, output)
             return output
         size = dict(zip(a, left.shape, strict=True)) | dict(zip(b, right.shape, strict=True))
         first = self._as(left, left.permute([a.index(c) for c in shared + rows + summed]), len(shared), 1)
-        second = self._as(right, right.permute([b.index(c) for c in shared + summed + columns]), len(shared), 1, last=False)
+        second = self._as(
+            right, right.permute([b.index(c) for c in shared + summed + columns]), len(shared), 1, last=False
+        )
         if isinstance(left, nn.Parameter) or isinstance(right, nn.Parameter):
             output = torch.einsum(equation, left, right)
             self._hand_on(torch.einsum, (left, right), {}, output)

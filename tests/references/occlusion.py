@@ -1,11 +1,12 @@
 """Where the tokens of every attention product lie on the image, by looking: change some pixels and see what moves.
 
 The model is a twin in float64 whose attention is cut (every product gives zeros, so that only what passes beside the
-attention is followed) whose convolutions read what lies under the middle of their kernels, on images of one colour each: places
-belong to the architecture and not to weights or pixels, and like this a token holds what lies where it lies. Bands of
-pixels over the whole width, then over the whole height, are made a little brighter one at a time. How much each token moves with each band gives its centre; centres that
-fall into well separated rows and columns are a grid. What never moves lies nowhere: a class token, or padding. Whatever
-is not as clear as that is refused with `Undecided`: this is a judge and must not guess.
+attention is followed) and whose convolutions read what lies under the middle of their kernels, on images of one colour
+each: places belong to the architecture and not to weights or pixels, and like this a token holds what lies where it
+lies. Bands of pixels over the whole width, then over the whole height, are made a little brighter one at a time. How
+much each token moves with each band gives its centre; centres that fall into well separated rows and columns are a
+grid. What never moves lies nowhere: a class token, or padding. Whatever is not as clear as that is refused with
+`Undecided`: this is a judge and must not guess.
 """
 
 from __future__ import annotations
@@ -173,6 +174,9 @@ def _flat_twin(model: nn.Module) -> nn.Module:
         for module in twin.modules():
             if isinstance(module, nn.Conv2d):
                 module.weight.copy_(_narrow(module.weight))
+                if "StdConv" in type(module).__name__:  # takes the mean off its weights, and would fill them in again
+                    same = getattr(module, "same_pad", False)
+                    module.__class__ = timm.layers.Conv2dSame if same else nn.Conv2d
         for name, parameter in twin.named_parameters():
             if "pos" in name.rsplit(".", 1)[-1]:  # one place must not answer otherwise than another
                 parameter.zero_()
@@ -227,7 +231,7 @@ def _of_channels(
     images: Tensor,
     other: Tensor,
 ) -> list[bool]:
-    """Whether what a product reads are channels: the top of the image then moves all its rows and some of its columns."""
+    """Whether a product reads channels: the top of the image then moves all its rows and some of its columns."""
     top = slice(0, max(images.shape[-2] // 4, 1))
     changed = look(_occluded(images, other, -2, top))
     found = []
@@ -286,7 +290,7 @@ def _tokens(moved: _Moved, what: str) -> tuple[list[list[Token]], Grid | None]:
 
 
 def _with_slots(cells: list[Any], owner: int | None, whole: bool, moved: dict[str, Tensor]) -> list[Token]:
-    """Tokens that lie nowhere, named by the parameter that they come from, or numbered; in part of an image: padding."""
+    """Tokens that lie nowhere, named by the parameter that they come from, or numbered; in a window: padding."""
     tokens: list[Token] = []
     numbers: Counter[str] = Counter()
     for n, cell in enumerate(cells):
@@ -306,7 +310,7 @@ def _flatness(moved: Tensor) -> Tensor:
 
 
 def _centres(moved: Tensor) -> Tensor:
-    """Mean band of (bands, R, N), weighted by what moves above the least: statistics of the whole image move all alike."""
+    """Mean band of (bands, R, N), weighted by what moves above the least: statistics of the image move all alike."""
     weights = moved - moved.amin(0)
     numbers = torch.arange(len(moved), dtype=moved.dtype).view(-1, 1, 1)
     return (weights * numbers).sum(0) / weights.sum(0).clamp_min(1e-300)
@@ -317,9 +321,9 @@ def _on_a_grid(
 ) -> tuple[Tensor, Tensor, Grid]:
     """Row and column of each token (R, N), and the grid that they fill.
 
-    Of all ways to tell rows and columns apart by the gaps between centres those are left in which every cell of the grid
-    is taken by every image, and by one token of a row at most; of these the one with the clearest gaps is taken. Where
-    some have all cells taken equally often, others do not count: tokens are read several times only by some.
+    Of all ways to tell rows and columns apart by the gaps between centres those are left in which every cell of the
+    grid is taken by every image, and by one token of a row at most; of these the one with the clearest gaps is taken.
+    Where some have all cells taken equally often, others do not count.
     """
     below, beside = (_groupings(_centres(size), located, len(size)) for size in (moved.down, moved.across))
     best: tuple[tuple[bool, float], Tensor, Tensor, Grid] | None = None
@@ -348,7 +352,9 @@ def _groupings(centres: Tensor, located: Tensor, bands: int) -> list[tuple[int, 
     found = []
     for count in range(1, min(bands + 1, len(values)) + 1):
         # One group: as clear as its spread is small beside a band.
-        apart = float(largest[count - 2] / largest[count - 1]) if count > 1 else 0.5 / float(values[-1] - values[0] + 1e-6)
+        apart = (
+            float(largest[count - 2] / largest[count - 1]) if count > 1 else 0.5 / float(values[-1] - values[0] + 1e-6)
+        )
         if apart < _CLEAR:
             continue
         numbers = torch.zeros_like(order)

@@ -30,6 +30,17 @@ _KNOWN = {
     *("Linear", "Conv2d", "LayerNorm", "Dropout", "DropPath", "Identity", "Softmax", "LayerScale", "Sequential"),
     *("ModuleList", "ModuleDict", "Flatten", "SwiGLU", "GluMlp", "Dropout1d", "BatchNorm2d", "NormMlpClassifierHead"),
     *("ClassifierHead", "SelectAdaptivePool2d", "AvgPool2d", "AdaptiveAvgPool1d", "AdaptiveAvgPool2d", "Permute"),
+    *(
+        "FastAdaptiveAvgPool",
+        "MaxPool2d",
+        "Reroll",
+        "Unroll",
+        "LayerScale2d",
+        "Upsample",
+        "ZeroPad2d",
+        "ConvTranspose2d",
+        "BatchNorm1d",
+    ),
     *("ViTDropPath", "NonDynamicallyQuantizableLinear", "StochasticDepth", "PatchDropout", "PatchDropoutWithIndices"),
 }
 _ACTIVATIONS = {*rules.ACTIVATIONS}
@@ -58,15 +69,16 @@ def relevance(model: nn.Module, reading: TracedReading, images: Tensor, target: 
     Raises:
         Undecided: if there is a module in the model that no rule is written down for, or no such LayerNorm.
     """
-    unknown = {type(m).__name__ for m in model.modules() if not list(m.children())} - _KNOWN
-    if unknown:
-        raise Undecided(f"no rule is written down for {', '.join(sorted(unknown))}")
+    _check_known(model)
+    asked = {token for row in reading.places[0].queries for token in row if token is not None}
+    asking = sum(len(images) if token[0] == "slot" and token[1] is None else 1 for token in asked)
     entering: list[Tensor] = []
     begun: list[Tensor] = []
 
     def cut(number: int, product: AttentionProduct) -> Tensor:
-        if not begun and entering:
-            begun.append(entering[-1])
+        if not number:
+            # The LayerNorm in front of the block has as many tokens as ask; one of pooled keys has fewer.
+            begun.extend(x for x in entering if x[..., 0].numel() == asking)
         a, v = product.probabilities, product.value
         if method == "conservative":
             product.output = a.detach() @ v
@@ -81,7 +93,11 @@ def relevance(model: nn.Module, reading: TracedReading, images: Tensor, target: 
         return None
 
     images = images.detach().clone().requires_grad_()
-    handles = [m.register_forward_pre_hook(enter) for m in model.modules() if isinstance(m, nn.LayerNorm)]
+    handles = [
+        module.register_forward_pre_hook(enter)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.LayerNorm) and "embed" not in name
+    ]
     try:
         with torch.enable_grad(), _rules(model), attention_products(cut) as products:
             torch.manual_seed(0)
@@ -93,10 +109,10 @@ def relevance(model: nn.Module, reading: TracedReading, images: Tensor, target: 
         raise Undecided("no LayerNorm of tokens stands in front of the first attention")
     phi = logits[torch.arange(len(logits)), target]
     outputs = [product.output for product in products]
-    gradient, *at_outputs = torch.autograd.grad(phi.sum(), [begun[0], *outputs], allow_unused=True)
+    gradient, *at_outputs = torch.autograd.grad(phi.sum(), [begun[-1], *outputs], allow_unused=True)
     if gradient is None:
         raise Undecided("the output does not depend on what the first LayerNorm got")
-    found = (begun[0].detach() * gradient).sum(-1)  # (B, N) or (B, h, w)
+    found = (begun[-1].detach() * gradient).sum(-1)  # (B, N) or (B, h, w)
     new = dataclasses.replace(
         reading,
         gradients=[
@@ -111,16 +127,27 @@ def relevance(model: nn.Module, reading: TracedReading, images: Tensor, target: 
     return Relevance(_on_cells(found, reading), new, phi.detach(), found.flatten(1).sum(1))
 
 
+def _check_known(model: nn.Module) -> None:
+    leaves = {type(module).__name__ for module in model.modules() if not list(module.children())}
+    unknown = {name for name in leaves - _KNOWN if not name.endswith(("DropPath", "RelativePositionBias"))}
+    if unknown:
+        raise Undecided(f"no rule is written down for {', '.join(sorted(unknown))}")
+
+
 def _on_cells(found: Tensor, reading: TracedReading) -> Tensor:
-    """(B, N) by the places of the keys of the first product; (B, h, w) as it is."""
+    """(B, N) by the places of the queries of the first product, or in reading order; (B, h, w) as it is."""
     if found.dim() == 3:
         return found
     where = reading.places[0]
-    if where.key_grid is None or len(where.keys[0]) != found.shape[1]:
-        raise Undecided("the first attention reads other tokens than those that enter the first block")
-    cells = torch.zeros(len(found), *where.key_grid, dtype=found.dtype)
+    if where.query_grid is not None and found.shape[1] == where.query_grid[0] * where.query_grid[1]:
+        in_order = [("cell", 0, *divmod(n, where.query_grid[1])) for n in range(found.shape[1])]
+        if where.queries[0] == in_order or len(where.queries[0]) < found.shape[1]:  # windows are cut from rows in order
+            return found.unflatten(1, where.query_grid)
+    if where.query_grid is None or len(where.queries[0]) != found.shape[1]:
+        raise Undecided("other tokens ask in the first attention than those that enter the first block")
+    cells = torch.zeros(len(found), *where.query_grid, dtype=found.dtype)
     done = set()
-    for tokens in where.keys:
+    for tokens in where.queries:
         for n, token in enumerate(tokens):
             if token is not None and token[0] == "cell" and token not in done:
                 done.add(token)

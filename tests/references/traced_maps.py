@@ -6,16 +6,18 @@
 
 r is a row over the cells of a grid and over tokens that lie nowhere. It starts as the weights by which the queries of a
 last call (one that no other call reads) feed the output, read off the gradient at its output; each call asks with the r
-that lies where its queries lie, and adds what it reads where its keys lie. Between grids r is shared by area. A call sees
-the r of the last calls that depend on it, and of the calls that read it; which those are the autograd graph says. Places
-come from `tests.references.occlusion`.
+that lies where its queries lie, and adds what it reads where its keys lie. Between grids r is shared by area. A call
+sees the r of the last calls that depend on it, and of the calls that read it; which those are the autograd graph says.
+In a rollout p calls side by side and the residual around them count 1/(p + 1) each. Places come from
+`tests.references.occlusion`.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +27,12 @@ from tests.references.guided import CORRECTIONS
 from tests.references.occlusion import Grid, ProductPlaces, Token, Undecided, places
 from tests.zoo import logits_of
 
-#: (image, "cell", row, column) or (image, "slot", name, number) → how much.
-Row = dict[tuple[Any, ...], float]
+#: A row is a sum of parts, each on a grid: (B, S + h·w), the tokens that lie nowhere in front.
+Row = list[tuple[Grid, Tensor]]
+#: Of tokens that are no padding: row, number in the row, image, place in a row of relevance.
+Entries = tuple[Tensor, Tensor, Tensor, Tensor]
+#: Of what lies nowhere on the image.
+_NO_GRID: Grid = (1, 1)
 
 
 @dataclass(eq=False)
@@ -41,6 +47,8 @@ class TracedReading:
         places: of each product.
         reads: numbers of the earlier products that each depends on.
         logits: (B, C).
+        slots: number of each token that lies nowhere, once they are counted.
+        entries: of the queries and keys of each product, once they are looked up.
     """
 
     grid: Grid
@@ -50,20 +58,19 @@ class TracedReading:
     places: list[ProductPlaces]
     reads: list[set[int]]
     logits: Tensor
-    live: list[int] = field(default_factory=list)
+    slots: dict[Any, int] = field(default_factory=dict)
+    entries: dict[tuple[int, str], Entries] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.live = [
+    @functools.cached_property
+    def live(self) -> list[int]:
+        """Products of tokens with a gradient."""
+        return [
             number
             for number, gradient in enumerate(self.gradients)
             if gradient is not None and self.places[number].kind == "tokens"
         ]
 
-    @property
-    def batch(self) -> int:
-        return len(self.logits)
-
-    @property
+    @functools.cached_property
     def last(self) -> list[int]:
         """Products with a gradient that no other such product reads."""
         return [t for t in self.live if not any(t in self.reads[other] for other in self.live)]
@@ -123,88 +130,99 @@ def _dependencies(product: AttentionProduct, earlier: list[AttentionProduct]) ->
 
 def guided(reading: TracedReading, correction: str) -> Tensor:
     """The map of gradient-guided attention, (B, h, w)."""
-    increments: dict[int, Tensor] = {}
+    increments: dict[int, Row] = {}
     for call in reversed(reading.live):
-        r = _pooled(reading, call)
-        for later, added in increments.items():
-            if call in reading.reads[later]:
-                r = r + added
+        r = [*_pooled(reading, call), *_added(reading, call, increments)]
         gradient = reading.gradients[call]
         assert gradient is not None
         increments[call] = _read(reading, call, r, CORRECTIONS[correction](reading.attention[call], gradient))
-    return _State(reading).cells(torch.stack(list(increments.values())).sum(0))
+    return _cells(reading, [part for row in increments.values() for part in row])
 
 
 def rollout(reading: TracedReading) -> Tensor:
-    """The map of attention rollout, (B, h, w)."""
-    changes: dict[int, Tensor] = {}
-    total = torch.zeros(())
-    for call in reversed(reading.live):
-        r = _pooled(reading, call)
-        for later, change in changes.items():
-            if call in reading.reads[later]:
-                r = r + change
-        read_row = _read(reading, call, r, reading.attention[call])
-        asked = _asked(reading, call, r)
-        keeps = any(token in reading.places[call].keys[0] for token in reading.places[call].queries[0])
-        changes[call] = (read_row - asked) / 2 if keeps else read_row - asked
-    start = torch.stack([_pooled_of(reading, t) for t in reading.last]).mean(0)
-    total = start + torch.stack(list(changes.values())).sum(0)
-    return _State(reading).cells(total)
+    """The map of attention rollout, (B, h, w): where several calls are last, the mean of what comes of each."""
+    maps = []
+    for last in reading.last:
+        start = _pooled_of(reading, last)
+        changes: dict[int, Row] = {}
+        for call in [last, *sorted(reading.reads[last] & set(reading.live), reverse=True)]:
+            r = [*start, *_added(reading, call, changes)]
+            share = 1 / (_beside(reading, call) + _keeps(reading, call))
+            read_row, asked = _read(reading, call, r, reading.attention[call]), _asked(reading, call, r)
+            changes[call] = _times(read_row, share) + _times(asked, -share)
+        maps.append(_cells(reading, [*start, *(part for row in changes.values() for part in row)]))
+    return torch.stack(maps).mean(0)
 
 
 def raw_attention(reading: TracedReading) -> Tensor:
     """What the last calls read, (B, h, w)."""
     rows = [_read(reading, t, _pooled_of(reading, t), reading.attention[t]) for t in reading.last]
-    return _State(reading).cells(torch.stack(rows).mean(0))
+    return torch.stack([_cells(reading, row) for row in rows]).mean(0)
 
 
-# The row of relevance -------------------------------------------------------------------------------------------
+def _added(reading: TracedReading, call: int, by: dict[int, Row]) -> Row:
+    """What the later calls that read this one have added."""
+    return [part for later, row in by.items() if call in reading.reads[later] for part in row]
 
 
-class _State:
-    """Rows (B, S + h·w): the tokens that lie nowhere, then the cells of the map's grid."""
+def _keeps(reading: TracedReading, call: int) -> int:
+    """1 where a residual goes around the call: what asks is also read, by it or before it; else 0."""
+    known = {_name(t) for c in (call, *reading.reads[call]) for row in reading.places[c].keys for t in row}
+    return int(any(token[0] == "cell" or _name(token) in known for token in reading.places[call].queries[0] if token))
 
-    def __init__(self, reading: TracedReading) -> None:
+
+def _name(token: Token) -> Any:
+    """Of a token that lies nowhere, whatever image it belongs to."""
+    return token if token is None or token[0] == "cell" else token[2:]
+
+
+def _beside(reading: TracedReading, call: int) -> int:
+    """How many calls stand at one place of the model: they read the same and are read by the same."""
+
+    def place(number: int) -> Any:
+        readers = frozenset(other for other in reading.live if number in reading.reads[other])
+        return frozenset(reading.reads[number]) & set(reading.live), readers, reading.places[number].queries
+
+    return 1 if call in reading.last else sum(place(other) == place(call) for other in reading.live)
+
+
+# Rows of relevance ----------------------------------------------------------------------------------------------
+
+
+def _slots(reading: TracedReading) -> dict[Any, int]:
+    """Number of each token that lies nowhere."""
+    if not reading.slots:
         names = {
-            token[2:]
+            _name(token)
             for where in reading.places
             for rows in (*where.queries, *where.keys)
             for token in rows
             if token is not None and token[0] == "slot"
         }
-        self.slots = {name: number for number, name in enumerate(sorted(names))}
-        self.grid, self.batch = reading.grid, reading.batch
-
-    def empty(self) -> Tensor:
-        return torch.zeros(self.batch, len(self.slots) + self.grid[0] * self.grid[1], dtype=torch.float64)
-
-    def cells(self, row: Tensor) -> Tensor:
-        return row[:, len(self.slots) :].unflatten(1, self.grid)
-
-    def shares(self, token: Token, owner: int, grid: Grid | None) -> tuple[int, list[tuple[int, float, float]]]:
-        """The image of a token; and the entries that it lies on: which, their part in it, its share of theirs."""
-        assert token is not None
-        if token[0] == "slot":
-            return owner, [(self.slots[token[2:]], 1.0, 1.0)]
-        assert grid is not None
-        found = []
-        for row, of_row, in_row in _overlaps(token[2], grid[0], self.grid[0]):
-            for column, of_column, in_column in _overlaps(token[3], grid[1], self.grid[1]):
-                entry = len(self.slots) + row * self.grid[1] + column
-                found.append((entry, of_row * of_column, in_row * in_column))
-        return token[1], found
+        reading.slots.update({name: number for number, name in enumerate(sorted(names))})
+    return reading.slots
 
 
-def _overlaps(number: int, parts: int, others: int) -> list[tuple[int, float, float]]:
-    """Of a length in equal parts, part ``number`` of ``parts``: which of ``others`` parts it meets, what share of the
-    part that is, and what share of the other."""
-    found = []
-    for other in range(others):
-        shared = min((number + 1) / parts, (other + 1) / others) - max(number / parts, other / others)
-        if shared > 1e-12:
-            found.append((other, shared * parts, shared * others))
-    return found
+def _empty(reading: TracedReading, grid: Grid) -> Tensor:
+    return torch.zeros(len(reading.logits), len(_slots(reading)) + grid[0] * grid[1], dtype=torch.float64)
+
+
+def _entry(reading: TracedReading, token: Token, grid: Grid) -> int:
+    """Where a token stands in the rows of its own grid."""
+    assert token is not None
+    slots = _slots(reading)
+    return slots[_name(token)] if token[0] == "slot" else len(slots) + token[2] * grid[1] + token[3]
+
+
+def _cells(reading: TracedReading, row: Row) -> Tensor:
+    """The sum of parts of a row on the map's grid, (B, h, w)."""
+    number = len(_slots(reading))
+    parts = [carried(part[:, number:].unflatten(1, grid), reading.grid) for grid, part in row]
+    return torch.stack(parts).sum(0)
+
+
+def _times(row: Row, factor: float) -> Row:
+    return [(grid, part * factor) for grid, part in row]
 
 
 def _owners(where: ProductPlaces, batch: int) -> list[int]:
@@ -216,94 +234,94 @@ def _owners(where: ProductPlaces, batch: int) -> list[int]:
     return found
 
 
-def _gather(reading: TracedReading, call: int, row: Tensor) -> Tensor:
-    """r at the queries of a call, (R, N)."""
-    state, where = _State(reading), reading.places[call]
-    found = torch.zeros(len(where.queries), len(where.queries[0]), dtype=torch.float64)
-    for r, owner in enumerate(_owners(where, reading.batch)):
-        for n, token in enumerate(where.queries[r]):
-            if token is not None:
-                image, entries = state.shares(token, owner, where.query_grid)
-                found[r, n] = sum(float(row[image, entry]) * inside for entry, _, inside in entries)
+def _entries(reading: TracedReading, call: int, side: Literal["queries", "keys"]) -> Entries:
+    """Where the tokens of a call stand in the rows of their own grid."""
+    if (call, side) not in reading.entries:
+        where = reading.places[call]
+        tokens, grid = (where.queries, where.query_grid) if side == "queries" else (where.keys, where.key_grid)
+        found = [
+            (r, n, token[1] if token[0] == "cell" else owner, _entry(reading, token, grid or _NO_GRID))
+            for r, owner in enumerate(_owners(where, len(reading.logits)))
+            for n, token in enumerate(tokens[r])
+            if token is not None
+        ]
+        rows, numbers, images, places_in_row = torch.tensor(found).T
+        reading.entries[call, side] = (rows, numbers, images, places_in_row)
+    return reading.entries[call, side]
+
+
+def _at_queries(reading: TracedReading, call: int, row: Row) -> Tensor:
+    """r on the grid of the queries of a call, (B, S + h·w)."""
+    grid, number = reading.places[call].query_grid or _NO_GRID, len(_slots(reading))
+    found = _empty(reading, grid)
+    for of_part, part in row:
+        found[:, :number] += part[:, :number]
+        found[:, number:] += carried(part[:, number:].unflatten(1, of_part), grid).flatten(1)
     return found
 
 
-def _read(reading: TracedReading, call: int, row: Tensor, matrix: Tensor) -> Tensor:
-    """r·mean_h C, as a row of the state."""
-    state, where = _State(reading), reading.places[call]
-    heads = torch.tensor(where.heads, dtype=torch.float64).unsqueeze(1)
-    read_row = torch.einsum("rn,rnm->rm", _gather(reading, call, row) / heads, matrix)
-    found = state.empty()
-    for r, owner in enumerate(_owners(where, reading.batch)):
-        for m, token in enumerate(where.keys[r]):
-            if token is not None:
-                image, entries = state.shares(token, owner, where.key_grid)
-                for entry, part, _ in entries:
-                    found[image, entry] += read_row[r, m] * part
-    return found
+def _read(reading: TracedReading, call: int, row: Row, matrix: Tensor) -> Row:
+    """r·mean_h C."""
+    where = reading.places[call]
+    asking = torch.zeros(matrix.shape[:2], dtype=torch.float64)
+    windows, n, images, entries = _entries(reading, call, "queries")
+    asking[windows, n] = _at_queries(reading, call, row)[images, entries]
+    read_row = torch.einsum("rn,rnm->rm", asking / torch.tensor(where.heads).unsqueeze(1), matrix)
+    grid = where.key_grid or _NO_GRID
+    windows, m, images, entries = _entries(reading, call, "keys")
+    return [(grid, _empty(reading, grid).index_put_((images, entries), read_row[windows, m], accumulate=True))]
 
 
-def _asked(reading: TracedReading, call: int, row: Tensor) -> Tensor:
+def _asked(reading: TracedReading, call: int, row: Row) -> Row:
     """The part of r that lies at the queries of a call, each token counted once."""
-    state, where = _State(reading), reading.places[call]
-    found = state.empty()
-    seen = set()
-    for r, owner in enumerate(_owners(where, reading.batch)):
-        for token in where.queries[r]:
-            if token is None or (owner, token) in seen:
-                continue
-            seen.add((owner, token))
-            image, entries = state.shares(token, owner, where.query_grid)
-            for entry, _, inside in entries:
-                found[image, entry] += row[image, entry] * inside
-    return found
+    where = reading.places[call]
+    grid, r = where.query_grid or _NO_GRID, _at_queries(reading, call, row)
+    _, _, images, entries = _entries(reading, call, "queries")
+    return [(grid, _empty(reading, grid).index_put_((images, entries), r[images, entries]))]
 
 
-def _pooled(reading: TracedReading, call: int) -> Tensor:
+def _pooled(reading: TracedReading, call: int) -> Row:
     """Mean of the weights of the last calls that depend on this one."""
     last = [t for t in reading.last if t == call or call in reading.reads[t]]
-    return torch.stack([_pooled_of(reading, t) for t in last]).mean(0)
+    return [part for t in last for part in _times(_pooled_of(reading, t), 1 / len(last))]
 
 
-def _pooled_of(reading: TracedReading, call: int) -> Tensor:
-    """Weights of the queries of a last call in the output, as a row of the state; each image's sum is 1.
+def _pooled_of(reading: TracedReading, call: int) -> Row:
+    """Weights of the queries of a last call in the output; each image's sum is 1.
 
     Tokens that the gradient reaches share alike; tokens that lie nowhere and image tokens take one half each where the
     former's gradient is more than √n times as large, n the number of the latter.
     """
-    state, where = _State(reading), reading.places[call]
-    norms: list[dict[Any, float]] = [{} for _ in range(reading.batch)]
-    for r, owner in enumerate(_owners(where, reading.batch)):
-        for n, token in enumerate(where.queries[r]):
-            if token is not None:
-                image = token[1] if token[0] == "cell" else owner
-                key = token if token[0] == "cell" else ("slot", *token[2:])
-                norms[image][key] = norms[image].get(key, 0.0) + float(reading.norms[call][r, n]) ** 2
-    found = state.empty()
-    for image, of_image in enumerate(norms):
-        touched = {key: norm**0.5 for key, norm in of_image.items() if norm > 0}
-        nowhere = [key for key in touched if key[0] == "slot"]
-        cells = [key for key in touched if key[0] == "cell"]
-        weights = dict.fromkeys(touched, 1 / max(len(touched), 1))
-        if nowhere and cells:
-            first = sum(touched[key] for key in nowhere) / len(nowhere)
-            second = sum(touched[key] for key in cells) / len(cells)
-            if first > second * len(cells) ** 0.5:
-                weights = dict.fromkeys(nowhere, 0.5 / len(nowhere)) | dict.fromkeys(cells, 0.5 / len(cells))
-        for key, weight in weights.items():
-            token = key if key[0] == "cell" else ("slot", image, *key[1:])
-            _, entries = state.shares(token, image, where.query_grid)
-            for entry, part, _ in entries:
-                found[image, entry] += weight * part
-    return found
+    where = reading.places[call]
+    grid, number = where.query_grid or _NO_GRID, len(_slots(reading))
+    windows, n, images, entries = _entries(reading, call, "queries")
+    squares = _empty(reading, grid)
+    squares.index_put_((images, entries), reading.norms[call][windows, n].double() ** 2, accumulate=True)
+    found = _empty(reading, grid)
+    for image, norms in enumerate(squares.sqrt()):
+        touched = norms > 0
+        nowhere, cells = touched.clone(), touched.clone()
+        nowhere[number:], cells[:number] = False, False
+        apart = nowhere.any() and cells.any() and norms[nowhere].mean() > norms[cells].mean() * int(cells.sum()) ** 0.5
+        for group in (nowhere, cells) if apart else (touched,):
+            found[image, group] = (0.5 if apart else 1.0) / int(group.sum())
+    return [(grid, found)]
 
 
 def carried(cells: Tensor, grid: Grid) -> Tensor:
     """(B, h, w) on another grid over the same area: each cell's value is shared among those it overlaps."""
-    found = torch.zeros(len(cells), *grid, dtype=cells.dtype)
-    for row in range(cells.shape[1]):
-        for other_row, down, _ in _overlaps(row, cells.shape[1], grid[0]):
-            for column in range(cells.shape[2]):
-                for other_column, across, _ in _overlaps(column, cells.shape[2], grid[1]):
-                    found[:, other_row, other_column] += cells[:, row, column] * down * across
+    if tuple(cells.shape[1:]) == tuple(grid):
+        return cells
+    down, across = _overlaps(cells.shape[1], grid[0]), _overlaps(cells.shape[2], grid[1])
+    return torch.einsum("ri,bij,cj->brc", down, cells, across)
+
+
+@functools.cache
+def _overlaps(parts: int, others: int) -> Tensor:
+    """A length cut in equal parts in two ways: share of each of ``parts`` in each of ``others``, (others, parts)."""
+    found = torch.zeros(others, parts, dtype=torch.float64)
+    for part in range(parts):
+        for other in range(others):
+            shared = min((part + 1) / parts, (other + 1) / others) - max(part / parts, other / others)
+            found[other, part] = max(shared, 0.0) * parts
     return found
