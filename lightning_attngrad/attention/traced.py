@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -90,6 +90,7 @@ class TracedPlaces:
     detached: bool = False
     moves: int = 0
     tensors: int = 0
+    _known: dict[int, ImagePlaces] = field(default_factory=dict, init=False, repr=False)
 
     def holds_for(self, batch: int) -> bool:
         """Whether places of so many images follow from those of the traced ones."""
@@ -98,9 +99,12 @@ class TracedPlaces:
 
     def of_batch(self, batch: int) -> ImagePlaces:
         """Places of ``batch`` images."""
+        if batch not in self._known:
+            self._known[batch] = self.places if batch == self.places.batch else self._of_batch(batch)
+        return self._known[batch]
+
+    def _of_batch(self, batch: int) -> ImagePlaces:
         found = self.places
-        if batch == found.batch:
-            return found
         calls = tuple(
             _call_of_batch(call, stride or 1, found.batch, batch)
             for call, stride in zip(found.calls, self.strides, strict=True)

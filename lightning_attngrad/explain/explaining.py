@@ -57,7 +57,8 @@ def explain(
     Raises:
         TypeError: for a model that is no module.
         ValueError: for an argument that does not fit; the message says what would.
-        UnsupportedModelError: for a model without readable attention (a CNN, a hierarchical model).
+        UnsupportedModelError: for a method that follows attention, where the model makes none or it cannot be followed;
+            the message says why.
         NoEmbeddingError: for a method of relevance, if no embedding is found at which it can be measured.
 
     Warns:
