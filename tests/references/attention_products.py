@@ -51,10 +51,16 @@ Replace = Callable[[int, AttentionProduct], Tensor]
 
 
 class AttentionProducts(TorchFunctionMode):
-    """While active, fills :attr:`products`; ``replace`` says what the model gets for an output."""
+    """While active, fills :attr:`products`.
 
-    def __init__(self, replace: Replace | None = None) -> None:
+    Args:
+        replace: what the model gets for an output.
+        factor: what is done to each factor of other products of two activations, those of queries and keys among them.
+    """
+
+    def __init__(self, replace: Replace | None = None, factor: Callable[[Tensor], Tensor] = lambda x: x) -> None:
         super().__init__()
+        self._factor = factor
         self.products: list[AttentionProduct] = []
         self._replace = replace
         self._weights: dict[int, tuple[Tensor, Tensor | None]] = {}  # id → marked tensor, its queries
@@ -118,7 +124,7 @@ class AttentionProducts(TorchFunctionMode):
         if enable_gqa:
             key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
             value = value.repeat_interleave(query.shape[-3] // value.shape[-3], -3)
-        scores = plain_scores(query, key, attn_mask, is_causal=is_causal, scale=scale)
+        scores = plain_scores(self._factor(query), self._factor(key), attn_mask, is_causal=is_causal, scale=scale)
         return self._attend(scores.softmax(-1).nan_to_num(0.0), value, query)
 
     def _attend(self, probabilities: Tensor, value: Tensor, query: Tensor | None) -> Tensor:
@@ -139,10 +145,13 @@ class AttentionProducts(TorchFunctionMode):
             return self._attend(left, right, self._weights[id(left)][1])
         if weights == [False, True] and not parameters[0] and left.dim() > 1:
             return self._attend(right.mT, left.mT, self._weights[id(right)][1]).mT.contiguous()
-        output = torch.matmul(left, right)
+        of_activations = not any(weights) and not any(parameters)
+        # What is made of parameters alone, as tables of positions are, is no activation.
+        halves = of_activations and left.requires_grad and right.requires_grad
+        output = torch.matmul(*(self._factor(x) if halves else x for x in (left, right)))
         if any(weights):
             self._weights[id(output)] = (output, None)
-        elif not any(parameters):
+        elif of_activations:
             self._scores[id(output)] = (output, left)
         return output
 
@@ -193,9 +202,11 @@ class AttentionProducts(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def attention_products(replace: Replace | None = None) -> Iterator[list[AttentionProduct]]:
-    """Record every product made inside the context, in order."""
-    with AttentionProducts(replace) as mode:
+def attention_products(
+    replace: Replace | None = None, factor: Callable[[Tensor], Tensor] = lambda x: x
+) -> Iterator[list[AttentionProduct]]:
+    """Record every product made inside the context, in order; see `AttentionProducts`."""
+    with AttentionProducts(replace, factor) as mode:
         yield mode.products
 
 

@@ -4,7 +4,7 @@ Gradient × input at what enters the first block: the input of the LayerNorm tha
 (B, N, D) or (B, h, w, D). Attention is written out by `attention_products`, so that any spelling of it has the rule:
 
     O = stop(A) V                     conservative (arXiv 2202.07304)
-    O = half(A) half(V), A through S = half(Q) half(K)ᵀ: a quarter of its gradient     attn_lrp (arXiv 2402.05602)
+    O = half(A) half(V),  S = half(Q) half(K)ᵀ·s    attn_lrp (arXiv 2402.05602)
 """
 
 from __future__ import annotations
@@ -55,12 +55,14 @@ class Relevance:
         reading: with the gradients of this pass.
         phi: the logits explained, (B,).
         total: the sum over all tokens, those that lie nowhere included, (B,).
+        certain: whether the places of the tokens are known, and not only that they are as many as cells of the grid.
     """
 
     tokens: Tensor
     reading: TracedReading
     phi: Tensor
     total: Tensor
+    certain: bool
 
 
 def relevance(model: nn.Module, reading: TracedReading, images: Tensor, target: Tensor, method: str) -> Relevance:
@@ -78,12 +80,13 @@ def relevance(model: nn.Module, reading: TracedReading, images: Tensor, target: 
     def cut(number: int, product: AttentionProduct) -> Tensor:
         if not number:
             # The LayerNorm in front of the block has as many tokens as ask; one of pooled keys has fewer.
-            begun.extend(x for x in entering if x[..., 0].numel() == asking)
+            fitting = [x for x in entering if x[..., 0].numel() == asking]
+            begun.extend([x for x in fitting if x.dim() == 3] or fitting)  # else queries by head, normalised
         a, v = product.probabilities, product.value
         if method == "conservative":
             product.output = a.detach() @ v
         else:
-            product.output = (0.25 * a + 0.75 * a.detach()) @ rules.half(v)
+            product.output = rules.half(a) @ rules.half(v)
         return product.output
 
     def enter(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
@@ -92,6 +95,7 @@ def relevance(model: nn.Module, reading: TracedReading, images: Tensor, target: 
         entering.append(inputs[0])
         return None
 
+    factor = rules.half if method == "attn_lrp" else _as_it_is
     images = images.detach().clone().requires_grad_()
     handles = [
         module.register_forward_pre_hook(enter)
@@ -99,7 +103,7 @@ def relevance(model: nn.Module, reading: TracedReading, images: Tensor, target: 
         if isinstance(module, nn.LayerNorm) and "embed" not in name
     ]
     try:
-        with torch.enable_grad(), _rules(model), attention_products(cut) as products:
+        with torch.enable_grad(), _rules(model), attention_products(cut, factor) as products:
             torch.manual_seed(0)
             logits = logits_of(model(images))
     finally:
@@ -124,7 +128,12 @@ def relevance(model: nn.Module, reading: TracedReading, images: Tensor, target: 
             for g, p in zip(at_outputs, products, strict=True)
         ],
     )
-    return Relevance(_on_cells(found, reading), new, phi.detach(), found.flatten(1).sum(1))
+    cells, certain = _on_cells(found, reading)
+    return Relevance(cells, new, phi.detach(), found.flatten(1).sum(1), certain)
+
+
+def _as_it_is(factor: Tensor) -> Tensor:
+    return factor
 
 
 def _check_known(model: nn.Module) -> None:
@@ -134,25 +143,22 @@ def _check_known(model: nn.Module) -> None:
         raise Undecided(f"no rule is written down for {', '.join(sorted(unknown))}")
 
 
-def _on_cells(found: Tensor, reading: TracedReading) -> Tensor:
-    """(B, N) by the places of the queries of the first product, or in reading order; (B, h, w) as it is."""
-    if found.dim() == 3:
-        return found
+def _on_cells(found: Tensor, reading: TracedReading) -> tuple[Tensor, bool]:
+    """(B, N) or (B, h, w) on the grid of the first queries, by their places or in reading order; whether by places."""
     where = reading.places[0]
-    if where.query_grid is not None and found.shape[1] == where.query_grid[0] * where.query_grid[1]:
-        in_order = [("cell", 0, *divmod(n, where.query_grid[1])) for n in range(found.shape[1])]
-        if where.queries[0] == in_order or len(where.queries[0]) < found.shape[1]:  # windows are cut from rows in order
-            return found.unflatten(1, where.query_grid)
-    if where.query_grid is None or len(where.queries[0]) != found.shape[1]:
+    if where.query_grid is None:
+        raise Undecided("no query of the first attention lies on the image")
+    height, width = where.query_grid
+    if found.dim() == 2 and len(where.queries[0]) == found.shape[1]:
+        cells = torch.zeros(len(found), height, width, dtype=found.dtype)
+        for tokens in where.queries:
+            for n, token in enumerate(tokens):
+                if token is not None and token[0] == "cell":
+                    cells[token[1], token[2], token[3]] = found[token[1], n]
+        return cells, True
+    if found[0].numel() != height * width:
         raise Undecided("other tokens ask in the first attention than those that enter the first block")
-    cells = torch.zeros(len(found), *where.query_grid, dtype=found.dtype)
-    done = set()
-    for tokens in where.queries:
-        for n, token in enumerate(tokens):
-            if token is not None and token[0] == "cell" and token not in done:
-                done.add(token)
-                cells[token[1], token[2], token[3]] = found[token[1], n]
-    return cells
+    return found.reshape(len(found), height, width), False
 
 
 @contextlib.contextmanager

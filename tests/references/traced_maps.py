@@ -300,6 +300,8 @@ def _pooled_of(reading: TracedReading, call: int) -> Row:
     found = _empty(reading, grid)
     for image, norms in enumerate(squares.sqrt()):
         touched = norms > 0
+        if not touched.any():
+            raise Undecided("no gradient comes to the last attention of an image")
         nowhere, cells = touched.clone(), touched.clone()
         nowhere[number:], cells[:number] = False, False
         apart = nowhere.any() and cells.any() and norms[nowhere].mean() > norms[cells].mean() * int(cells.sum()) ** 0.5
