@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -298,15 +299,21 @@ def _windowed(followed: Followed, ids: Tensor, out: Tensor, settings: tuple[Any,
         followed.report("a layer over three dimensions", out)
         return followed.table.reduce(ids, (1, 2, 3, 4)).narrow(1, 0, 1)
     by_axis = list(zip(*(each(value, axes) for value in settings), strict=True))
-    ranges: tuple[Ranges, ...] = tuple(
-        windows(before, after, *of_axis)
-        for before, after, of_axis in zip(ids.shape[2:], out.shape[2:], by_axis, strict=True)
-    )
-    ranges = (([0], [0]), *ranges) if axes == 1 else ranges
-    return _spatial(followed, ids, lambda flat: _read(followed, flat, ranges))
+    found: list[Tensor] = []
+    for late in (False, True):
+        ranges: tuple[Ranges, ...] = tuple(
+            windows(before, after, *of_axis, late=late)
+            for before, after, of_axis in zip(ids.shape[2:], out.shape[2:], by_axis, strict=True)
+        )
+        ranges = (([0], [0]), *ranges) if axes == 1 else ranges
+        found.append(_spatial(followed, ids, partial(_read, followed, ranges)))
+        if not any(kernel % 2 == 0 and stride == 1 for kernel, stride, *_ in by_axis):
+            return found[0]
+    early, later = found  # an even kernel without a stride: its middle is where the border was padded for it
+    return later if int(later.eq(0).sum()) < int(early.eq(0).sum()) else early
 
 
-def _read(followed: Followed, flat: Tensor, ranges: tuple[Ranges, ...]) -> Tensor:
+def _read(followed: Followed, ranges: tuple[Ranges, ...], flat: Tensor) -> Tensor:
     if any(first != last for first, last in ranges):
         return followed.table.windows(flat, ranges)
     for dim, (first, _) in zip((-2, -1), ranges, strict=True):  # each output lies where one input lies

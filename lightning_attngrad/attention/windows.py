@@ -20,12 +20,16 @@ def even_windows(before: int, after: int) -> Ranges:
     return first, last
 
 
-def windows(before: int, after: int, kernel: int, stride: int, padding: int, dilation: int) -> Ranges:
+def windows(
+    before: int, after: int, kernel: int, stride: int, padding: int, dilation: int, *, late: bool = False
+) -> Ranges:
     """What stands for each output of a layer with these settings.
 
     Windows that do not overlap are read whole. Overlapping ones only blur: without a stride the middle of each window
     stays where it is, with one each output has as many inputs as the stride, as near to its middle as they tile the
     input; where a stride or more would be left over at the borders, outputs lie evenly over all that is seen.
+
+    A window of an even number of inputs has two in its middle: the later one if ``late``.
 
     Example:
         >>> windows(8, 2, kernel=4, stride=4, padding=0, dilation=1)
@@ -35,7 +39,7 @@ def windows(before: int, after: int, kernel: int, stride: int, padding: int, dil
     """
     reach = (kernel - 1) * dilation + 1
     if stride == 1:
-        shift = (reach - 1) // 2 - padding
+        shift = (reach if late else reach - 1) // 2 - padding
         places = [min(max(index + shift, 0), before - 1) for index in range(after)]
         return places, places
     if kernel > stride:

@@ -45,13 +45,13 @@ def token_relevance(embedding: Tensor, gradient: Tensor, places: ImagePlaces) ->
     assert places.embedding is not None
     dtype = torch.promote_types(embedding.dtype, torch.float32)
     product = embedding.detach().to(dtype) * gradient.to(dtype)
-    of_tokens = product.sum(dim=places.embedding.channel_axis).view(1, 1, 1, -1)
+    of_tokens = product.sum(dim=places.embedding.channel_axis).reshape(1, 1, 1, -1)
     return scatter_tokens(of_tokens, places.embedding.tokens, places.slots, places.batch).squeeze(1)
 
 
 def without_gradient(gradient: Tensor, places: ImagePlaces) -> Tensor:
     """Which images have no gradient at the embedding, (B,) bool."""
     assert places.embedding is not None
-    reached = gradient.ne(0).any(dim=places.embedding.channel_axis).view(1, 1, 1, -1)
+    reached = gradient.ne(0).any(dim=places.embedding.channel_axis).reshape(1, 1, 1, -1)
     state = scatter_tokens(reached.to(torch.float32), places.embedding.tokens, places.slots, places.batch)
     return state.flatten(1).sum(dim=1) == 0

@@ -40,7 +40,7 @@ def places_of_form(shape: Sequence[int], forward: ForwardPass, device: torch.dev
         for call in reversed(known.calls):
             for tokens in (call.queries, call.keys):
                 if tokens.place.shape == (forward.batch, 1, shape[1]):
-                    one_row = TokenPlaces(tokens.image.view(1, 1, -1), tokens.place.view(1, 1, -1), tokens.grid)
+                    one_row = TokenPlaces(tokens.image.reshape(1, 1, -1), tokens.place.reshape(1, 1, -1), tokens.grid)
                     return EmbeddedPlaces(-1, one_row)
     return None
 

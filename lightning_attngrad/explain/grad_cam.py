@@ -64,7 +64,7 @@ def grad_cam(forward: ForwardPass, seeds: Seeds, options: GradCamOptions) -> Tok
     count = shares.new_zeros(forward.batch, 1).index_add_(0, image, shares)
     total = gradients.new_zeros(forward.batch, gradients.shape[1]).index_add_(0, image, gradients * shares)
     weighted = (values * (total / count)[image]).sum(dim=1).relu()
-    scores = scatter_tokens(weighted.view(1, 1, 1, -1), tokens, forward.places.slots, forward.batch)
+    scores = scatter_tokens(weighted.reshape(1, 1, 1, -1), tokens, forward.places.slots, forward.batch)
     reached = gradients.ne(0).any(dim=1).to(dtype)
     reached = reached.new_zeros(forward.batch).index_add_(0, image, reached)
     zero_gradient = reached == 0

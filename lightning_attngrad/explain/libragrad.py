@@ -65,7 +65,7 @@ class _Constants:
         product = gradient.to(dtype) * constant.to(dtype)
         places = places_of_form(product.shape, forward, product.device)
         if places is not None:
-            of_tokens = product.sum(dim=places.channel_axis).view(1, 1, 1, -1)
+            of_tokens = product.sum(dim=places.channel_axis).reshape(1, 1, 1, -1)
             state = scatter_tokens(of_tokens, places.tokens, forward.places.slots, forward.batch).squeeze(1)
             self.tokens = self.tokens + carry_tokens(state, forward.places.slots, places.tokens.grid, self._grid)
         elif len(product) == forward.batch and product[0].numel() == product.shape[-1]:  # pooled: (B, D), (B, 1, D)

@@ -100,7 +100,7 @@ def read_pooling(places: CallPlaces, gradient: Tensor, slots: int, batch: int) -
     queries = places.queries
     over = (1, 3) if queries.place.shape[1] == 1 else (3,)
     dtype = torch.promote_types(gradient.dtype, torch.float32)
-    of_tokens = torch.linalg.vector_norm(gradient.detach(), dim=over, dtype=dtype).view(queries.place.shape)
+    of_tokens = torch.linalg.vector_norm(gradient.detach(), dim=over, dtype=dtype).reshape(queries.place.shape)
     norms = scatter_tokens(of_tokens.unsqueeze(1), queries, slots, batch)[:, 0]
     present = scatter_tokens(torch.ones_like(of_tokens).unsqueeze(1), queries, slots, batch)[:, 0] > 0
     return pooling_weights(norms, present, slots).unsqueeze(1), ~norms.any(dim=1)

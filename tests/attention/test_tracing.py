@@ -108,6 +108,17 @@ class Overlapping(Blocks):
         super().__init__(embed=nn.Conv2d(3, 16, 12, 8, 2))
 
 
+class EvenKernel(Blocks):
+    """A kernel of two behind a border that is padded for it on one side, as with "same" padding."""
+
+    def lay_out(self, images: Tensor) -> Tensor:
+        patches = self.embed(images)
+        return F.conv2d(F.pad(patches, (1, 0, 1, 0)), self.kernel).flatten(2).mT
+
+    def __init__(self) -> None:
+        super().__init__(kernel=nn.Parameter(torch.randn(16, 16, 2, 2)))
+
+
 class Unfolded(Blocks):
     """Soft split of T2T: patches that overlap, cut by ``unfold``."""
 
@@ -117,7 +128,14 @@ class Unfolded(Blocks):
 
 @pytest.mark.parametrize(
     ("model", "grid"),
-    [(CutByReshaping, (4, 6)), (Oblong, (2, 12)), (Stem, (4, 6)), (Overlapping, (4, 6)), (Unfolded, (4, 6))],
+    [
+        (CutByReshaping, (4, 6)),
+        (Oblong, (2, 12)),
+        (Stem, (4, 6)),
+        (Overlapping, (4, 6)),
+        (Unfolded, (4, 6)),
+        (EvenKernel, (4, 6)),
+    ],
 )
 def test_other_ways_to_cut_patches(model: Callable[[], nn.Module], grid: tuple[int, int]) -> None:
     found = traced(model(), images_of(32, 48))

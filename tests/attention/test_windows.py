@@ -41,3 +41,9 @@ def test_outputs_of_overlapping_windows_lie_evenly_over_what_they_see() -> None:
 def test_one_number_for_all_dimensions() -> None:
     assert each(3, 2) == each([3], 2) == [3, 3]
     assert each((1, 2), 2) == [1, 2]
+
+
+def test_an_even_window_has_two_middles() -> None:
+    assert windows(9, 8, kernel=2, stride=1, padding=0, dilation=1)[0] == list(range(8))
+    assert windows(9, 8, kernel=2, stride=1, padding=0, dilation=1, late=True)[0] == list(range(1, 9))
+    assert windows(9, 9, kernel=3, stride=1, padding=1, dilation=1, late=True)[0] == list(range(9))
