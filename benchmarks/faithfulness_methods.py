@@ -103,6 +103,7 @@ ROWS = (
     Row("guided_relevance, product", ours(method="guided_relevance", combine="product")),
     Row("attn_lrp", ours(method="attn_lrp")),
     Row("conservative", ours(method="conservative")),
+    Row("libragrad", ours(method="libragrad")),
     Row(CHEFER, ours(method="gradient_guided")),
     Row("gradient_guided, absolute", ours(method="gradient_guided", correction="absolute")),
     Row("gradient_guided, signed", ours(method="gradient_guided", correction="signed")),

@@ -15,6 +15,7 @@ from lightning_attngrad.attention import (
     AttentionCall,
     ExplicitAttentionCall,
     FusedAttentionCall,
+    UnsupportedModelError,
     outside_autocast,
 )
 from lightning_attngrad.attention.places import CallPlaces
@@ -96,7 +97,7 @@ class ValueObjective(Objective):
     def seeds(self, forward: ForwardPass, target: Tensor | None) -> Seeds:
         value = self.value(forward, target)
         if not value.requires_grad:
-            raise ValueError(
+            raise UnsupportedModelError(
                 "model: its output does not depend on the attention that was seen: the forward detaches its features, "
                 "or computes them under torch.inference_mode or in a torch.autograd.Function. Explain the part before "
                 "that."
