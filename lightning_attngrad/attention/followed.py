@@ -62,6 +62,7 @@ class Followed:
         softmaxes: all that were taken of what comes from the images.
         chosen: whether tokens were picked by what the images hold, or by chance.
         choices: tensors of whole numbers that were.
+        makers: by the family of places, the module that made what is mixed.
     """
 
     def __init__(self, images: Tensor, calling_module: Callable[[], str]) -> None:
@@ -71,6 +72,7 @@ class Followed:
         self.softmaxes: list[SeenSoftmax] = []
         self.chosen = False
         self.choices: Any = WeakTensorKeyDictionary()
+        self.makers: dict[int, str] = {}
         self._calling_module = calling_module
         self._ids: Any = WeakTensorKeyDictionary()
         self._reads: Any = WeakTensorKeyDictionary()  # a bit for each call, and each unseen mixing, it depends on
@@ -110,9 +112,20 @@ class Followed:
         self._bits += 1
         return 1 << (self._bits - 1)
 
-    def report(self, what: str, *outputs: Any, kernel: bool = False) -> None:
-        """Tokens mix unseen in what is computed right now."""
-        unseen = Unseen(self._calling_module(), what, kernel, self.new_bit())
+    def note_makers(self, families: int) -> None:
+        """The module whose forward is running made all families of places since there were so many."""
+        if self.table.families > families:
+            self.makers.update(dict.fromkeys(range(families + 1, self.table.families + 1), self._calling_module()))
+
+    def maker_of(self, ids: Tensor) -> str | None:
+        """The module that made what is mixed among these ids; None where it is not known."""
+        lines = ids.long()
+        families = torch.unique(self.table.family[lines[self.table.mixed[lines]]]).tolist()
+        return next((self.makers[family] for family in families if family in self.makers), None)
+
+    def report(self, what: str, *outputs: Any, module: str | None = None, kernel: bool = False) -> None:
+        """Tokens mix unseen in what is computed right now, or in what another module made."""
+        unseen = Unseen(self._calling_module() if module is None else module, what, kernel, self.new_bit())
         self.unseen.append(unseen)
         for output in outputs:
             if isinstance(output, Tensor):

@@ -76,19 +76,23 @@ def repeating(ids: Tensor) -> Tensor:
 @_rule(aten.cat, aten.concat)
 def _cat(followed: Followed, step: Step) -> Tensor:
     """What is put in front of, or behind, tokens and lies nowhere becomes tokens of its own; zeros are padding."""
-    parts, dim = step.args[0], step.argument(1, "dim", 0)
+    table, dim = followed.table, step.argument(1, "dim", 0)
+    parts = [part for part in step.args[0] if part.numel()]
     placed = [ids for part in parts if (ids := followed.ids_of(part)) is not None and ids.dim() == parts[-1].dim()]
     dim = dim % placed[0].dim()
     along = compressed(placed[0])
     token_axis = any(compressed(ids).shape[dim] > 1 for ids in placed)
     if not token_axis:  # single tokens, as class attention has them: an axis of tokens if it is none of channels
         token_axis = all(ids.shape[dim] == 1 for ids in placed) and dim != along.dim() - 1
-    images = followed.table.images_of(along.amax(dim=dim, keepdim=True))
+    images = table.images_of(along.amax(dim=dim, keepdim=True))
     collected = []
     for part in parts:
         ids = followed.ids_of(part)
-        if ids is None and token_axis and part.numel() and bool(part.ne(0).any()):
-            new = followed.table.new_slots(images.movedim(dim, -1).squeeze(-1), part.shape[dim])
+        # The mean of all tokens beside them is one that lies nowhere, as a class token is.
+        if ids is not None and token_axis and len(placed) > 1 and table.is_whole(compressed(ids)):
+            ids = None
+        if ids is None and token_axis and bool(part.ne(0).any()):
+            new = table.new_slots(images.movedim(dim, -1).squeeze(-1), part.shape[dim])
             ids = new.movedim(-1, dim).expand(part.shape)
         collected.append(followed.ids_or_nothing(part) if ids is None else ids)
     return repeating(torch.cat(collected, dim=dim))
@@ -145,12 +149,24 @@ def joined(followed: Followed, given: Sequence[Tensor], out: Tensor) -> Tensor |
             continue
         dims = max(ids.dim(), other.dim())
         ids, other = (one.reshape(*[1] * (dims - one.dim()), *one.shape) for one in (ids, other))
+        _look_for_contexts(followed, ids, other, out)
+        parts = (ids, other)
         ids, gave_way = followed.table.join(ids, other)
         if bool(gave_way.any()) and not any(_is_gate(one, out) for one in given if one in followed):
-            followed.report("a layer that mixes all tokens and is no attention", out)
+            maker = next((name for one in parts if (name := followed.maker_of(one)) is not None), None)
+            followed.report("a layer that mixes all tokens and is no attention", out, module=maker)
     if ids is None or ids.dim() == out.dim():
         return ids
     return ids.reshape(*[1] * (out.dim() - ids.dim()), *ids.shape)
+
+
+def _look_for_contexts(followed: Followed, one: Tensor, two: Tensor, out: Tensor) -> None:
+    """Report a context of all tokens, weighted by a softmax and asked for by none, that each of them is changed by."""
+    table = followed.table
+    for context, tokens in ((one, two), (two, one)):
+        if table.holds_context(context) and table.lies_on_image(tokens):
+            what = "a context of all tokens (separable or global-context attention)"
+            followed.report(what, out, module=followed.maker_of(context))
 
 
 def _is_gate(tensor: Tensor, out: Tensor) -> bool:
@@ -174,10 +190,11 @@ def _of_product(followed: Followed, out: Tensor, first: Tensor, second: Tensor) 
     """A row lies where the rows of the first factor lie; without, where the columns of the second do."""
     table = followed.table
     one, two = followed.ids_of(first), followed.ids_of(second)
-    both = one is not None and two is not None
+    both, families = one is not None and two is not None, table.families
     left = None if one is None else table.reduce(one, (-1,), mixing=True, always=both)
     contracted = -2 if second.dim() > 1 else -1
     right = None if two is None else table.reduce(two, (contracted,), mixing=True, always=both)
+    followed.note_makers(families)
     if first.dim() == 1 or second.dim() == 1:
         left, right = (None if side is None else side.reshape(-1)[:1] for side in (left, right))
         return left if left is not None else right
@@ -188,7 +205,8 @@ def _of_product(followed: Followed, out: Tensor, first: Tensor, second: Tensor) 
         local, other = (right, left) if left_mixed else (left, right)
         rows = compressed(local)
         if rows.numel() > rows.shape[0] and bool(rows.gt(0).any()):
-            followed.report("a product of tokens with tokens that is no softmax attention", out, kernel=True)
+            what = "a product of tokens with tokens that is no softmax attention seen here (a linear or a scripted one)"
+            followed.report(what, out)
         return local if bool(local.gt(0).any()) else other
     return left if bool(left.gt(0).any()) else right  # rows of padding stay nowhere
 

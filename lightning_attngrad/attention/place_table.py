@@ -24,6 +24,7 @@ class PlaceTable:
         slot: (E,) number of a token that lies nowhere; −1 for a box.
         family: (E,) which step of the model made it; 0 are the pixels.
         size: height and width of the images in pixels.
+        families: how many steps made new places.
         several_images: whether elements of several images were joined one by one.
         mixed: (E,) bool: made by a product of tokens with tokens, or with weights of the whole image.
     """
@@ -42,7 +43,7 @@ class PlaceTable:
         self.slot = torch.full_like(self.image, -1)
         self.family = torch.zeros_like(self.image)
         self.mixed = torch.zeros_like(self.image, dtype=torch.bool)
-        self._families = 0
+        self.families = 0
         self.slots = 0
         self.several_images = False
 
@@ -64,20 +65,24 @@ class PlaceTable:
         example = torch.zeros_like(different)
         example[places] = torch.arange(len(lines), device=lines.device)  # any of those that are equal
         ids[real] = (places + len(self.image)).int()
-        self._families += 1
+        self.families += 1
         lines = lines[example]
         self._extend(lines[:, :4], lines[:, 4].int(), -1, flags[example])
         return ids
 
-    def new_slots(self, images: Tensor, count: int) -> Tensor:
-        """Ids (…, count) of new tokens that lie nowhere, of images (…): int32, −1 for none."""
+    def new_slots(self, images: Tensor, count: int, *, mixed: bool = False) -> Tensor:
+        """Ids (…, count) of new tokens that lie nowhere, of images (…): int32, −1 for none.
+
+        ``mixed``: they are made of tokens, and asked by none.
+        """
         device = images.device
         numbers = torch.arange(self.slots, self.slots + count, device=device, dtype=torch.int32)
         start = len(self.image)
         image = torch.arange(self._batch, device=device, dtype=torch.int32).expand(count, -1)  # (count, B)
-        self._families += 1
+        self.families += 1
         boxes = torch.zeros(image.numel(), 4, device=device)
-        self._extend(boxes, image.flatten(), numbers[:, None].expand_as(image).flatten(), torch.zeros_like(boxes[:, 0]))
+        flags = torch.full_like(boxes[:, 0], mixed)
+        self._extend(boxes, image.flatten(), numbers[:, None].expand_as(image).flatten(), flags)
         self.slots += count
         ids = start + torch.arange(count, device=device) * self._batch + images.unsqueeze(-1)
         return torch.where(images.unsqueeze(-1) >= 0, ids, 0).int()
@@ -87,12 +92,25 @@ class PlaceTable:
         self.image = torch.cat([self.image, image])
         slot = torch.full_like(image, slot) if isinstance(slot, int) else slot
         self.slot = torch.cat([self.slot, slot.int()])
-        self.family = torch.cat([self.family, torch.full_like(image, self._families)])
+        self.family = torch.cat([self.family, torch.full_like(image, self.families)])
         self.mixed = torch.cat([self.mixed, mixed.bool()])
 
     def images_of(self, ids: Tensor) -> Tensor:
         """Image of each element, −1 for none."""
         return torch.where(ids > 0, self.image[ids.long()], -1)
+
+    def holds_context(self, ids: Tensor) -> bool:
+        """Whether any element is a token that lies nowhere and was made of tokens without being asked for by any."""
+        lines = ids.long()
+        return bool((self.mixed[lines] & (self.slot[lines] >= 0)).any())
+
+    def lies_on_image(self, ids: Tensor) -> bool:
+        """Whether any element has a place on the image."""
+        return bool(((ids > 0) & (self.slot[ids.long()] < 0)).any())
+
+    def is_whole(self, ids: Tensor) -> bool:
+        """Whether all elements stand for the whole image."""
+        return bool(((ids > 0) & (self.slot[ids.long()] < 0) & self.covers_image(self.boxes[ids.long()])).all())
 
     def is_mixed(self, ids: Tensor) -> bool:
         """Whether any element is made of all kinds of tokens."""

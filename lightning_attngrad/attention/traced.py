@@ -366,6 +366,12 @@ def _obstacle(
             f"{model_name}: the softmax in {_module(changed.name)} {how}, and not values in a matrix product, so its "
             f"attention cannot be read. {_SWITCH}. {_RELEVANCE}"
         )
+    tokens = any(call.bit & answer and call.kind == "tokens" for call in calls)
+    if unseen and not tokens and not any(one.kernel for one in unseen):
+        return NoAttentionError(
+            f"{model_name} makes no softmax attention over image tokens (in {_module(unseen[0].module)} they mix by "
+            f"{unseen[0].what}): there is no map of its attention. {_RELEVANCE}"
+        )
     if unseen:
         first = unseen[0]
         return UnsupportedModelError(

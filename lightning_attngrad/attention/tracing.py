@@ -77,8 +77,10 @@ class _Watcher:
             if elsewhere or bool(queries.eq(0).all()):
                 return keys
         if bool(queries.eq(0).all()) and bool(keys.gt(0).any()):  # asked by nothing of the image: tokens of their own
-            images = table.images_of(keys).amax(dim=(1, 2))  # (R,)
-            return table.new_slots(images, shape[2])[:, None].expand(*shape[:3])
+            images, families = table.images_of(keys).amax(dim=(1, 2)), table.families  # (R,)
+            slots = table.new_slots(images, shape[2], mixed=along_keys)
+            self.followed.note_makers(families)
+            return slots[:, None].expand(*shape[:3])
         return queries
 
     def _of_other_tokens(self, queries: Tensor, keys: Tensor) -> bool:

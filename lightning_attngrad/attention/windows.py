@@ -24,7 +24,8 @@ def windows(before: int, after: int, kernel: int, stride: int, padding: int, dil
     """What stands for each output of a layer with these settings.
 
     Windows that do not overlap are read whole. Overlapping ones only blur: without a stride the middle of each window
-    stays where it is, with one the outputs lie evenly over the input.
+    stays where it is, with one each output has as many inputs as the stride, as near to its middle as they tile the
+    input; where a stride or more would be left over at the borders, outputs lie evenly over all that is seen.
 
     Example:
         >>> windows(8, 2, kernel=4, stride=4, padding=0, dilation=1)
@@ -38,8 +39,12 @@ def windows(before: int, after: int, kernel: int, stride: int, padding: int, dil
         places = [min(max(index + shift, 0), before - 1) for index in range(after)]
         return places, places
     if kernel > stride:
-        seen = max(0, min(before, (after - 1) * stride + reach - padding))
-        return even_windows(seen if after <= seen else before, after)
+        left_over = before - after * stride
+        if left_over >= stride:
+            return even_windows(max(after, min(before, (after - 1) * stride + reach - padding)), after)
+        start = min(max((reach - stride) // 2 - padding, 0), max(left_over, 0))
+        first = [min(start + index * stride, before - 1) for index in range(after)]
+        return first, [min(index + stride, before) - 1 for index in first]
     first = [min(max(index * stride - padding, 0), before - 1) for index in range(after)]
     last = [min(max(index * stride - padding + reach - 1, 0), before - 1) for index in range(after)]
     return first, last
