@@ -83,6 +83,8 @@ class AttentionProducts(TorchFunctionMode):
             operands = args[1] if len(args) == 2 and isinstance(args[1], list | tuple) else args[1:]
             if len(operands) == 2:
                 return self._einsum(args[0], *operands)
+        if func in _SOFTMAX:
+            kwargs = {name: value for name, value in kwargs.items() if name != "dtype"}  # no float32 in between
         output = func(*args, **kwargs)
         if func in _SOFTMAX:
             self._mark(output, *args, **kwargs)
