@@ -61,6 +61,9 @@ class _Watcher:
                 keys = _one(table.reduce(values, (3,)), 3).expand(*shape[:2], shape[3])
                 queries = self._queries(asks, keys, shape)
                 moved = queries.unsqueeze(-1).expand(*shape[:3], values.shape[3])
+            if kind == "tokens" and table.holds_context(keys):
+                what = "attention to a context of all tokens (efficient or linear attention)"
+                followed.report(what, seen.output, module=seen.call.name)
             if kind != "elsewhere":
                 followed.put(seen.output, seen.to_output(moved).expand(seen.output.shape))
         self.calls.append(SeenCall(seen.call.name, shape, _same_heads(queries), _same_heads(keys), kind, bit, reads))
