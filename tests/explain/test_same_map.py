@@ -145,8 +145,8 @@ def assert_same_map(
     try:
         found = explain(other, images, TARGET, method=method, forward=forward)
     except UnsupportedModelError as error:  # right, or refused: it credits every bias to a token that it has to know
-        assert method == "libragrad"
-        assert "which of it belongs to which token is not known" in str(error)
+        if method != "libragrad" or "which of it belongs to which token is not known" not in str(error):
+            raise
         return
     torch.testing.assert_close(found.logits, expected.logits, rtol=1e-4, atol=1e-4)
     close(found.heatmap, expected.heatmap)
