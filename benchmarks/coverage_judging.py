@@ -138,8 +138,8 @@ def _wrong_by_itself(family: Family, method: str, maps: Tensor, singles: list[Te
         return "follows attention where tokens mix by other means"
     if not maps.isfinite().all():
         return "not finite"
-    if not maps.any():
-        return "zero everywhere"
+    if not maps.any():  # the ReLU of grad-CAM leaves nothing of what speaks against the class, and says so
+        return None if method == "grad_cam" and not torch.cat(singles).any() else "zero everywhere"
     if any(single.shape[1:] != maps.shape[1:] for single in singles):
         return "a batch and its images one by one have other grids"
     apart = _difference(torch.cat(singles), maps)
