@@ -54,11 +54,6 @@ class AttentionCall(ABC):
     def part(self, images: slice, heads: slice) -> AttentionCall:
         """The same call, of these images and heads only."""
 
-    def query_gradient_norms(self, gradient: Tensor) -> Tensor:
-        """How much gradient arrived at each query token, (B, N), given that of :attr:`tensor`."""
-        norms: Tensor = torch.linalg.vector_norm(_at_least_float32(gradient), dim=(1, 3))
-        return norms
-
     @property
     def is_self_attention(self) -> bool:
         """Whether queries and keys are the same tokens (a pooling call has fewer queries)."""
