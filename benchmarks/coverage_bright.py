@@ -1,7 +1,7 @@
 """Whether the maximum of a map stands on a bright square on black: ``python -m benchmarks.coverage_bright``.
 
-A small model of each family (`tests.families`) learns the colour of the square (`tests.bright_objects`), with nothing but
-black as one class more. Printed is the share of maps whose largest cell overlaps the square. Families that do not
+A small model of each family (`tests.families`) learns the colour of the square (`tests.bright_objects`), with nothing
+but black as one class more. Printed is the share of maps whose largest cell overlaps the square. Families that do not
 learn it in so many steps are said to; half an hour and more for all of them on one core.
 """
 
