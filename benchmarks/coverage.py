@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import multiprocessing
+import re
 import sys
 import time
 from collections import Counter
@@ -166,7 +167,11 @@ def _reasons(judged: Sequence[Judged]) -> dict[str, int]:
 
 
 def _said(judgement: Judgement) -> str:
-    return " ".join(judgement.said.split())
+    """The message without what differs from model to model: names and shapes."""
+    said = " ".join(judgement.said.split())
+    said = re.sub(r"'[^' ]*[.0-9][^' ]*'", "'…'", said)
+    said = re.sub(r"\(\d[\d, ]*\) for \d+ images(?: of \d+×\d+ pixels)?", "(…)", said)
+    return re.sub(r"(Error: )\w+(:| makes| attends| has)", r"\1…\2", said) if judgement.verdict == "refused" else said
 
 
 def _cell(judgement: Judgement, reasons: dict[str, int]) -> str:
