@@ -40,7 +40,7 @@ _INDEXING = {aten.index, aten.index_select, aten.gather, aten.take_along_dim}
 _WITHOUT_PLACE = {
     aten.zeros_like, aten.ones_like, aten.empty_like, aten.full_like, aten.new_zeros, aten.new_ones, aten.new_empty,
     aten.new_full, aten.rand_like, aten.randn_like, aten.histc, aten.bincount, aten._local_scalar_dense, aten.equal,
-    aten.is_nonzero, aten.allclose, aten.new_empty_strided,
+    aten.is_nonzero, aten.allclose, aten.new_empty_strided, aten.topk, aten.sort, aten.argsort, aten.nonzero,
 }  # fmt: skip
 
 

@@ -262,7 +262,6 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "token mixing between two seen": (with_middle(TokenMixing), "attention.1"),
     "Fourier mixing between two seen": (with_middle(Fourier), "attention.1"),
     "scripted attention between two seen": (Scripted, "attention.1"),
-    "patches left out by what they hold": (Pruned, "topk"),
     "a backbone that is detached": (DetachedBackbone, "detach"),
     "no attention": (NoAttention, "attention"),
     "attention over words alone": (TextTower, "image"),
@@ -362,6 +361,17 @@ def test_drawn_for_the_image_s_own_tokens(kind: type[Blocks], method: str) -> No
     assert found.heatmap.shape == (2, 4, 6)
     assert torch.isfinite(found.heatmap).all()
     assert found.heatmap.flatten(1).gt(0).any(dim=1).all()
+
+
+@pytest.mark.parametrize("method", ["gradient_guided", "rollout", "guided_relevance"])
+def test_patches_left_out_by_what_they_hold_have_no_share(method: str) -> None:
+    torch.manual_seed(0)
+    model = randomise(Pruned(), seed=1).eval()
+    found = explain(model, IMAGES, 0, method=method).heatmap.flatten(1)
+    with torch.no_grad():
+        kept = Blocks.tokens(model, IMAGES)[:, 1:].norm(dim=-1).topk(12, dim=1).indices
+    assert (found.scatter(1, kept, 0.0) == 0).all()
+    assert (found.gather(1, kept) > 0).sum(dim=1).ge(6).all()
 
 
 def test_two_inputs_by_forward() -> None:
