@@ -9,16 +9,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_attngrad.attention.followed import Followed, Unseen
+from lightning_attngrad.attention.followed import Followed
+from lightning_attngrad.attention.obstacles import ReachedCall, find_obstacle
 from lightning_attngrad.attention.place_table import PlaceTable
 from lightning_attngrad.attention.places import (
     CallPlaces,
     EmbeddedPlaces,
     Grid,
     ImagePlaces,
-    NoAttentionError,
     TokenPlaces,
-    UnsupportedModelError,
 )
 from lightning_attngrad.attention.weights import UnreadSoftmax
 
@@ -136,10 +135,12 @@ def traced_places(
     """
     table = followed.table
     reader = _Reader(table)
-    placed, reasons, strides = [], [], []
+    placed, strides = [], []
+    reached: list[ReachedCall] = []
     for call in calls:
         reads = frozenset(number for number, other in enumerate(calls) if other.bit & call.reads)
         queries, keys, heads, stride = _NOWHERE, _NOWHERE, call.shape[1], None
+        reason: str | None = None
         if call.kind == "tokens":
             try:
                 queries, keys = reader.tokens(call.queries), reader.tokens(call.keys)
@@ -147,19 +148,20 @@ def traced_places(
                 heads *= _alike(keys)
                 stride = _stride(queries, keys, followed.batch)
             except _NotPlacedError as error:
-                if call.bit & answer:
-                    reasons.append(f"{_module(call.name)} {error}")
+                reason = str(error)
+        if call.bit & answer:
+            reached.append(ReachedCall(call.name, call.kind, reason))
         strides.append(stride if call.kind == "tokens" else 1)
         counts = bool(call.bit & answer)
         placed.append(CallPlaces(call.name, call.shape, queries, keys, heads, call.kind, reads, counts))
     counting = [place for call, place in zip(calls, placed, strict=True) if call.bit & answer and call.kind == "tokens"]
     grids = [place.keys.grid for place in counting if place.keys.grid is not None]
     grid = max(grids, key=math.prod) if grids else None
-    obstacle = _obstacle(model_name, calls, followed, answer, reasons, unread, grid)
     area = reader.areas.get(grid, (0, 0, *table.size)) if grid is not None else (0, 0, *table.size)
     embedding, embedded_stride = (None, None) if embedded is None else _embedded(reader, embedded, followed.batch)
     if grid is None and embedding is not None and embedding.tokens.grid is not None:
         area = reader.areas[embedding.tokens.grid]
+    obstacle = find_obstacle(model_name, followed, answer, reached, unread, grid, has_embedding=embedding is not None)
     found = ImagePlaces(tuple(placed), table.slots, grid, embedding, area, followed.batch, obstacle)
     return TracedPlaces(found, followed.chosen, tuple(strides), embedded_stride)
 
@@ -331,65 +333,3 @@ def _embedded(reader: _Reader, ids: Tensor, batch: int) -> tuple[EmbeddedPlaces 
 def _turned(tokens: TokenPlaces) -> TokenPlaces:
     """T rows of one token, (T, 1, 1), as one row of T tokens, (1, 1, T), and the other way round."""
     return replace(tokens, image=tokens.image.permute(2, 1, 0), place=tokens.place.permute(2, 1, 0), in_order=False)
-
-
-_SWITCH = (
-    "If it is a fused attention kernel (xformers, flash-attn, flex attention, a custom operation), let the model use "
-    'torch\'s own: attn_implementation="sdpa" in Hugging Face, fused_attn in timm'
-)
-_RELEVANCE = "The methods attn_lrp, conservative and grad_cam follow the gradient alone"
-
-
-def _module(name: str) -> str:
-    """A module in a message."""
-    return repr(name) if name else "its own forward"
-
-
-def _obstacle(
-    model_name: str,
-    calls: list[SeenCall],
-    followed: Followed,
-    answer: int,
-    reasons: list[str],
-    unread: tuple[UnreadSoftmax, ...],
-    grid: Grid | None,
-) -> UnsupportedModelError | None:
-    """What stands in the way of a map of the attention, in words that are true of this model."""
-    unseen: list[Unseen] = [one for one in followed.unseen if one.bit & answer]
-    if followed.table.several_images:
-        return UnsupportedModelError(f"{model_name} mixes the images of a batch: give it one image at a time")
-    over_tokens = {(one.module, one.shape) for one in followed.softmaxes if one.over_tokens and one.bit & answer}
-    changed = next((one for one in unread if (one.name, one.shape) in over_tokens), None)
-    if changed is not None:
-        how = f"meets other tensors in {changed.met}" if changed.met else "meets no values that are seen"
-        return UnsupportedModelError(
-            f"{model_name}: the softmax in {_module(changed.name)} {how}, and not values in a matrix product, so its "
-            f"attention cannot be read. {_SWITCH}. {_RELEVANCE}"
-        )
-    tokens = any(call.bit & answer and call.kind == "tokens" for call in calls)
-    if unseen and not tokens and not any(one.kernel for one in unseen):
-        return NoAttentionError(
-            f"{model_name} makes no softmax attention over image tokens (in {_module(unseen[0].module)} they mix by "
-            f"{unseen[0].what}): there is no map of its attention. {_RELEVANCE}"
-        )
-    if unseen:
-        first = unseen[0]
-        return UnsupportedModelError(
-            f"{model_name}: in {_module(first.module)} tokens mix by {first.what}, which a map of the attention cannot "
-            f"follow. {_SWITCH + '. ' if first.kernel else ''}{_RELEVANCE}"
-        )
-    if reasons:
-        return UnsupportedModelError(f"{model_name}: {reasons[0]}. {_RELEVANCE}")
-    return _nothing_to_draw(model_name, [call for call in calls if call.bit & answer], grid)
-
-
-def _nothing_to_draw(model_name: str, reached: list[SeenCall], grid: Grid | None) -> UnsupportedModelError | None:
-    if not any(call.kind == "tokens" for call in reached):
-        channels = next((call.name for call in reached if call.kind == "channels"), None)
-        what = f"attends over channels only ({channels!r})" if channels else "makes no attention call over image tokens"
-        return NoAttentionError(f"{model_name} {what}: there is no map of its attention. {_RELEVANCE}")
-    if grid is None:
-        return UnsupportedModelError(
-            f"{model_name}: none of the tokens that it attends to can be traced to pixels. {_RELEVANCE}"
-        )
-    return None
