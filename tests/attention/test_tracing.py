@@ -13,6 +13,7 @@ from timm.models.swin_transformer import SwinTransformer, window_partition
 from torch import Tensor, nn
 
 from lightning_attngrad.attention import NoAttentionError, UnsupportedModelError
+from lightning_attngrad.attention.movement_rules import RULES
 from lightning_attngrad.attention.traced import TracedPlaces
 from lightning_attngrad.attention.tracing import trace
 from lightning_attngrad.state import held_still
@@ -422,3 +423,18 @@ def test_models_without_attention_have_an_embedding_all_the_same(name: str) -> N
 
 def test_a_model_that_attends_to_nothing() -> None:
     assert isinstance(traced(timm.create_model("resnet10t"), images_of(64, 64)).places.obstacle, NoAttentionError)
+
+
+def test_an_operation_that_cannot_be_followed_is_named_and_the_model_runs_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cannot(followed: object, step: object) -> None:
+        raise IndexError("nobody thought of it")
+
+    monkeypatch.setitem(RULES, torch.ops.aten.hardswish, cannot)
+
+    class WithHardswish(Blocks):
+        def lay_out(self, images: Tensor) -> Tensor:
+            return F.hardswish(super().lay_out(images))
+
+    obstacle = traced(WithHardswish(), images_of(32, 48)).places.obstacle
+    assert "aten.hardswish" in str(obstacle)
+    assert "nobody thought of it" in str(obstacle)
