@@ -34,7 +34,7 @@ _FLOATING_MOVES = {
     aten.replication_pad2d, aten.replication_pad3d,
 }  # fmt: skip
 #: What a rule ends in that meets arguments which nobody thought of.
-_NOT_FOLLOWED = (RuntimeError, IndexError, ValueError, TypeError, KeyError, AttributeError, StopIteration)
+NOT_FOLLOWED = (RuntimeError, IndexError, ValueError, TypeError, KeyError, AttributeError, StopIteration)
 _IN_PLACE = {aten._to_copy, aten.clone, aten.contiguous, aten.lift_fresh}
 #: Their results choose: which elements an index then takes depends on the images, or on chance.
 _CHOICES = {aten.sort, aten.argsort, aten.topk, aten.nonzero, aten.randperm, aten.multinomial, aten.randint}
@@ -89,7 +89,7 @@ class Movement(TorchDispatchMode):
                     self._write(step, written)
                 elif made and step.packet not in _WITHOUT_PLACE:
                     self._follow(step)
-            except _NOT_FOLLOWED as error:  # refused by its name, where a map needs it; never the model's own error
+            except NOT_FOLLOWED as error:  # refused by its name, where a map needs it; never the model's own error
                 followed.report(f"the operation {step.packet}, whose places could not be followed ({error})", *changed)
         return out
 

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 
 from lightning_attngrad.attention.embedding import find_embedding
 from lightning_attngrad.attention.followed import Followed
-from lightning_attngrad.attention.movement import Movement
+from lightning_attngrad.attention.movement import NOT_FOLLOWED, Movement
 from lightning_attngrad.attention.place_table import compressed
 from lightning_attngrad.attention.places import UnsupportedModelError
 from lightning_attngrad.attention.tap import AttentionTap
 from lightning_attngrad.attention.traced import SeenCall, TracedPlaces, traced_places
 from lightning_attngrad.attention.watching import SeenAttention
+
+Kind = Literal["tokens", "channels", "elsewhere"]
 
 
 class _Watcher:
@@ -43,30 +45,37 @@ class _Watcher:
 
     @torch.no_grad()
     def attended(self, seen: SeenAttention) -> None:
-        followed, table = self.followed, self.followed.table
+        followed, name, shape = self.followed, seen.call.name, seen.call.shape
         reads, bit = followed.reads(seen.output), followed.new_bit()
         followed.depend(seen.output, bit)
-        shape = seen.call.shape
+        kind: Kind = "elsewhere"
+        queries = keys = torch.zeros((), dtype=torch.int32, device=seen.output.device).expand(1, 1, 1)
         with self.movement.paused():
-            asks, values = followed.ids_of(seen.asks), followed.ids_of(seen.value)
-            nothing = torch.zeros((), dtype=torch.int32, device=seen.output.device)
-            values = seen.of_keys(nothing.expand(seen.value.shape) if values is None else values)  # (R, H, M, ·)
-            asks = seen.of_rows(nothing.expand(seen.asks.shape) if asks is None else asks)  # (R, H, N, ·)
-            kind = _kind(values)
-            if kind == "channels":
-                along_channels = table.reduce(values, (2,)).narrow(2, 0, 1)  # (R, H, 1, d)
-                moved = along_channels.expand(*shape[:3], values.shape[3])
-                keys = queries = torch.zeros(1, 1, 1, dtype=torch.int32, device=values.device)
-            else:
-                keys = _one(table.reduce(values, (3,)), 3).expand(*shape[:2], shape[3])
-                queries = self._queries(asks, keys, shape)
-                moved = queries.unsqueeze(-1).expand(*shape[:3], values.shape[3])
-            if kind == "tokens" and table.holds_context(keys):
-                what = "attention to a context of all tokens (efficient or linear attention)"
-                followed.report(what, seen.output, module=seen.call.name)
-            if kind != "elsewhere":
-                followed.put(seen.output, seen.to_output(moved).expand(seen.output.shape))
-        self.calls.append(SeenCall(seen.call.name, shape, _same_heads(queries), _same_heads(keys), kind, bit, reads))
+            try:
+                kind, queries, keys = self._place(seen)
+            except NOT_FOLLOWED as error:
+                followed.report(f"an attention whose tokens could not be followed ({error})", seen.output, module=name)
+        self.calls.append(SeenCall(name, shape, _same_heads(queries), _same_heads(keys), kind, bit, reads))
+
+    def _place(self, seen: SeenAttention) -> tuple[Kind, Tensor, Tensor]:
+        """What attends, and ids of the queries (R, H, N) and keys (R, H, M); the output lies where the queries do."""
+        followed, table, shape = self.followed, self.followed.table, seen.call.shape
+        asks, values = followed.ids_or_nothing(seen.asks), followed.ids_or_nothing(seen.value)
+        asks, values = seen.of_rows(asks), seen.of_keys(values)  # (R, H, N, ·), (R, H, M, ·)
+        kind = _kind(values)
+        if kind == "channels":  # every token stays where it is
+            queries = keys = torch.zeros_like(values[:1, :1, :1, 0])
+            moved = table.reduce(values, (2,)).narrow(2, 0, 1)  # (R, H, 1, d)
+        else:
+            keys = _one(table.reduce(values, (3,)), 3).expand(*shape[:2], shape[3])
+            queries = self._queries(asks, keys, shape)
+            moved = queries.unsqueeze(-1)
+        if kind == "tokens" and table.holds_context(keys):
+            what = "attention to a context of all tokens (efficient or linear attention)"
+            followed.report(what, seen.output, module=seen.call.name)
+        if kind != "elsewhere":
+            followed.put(seen.output, seen.to_output(moved.expand(*shape[:3], values.shape[3])))
+        return kind, queries, keys
 
     def _queries(self, asks: Tensor, keys: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
         """Ids of the queries, (R, H, N): where their own scores say, or where the keys of the same tokens lie."""
@@ -94,7 +103,7 @@ class _Watcher:
         return bool(one.numel()) and bool(((one - two).abs() > 1e-3).any())
 
 
-def _kind(values: Tensor) -> Literal["tokens", "channels", "elsewhere"]:
+def _kind(values: Tensor) -> Kind:
     """What is attended to, by the ids of the values (R, H, M, d): tokens differ along M, channels do not.
 
     Keys that all lie at one place are no tokens either: channels, or experts among which a token chooses.
