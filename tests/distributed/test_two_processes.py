@@ -370,8 +370,9 @@ def test_an_uneven_number_of_images_gives_both_processes_the_same_numbers(outcom
     # 11 images in parts of 4: two parts for each process, of which one that the second repeats
     for one, other in zip(first["passes"], second["passes"], strict=True):
         assert len(one) == len(other)
-        assert set(one) == {1, IMAGES_AT_ONCE, IMAGES % IMAGES_AT_ONCE}  # one image, once, to find the method
-        assert set(other) == {1, IMAGES_AT_ONCE}
+        assert set(one) - {1} == {IMAGES_AT_ONCE, IMAGES % IMAGES_AT_ONCE}
+        assert set(other) - {1} == {IMAGES_AT_ONCE}
+    assert 1 in first["passes"][0]  # one image, once, finds the method
 
 
 @pytest.mark.parametrize("scenario", ["rewriting_alone", "rewriting_sharded"])
@@ -484,7 +485,7 @@ def test_both_processes_have_the_same_drift_from_as_many_passes(outcome: Outcome
     for one, other in zip(first["passes"], second["passes"], strict=True):
         assert len(one) == len(other)
         assert sorted(set(one)) == [IMAGES % IMAGES_AT_ONCE, IMAGES_AT_ONCE]
-        assert set(other) == {1, IMAGES_AT_ONCE}
+        assert set(other) == {IMAGES_AT_ONCE}
 
 
 @pytest.mark.parametrize("scenario", ["drifting", "drifting_sharded"])
