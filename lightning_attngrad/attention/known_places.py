@@ -35,6 +35,7 @@ class KnownPlaces:
 
     Attributes:
         places: for these images.
+        is_fresh: whether they were traced now.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class KnownPlaces:
         key = (images.shape[1:], images.device, autocast, way)
         known = of_model.setdefault(key, [])
         found = next((one for one in known if one.holds_for(len(images))), None)
+        self.is_fresh = found is None or afresh
         if found is None or afresh:
             found = _traced(model, images, forward, answers, exactly=afresh)
             if not found.holds_for(len(images)):

@@ -166,10 +166,11 @@ def forward_pass(
             if again:  # the model moved its tokens in another way than the pass that is known
                 moment.rewind()
                 known = KnownPlaces(model, images, forward, _answers, afresh=True)
-            if follows_attention and known.places.obstacle is not None:
-                raise known.places.obstacle
-            if start == "embedding" and layer is None and known.embedding_number is None and not known.detached:
-                raise NoEmbeddingError(_no_embedding(type(model).__name__, attends=known.places.obstacle is None))
+            refusal = _refusal(known, type(model).__name__, follows_attention, start == "embedding" and layer is None)
+            if refusal is not None:
+                if not known.is_fresh:  # the model may have been changed since, as its message asked
+                    continue
+                raise refusal
             tap = AttentionTap(
                 model,
                 start=start,
@@ -201,6 +202,18 @@ def forward_pass(
                 return
             finally:
                 tap.release()
+
+
+def _refusal(
+    known: KnownPlaces, model_name: str, follows_attention: bool, needs_embedding: bool
+) -> UnsupportedModelError | NoEmbeddingError | None:
+    """Why no pass is to be run: a new error each time, for one that is kept would keep all that it passed through."""
+    obstacle = known.places.obstacle
+    if follows_attention and obstacle is not None:
+        return type(obstacle)(*obstacle.args)
+    if needs_embedding and known.embedding_number is None and not known.detached:
+        return NoEmbeddingError(_no_embedding(model_name, attends=obstacle is None))
+    return None
 
 
 def _check_arguments(model: nn.Module, images: Tensor, memory_budget: int | None) -> None:

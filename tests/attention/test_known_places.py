@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_attngrad import explain
-from lightning_attngrad.attention import AttentionTap, KnownPlaces, known_places
+from lightning_attngrad.attention import AttentionTap, KnownPlaces, UnsupportedModelError, known_places
 from lightning_attngrad.state import differentiable, held_still
 from tests.attention.test_tracing import Blocks, RandomOrder, images_of
 
@@ -96,3 +96,29 @@ def test_a_tap_that_saw_other_calls_is_not_the_same_pass() -> None:
         assert known.hold_for(tap)
         tap.calls.pop()
         assert not known.hold_for(tap)
+
+
+class ChangesItsAttention(Blocks):
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if self.linear:
+            return query.relu() @ (key.relu().mT @ value)
+        return super().attend(layer, query, key, value)
+
+
+def test_a_model_that_was_refused_is_read_once_it_has_been_changed() -> None:
+    model, images = ChangesItsAttention(linear=True), images_of(32, 48)
+    for _ in range(2):
+        with pytest.raises(UnsupportedModelError, match="no softmax attention"):
+            explain(model, images, 1, method="gradient_guided")
+    model.linear = False
+    assert explain(model, images, 1, method="gradient_guided").heatmap.shape == (2, 4, 6)
+
+
+def test_a_refusal_does_not_keep_a_model_alive() -> None:
+    model = ChangesItsAttention(linear=True)
+    with pytest.raises(UnsupportedModelError):
+        explain(model, images_of(32, 48), 1, method="gradient_guided")
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None
