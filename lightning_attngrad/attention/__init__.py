@@ -11,10 +11,10 @@ from lightning_attngrad.attention.embedding import NoEmbeddingError
 from lightning_attngrad.attention.known_places import KnownPlaces
 from lightning_attngrad.attention.places import (
     CallPlaces,
-    EmbeddedPlaces,
     Grid,
     ImagePlaces,
     NoAttentionError,
+    TensorPlaces,
     TokenPlaces,
     UnsupportedModelError,
     carry,
@@ -42,7 +42,6 @@ __all__ = [
     "AttentionWatcher",
     "BackwardRules",
     "CallPlaces",
-    "EmbeddedPlaces",
     "ExplicitAttentionCall",
     "FusedAttentionCall",
     "Grid",
@@ -51,6 +50,7 @@ __all__ = [
     "NoAttentionError",
     "NoEmbeddingError",
     "SeenAttention",
+    "TensorPlaces",
     "TokenPlaces",
     "UnsupportedModelError",
     "backward_rule",

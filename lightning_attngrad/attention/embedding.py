@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 
 class NoEmbeddingError(ValueError):
@@ -51,11 +52,27 @@ class NumberedOutputs:
         self.nodes: dict[Any, int] = {}
         self._number = embedding
         self._keep_nodes = keep_nodes
+        self._numbers: Any = None
+
+    def remember(self) -> None:
+        """From now on :meth:`number_of` has an answer."""
+        self._numbers = WeakTensorKeyDictionary()
+
+    def number_of(self, tensor: Tensor) -> int | None:
+        """Number of a tensor that the model holds; None where no function of torch gave it."""
+        number: int | None = self._numbers.get(tensor)
+        return number
 
     def __call__(self, output: Any) -> Any:
         """What the model gets for what a function returned: mostly that."""
         if not isinstance(output, Tensor) or not output.is_floating_point():
             return output
+        given = self._number_next(output)
+        if self._numbers is not None:
+            self._numbers[given] = self.last
+        return given
+
+    def _number_next(self, output: Tensor) -> Tensor:
         self.last += 1
         if self._keep_nodes and output.requires_grad:
             self.nodes.setdefault(output.grad_fn, self.last)
@@ -66,7 +83,7 @@ class NumberedOutputs:
 
     def release(self) -> None:
         """Let go of all tensors."""
-        self.embedding = None
+        self.embedding = self._numbers = None
         self.nodes.clear()
 
 
@@ -82,13 +99,13 @@ def find_embedding(numbers: Mapping[Any, int], outputs: Sequence[Tensor], reads:
     order = _later_first(node for tensor in ends if (node := node_of(tensor)) is not None)
     place = {node: index for index, node in enumerate(order)}
     cuts = list(_cuts(order, place, ends))
-    first_map = next((index for index in range(len(order) - 1, -1, -1) if _is_linear(order[index])), None)
+    first_map = next((index for index in range(len(order) - 1, -1, -1) if is_linear(order[index])), None)
     if first_map is None:
         return None
     if reads is None:
         candidates = list(_first_map(order, cuts, first_map))
     else:
-        projection = next((place[node] for node in walk_graph(reads[-1]) if _is_linear(node)), -1)
+        projection = next((place[node] for node in walk_graph(reads[-1]) if is_linear(node)), -1)
         if projection == first_map:  # the patches are cut and projected to values at once
             projection = -1
         candidates = [index for index in reversed(cuts) if projection < index <= first_map]
@@ -132,7 +149,8 @@ _REORDERS = (
 )
 
 
-def _is_linear(node: Any) -> bool:
+def is_linear(node: Any) -> bool:
+    """Whether a node of the graph is a linear map or a convolution."""
     return bool(node.name().lstrip("_").startswith(_LINEAR))
 
 

@@ -4,67 +4,94 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from lightning_attngrad.attention.embedding import walk_graph
+from lightning_attngrad.attention.embedding import NumberedOutputs, is_linear, walk_graph
 
 #: So many nodes of the graph lie at most between a normalisation and the values that are made of its output.
 _NEAR = 64
+#: So many normalisations are remembered in front of an attention.
+_KEPT = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """A map of features.
+
+    Attributes:
+        tensor: in the graph.
+        number: by which a tap knows it; None where no function of torch gave it to the model.
+    """
+
+    tensor: Tensor
+    number: int | None
 
 
 class FeatureMaps:
     """The last map of features in the model, in whatever form: tokens (B, N, D), or (B, h, w, D), or (B, D, h, w).
 
     Attributes:
-        last_normalised: what the last self-attention call makes its values of, normalised; None where no normalisation
-            was seen in front of it.
+        last_normalised: what the last self-attention call makes its values of, normalised (by batch statistics, where
+            that is in front of the linear map that makes them); None where no normalisation was seen in front of it.
         last_map: the last tensor (B, D, h, w) or (B, h, w, D) with a graph that has more than one place, or the last
             normalised tokens if they come later: what is pooled, in a model without attention.
         attends: whether there was a self-attention call.
     """
 
     def __init__(self) -> None:
-        self.last_map: Tensor | None = None
+        self.last_map: Features | None = None
         self.attends = False
-        self._normalised: list[Tensor] = []  # since the last self-attention call
-        self._choice: tuple[Tensor, list[Tensor]] | None = None
+        # Since the last self-attention call, and only the latest: nothing is kept alive for long.
+        self._normalised: deque[Features] = deque(maxlen=_KEPT)
+        self._by_batch: deque[Features] = deque(maxlen=_KEPT)
+        self._choice: tuple[Tensor, Sequence[Features], Sequence[Features]] | None = None
 
-    def made(self, output: Tensor) -> None:
-        """A function has returned this."""
+    def made(self, output: Tensor, number: int) -> None:
+        """A function has returned this, and it has this number."""
         if output.dim() == 4 and output.requires_grad and output.is_floating_point() and _has_places(output):
-            self.last_map = output
+            self.last_map = Features(output, number)
 
-    def normalised(self, output: Tensor) -> None:
-        """A normalisation has returned this."""
+    def normalised(self, output: Tensor, number: int, *, by_batch: bool = False) -> None:
+        """A normalisation has returned this, and it has this number."""
         if output.dim() in (3, 4) and output.is_floating_point():
-            self._normalised.append(output)
+            (self._by_batch if by_batch else self._normalised).append(Features(output, number))
             if output.requires_grad and _has_places(output):
-                self.last_map = output
+                self.last_map = Features(output, number)
 
     def attended(self, values: Tensor) -> None:
         """A self-attention call reads these values."""
         self.attends = True
-        self._choice = (values, self._normalised)
-        self._normalised = []
+        self._choice = (values, tuple(self._normalised), tuple(self._by_batch))
+        self._normalised.clear()
+        self._by_batch.clear()
 
     @property
-    def last_normalised(self) -> Tensor | None:
+    def last_normalised(self) -> Features | None:
         """See the class."""
         if self._choice is None:
             return None
-        values, outputs = self._choice
-        by_node = {output.grad_fn: output for output in outputs if output.grad_fn is not None}
-        nearest = next((node for node in islice(walk_graph(values), _NEAR) if node in by_node), None)
-        return None if nearest is None else by_node[nearest]
+        values, normalised, by_batch = self._choice
+        nodes = list(islice(walk_graph(values), _NEAR))
+        projection = next((number for number, node in enumerate(nodes) if is_linear(node)), len(nodes))
+        return _first_made(normalised, nodes) or _first_made(by_batch, nodes[projection:])
 
     def release(self) -> None:
         """Let go of all tensors."""
         self.last_map = self._choice = None
-        self._normalised = []
+        self._normalised.clear()
+        self._by_batch.clear()
+
+
+def _first_made(outputs: Iterable[Features], nodes: Iterable[Any]) -> Features | None:
+    """Of the outputs that these nodes of the graph gave, the one of the first node."""
+    by_node = {output.tensor.grad_fn: output for output in outputs if output.tensor.grad_fn is not None}
+    return next((by_node[node] for node in nodes if node in by_node), None)
 
 
 def _has_places(output: Tensor) -> bool:
@@ -77,13 +104,15 @@ class Tap(Protocol):
 
     Attributes:
         muted: whether functions of torch are none of the model's for now.
+        numbered: the tensors that functions of torch gave the model.
     """
 
     muted: bool
+    numbered: NumberedOutputs
 
 
 @contextlib.contextmanager
-def output_of(model: nn.Module, layer: str | None, tap: Tap) -> Iterator[list[Tensor]]:
+def output_of(model: nn.Module, layer: str | None, tap: Tap) -> Iterator[list[Features]]:
     """Keeps what a module of the model gives, with a graph from there on, while a block runs.
 
     The module itself gets no hook: a hook of all modules listens for it.
@@ -99,7 +128,7 @@ def output_of(model: nn.Module, layer: str | None, tap: Tap) -> Iterator[list[Te
     Raises:
         ValueError: if the model has no such module.
     """
-    kept: list[Tensor] = []
+    kept: list[Features] = []
     if layer is None:
         yield kept
         return
@@ -109,6 +138,7 @@ def output_of(model: nn.Module, layer: str | None, tap: Tap) -> Iterator[list[Te
         instead = ", ".join(map(repr, near)) or "a name of model.named_modules()"
         raise ValueError(f"layer: got {layer!r}, and {type(model).__name__} has no module of that name; try {instead}")
     sought = modules[layer]
+    tap.numbered.remember()
 
     def keep(module: nn.Module, _: Any, output: Any) -> Any:
         if module is not sought:
@@ -120,8 +150,9 @@ def output_of(model: nn.Module, layer: str | None, tap: Tap) -> Iterator[list[Te
         tap.muted = True
         try:
             tensor = parts[index]
-            kept[:] = [tensor if tensor.requires_grad else tensor.detach().requires_grad_()]
-            parts[index] = kept[0].clone()  # whoever goes on in place overwrites the copy
+            number = tap.numbered.number_of(tensor)
+            kept[:] = [Features(tensor if tensor.requires_grad else tensor.detach().requires_grad_(), number)]
+            parts[index] = kept[0].tensor.clone()  # whoever goes on in place overwrites the copy
         finally:
             tap.muted = False
         return type(output)(parts) if isinstance(output, list | tuple) else parts[0]

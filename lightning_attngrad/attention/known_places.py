@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.attention.places import ImagePlaces
+from lightning_attngrad.attention.places import ImagePlaces, TensorPlaces
 from lightning_attngrad.attention.tap import AttentionTap
 from lightning_attngrad.attention.traced import TracedPlaces
 from lightning_attngrad.attention.tracing import trace
@@ -71,6 +71,15 @@ class KnownPlaces:
         """By which a tap knows the embedding; None where the model has none."""
         return self._traced.embedding_number
 
+    def of_tensor(self, number: int | None) -> TensorPlaces | None:
+        """Places of the tensor that a tap knows by this number; None where they are not known.
+
+        What is pooled, of the whole image, has none either.
+        """
+        found, embedding = self._traced.tensors.places(number, self.places.batch), self.places.embedding
+        pooled = found is not None and found.tokens.grid == (1, 1)
+        return None if pooled and (embedding is None or embedding.tokens.grid != (1, 1)) else found
+
     @property
     def detached(self) -> bool:
         """Whether no gradient leads from the output to the images."""
@@ -81,7 +90,7 @@ class KnownPlaces:
         calls = self.places.calls
         return (
             self._traced.moves == tap.moves
-            and self._traced.tensors == tap.numbered.last
+            and self._traced.count == tap.numbered.last
             and len(calls) == len(tap.calls)
             and all(
                 known.name == seen.name and known.shape == seen.shape

@@ -189,6 +189,7 @@ class PlaceTable:
         differ = (most > 0) & (most != least)
         if not bool(differ.any()):
             return most
+        differ |= (most > 0) & (ids == 0).any(dim=dims, keepdim=True)  # of one token and padding: a new one as well
         kept = [dim for dim in range(ids.dim()) if dim not in dims]
         rows = ids.permute(*kept, *dims).flatten(len(kept)).reshape(-1, _length(ids, dims))  # (rows, K)
         rows = rows[differ.permute(*kept, *dims).reshape(-1)].long()

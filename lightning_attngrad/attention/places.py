@@ -67,16 +67,20 @@ class CallPlaces:
 
 
 @dataclass(frozen=True, eq=False)
-class EmbeddedPlaces:
-    """Places of the tokens at which relevance is measured.
+class TensorPlaces:
+    """Places of the tokens of a tensor that the model computes.
 
     Attributes:
-        channel_axis: of the tensor, counted from the end (−1 for (B, N, D), −3 for (B, D, h, w)).
-        tokens: R = 1 row of all the tensor's tokens in order, channels left out.
+        channel_axis: of the tensor, counted from the end (−1 for (B, N, D), −3 for (B, D, h, w)); None where channels
+            of one token lie apart (patches that are about to be merged): every element is then a token.
+        tokens: R = 1 row of all the tensor's T tokens in order, channels left out.
+        owners: to which image each token belongs, padding included, (T,) int64; None where that of padding is not
+            known.
     """
 
-    channel_axis: int
+    channel_axis: int | None
     tokens: TokenPlaces
+    owners: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +100,7 @@ class ImagePlaces:
     calls: tuple[CallPlaces, ...]
     slots: int
     grid: Grid | None
-    embedding: EmbeddedPlaces | None
+    embedding: TensorPlaces | None
     area: tuple[int, int, int, int]
     batch: int
     obstacle: UnsupportedModelError | None = None

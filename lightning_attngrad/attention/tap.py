@@ -63,7 +63,7 @@ class AttentionTap(TorchFunctionMode):
         on_gradient: called with a call and the gradient at its ``tensor``, last call first, while autograd
             runs backwards.
         on_constant: called likewise, under rules that ask for ``constants``, with the name of a module, a constant that
-            it added behind the embedding (a bias), and the gradient at what that was added to, images first.
+            it added behind the embedding (a bias), the gradient at what that was added to, and the number of that.
 
     Example:
         >>> import timm, torch
@@ -96,7 +96,7 @@ class AttentionTap(TorchFunctionMode):
         self.features = FeatureMaps()
         self.muted = False
         self.on_gradient: Callable[[AttentionCall, Tensor], None] | None = None
-        self.on_constant: Callable[[str, Tensor, Tensor], None] | None = None
+        self.on_constant: Callable[[str, Tensor, Tensor, int], None] | None = None
         self._names: dict[int, str] = {
             id(module): name.replace("_orig_mod.", "").removesuffix("_orig_mod")
             for name, module in model.named_modules()
@@ -115,6 +115,7 @@ class AttentionTap(TorchFunctionMode):
             torch._C._set_grad_enabled: self._on_set_grad_enabled,
             **dict.fromkeys(SOFTMAX | LOG_SOFTMAX, self._on_softmax),
             **dict.fromkeys(NORMALISATIONS, self._on_normalisation),
+            F.batch_norm: self._on_batch_normalisation,
         }
 
     def __torch_function__(
@@ -129,9 +130,14 @@ class AttentionTap(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         args = tuple(outside_inference(argument) for argument in args)
         kwargs = {name: outside_inference(value) for name, value in kwargs.items()} if kwargs else {}
-        output = self.numbered(self._descent.computed(func, args, kwargs))
+        output = self._given(self._descent.computed(func, args, kwargs))
         if func in _MOVES:
             self.moves = hash((self.moves, func, _plain(args), _plain(tuple(kwargs.values()))))
+        return output
+
+    def _given(self, output: Any) -> Any:
+        """What the model gets for what a function gave it: numbered, and mostly that."""
+        output = self.numbered(output)
         if self._watcher is not None and isinstance(output, Tensor):
             self._watcher.returned(self.numbered.last, output)
         return output
@@ -141,13 +147,13 @@ class AttentionTap(TorchFunctionMode):
         keeps = self._rules.constants and self.embedding is not None
         constant = constant_of(func, args, kwargs) if keeps else None
         output = (self._handlers.get(func) or self._under_rules)(func, *args, **kwargs)
-        self._keep_constant(constant, output, lambda gradient: gradient)
+        self._keep_constant(constant, output, self.numbered.last + 1)
         return output
 
     def _under_rules(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         output = under_rules(func, self._rules)(*args, **kwargs)
         if self._start == "embedding" and isinstance(output, Tensor):
-            self.features.made(output)
+            self.features.made(output, self.numbered.last + 1)
         return output
 
     @property
@@ -239,9 +245,9 @@ class AttentionTap(TorchFunctionMode):
             call = self.calls[-1]
             return output, lambda: call.attention(slice(0, call.shape[2]))
 
-        def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # of (N, B, D)
-            output = F.linear(tokens, weight, bias)
-            self._keep_constant(bias, output, lambda gradient: gradient.transpose(0, 1))
+        def linear(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            output: Tensor = self._given(F.linear(tokens, weight, bias))  # by no function that the model calls
+            self._keep_constant(bias, output, self.numbered.last)
             return output
 
         return multi_head_attention(attend, linear, *args, **kwargs)
@@ -318,7 +324,12 @@ class AttentionTap(TorchFunctionMode):
         output: Tensor = under_rules(func, self._rules)(input, *args, **kwargs)
         if of_tokens:
             self._entering_norm = input
-        self.features.normalised(output)
+        self.features.normalised(output, self.numbered.last + 1)
+        return output
+
+    def _on_batch_normalisation(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+        output: Tensor = under_rules(func, self._rules)(*args, **kwargs)
+        self.features.normalised(output, self.numbered.last + 1, by_batch=True)
         return output
 
     def _on_set_grad_enabled(self, func: Callable[..., Any], enabled: bool) -> None:
@@ -361,7 +372,7 @@ class AttentionTap(TorchFunctionMode):
             )
         self.calls.append(call)
 
-    def _keep_constant(self, constant: Tensor | None, output: Any, arranged: Callable[[Tensor], Tensor]) -> None:
+    def _keep_constant(self, constant: Tensor | None, output: Any, number: int) -> None:
         """Deliver, while autograd runs backwards, what a function added to an output and the gradient at that."""
         if constant is None or not self._rules.constants or self.embedding is None or not output.requires_grad:
             return
@@ -369,7 +380,7 @@ class AttentionTap(TorchFunctionMode):
 
         def deliver(gradient: Tensor) -> None:
             if self.on_constant is not None:
-                self.on_constant(name, constant, arranged(gradient))
+                self.on_constant(name, constant, gradient, number)
 
         self._hooks.append(output.register_hook(deliver))
 

@@ -159,9 +159,10 @@ def trace(
             bits |= followed.reads(tensor)
         ends = [tensor for tensor in outputs if tensor.requires_grad]
         number = find_embedding(tap.numbered.nodes, ends, tap.first_reads) if ends else None
-        embedded = watcher.outputs.get(number or 0)
-        traced = traced_places(type(model).__name__, followed, watcher.calls, bits, embedded, tap.unread_softmaxes)
-        return replace(traced, moves=tap.moves, tensors=tap.numbered.last, embedding_number=number, detached=not ends)
+        traced = traced_places(
+            type(model).__name__, followed, watcher.calls, bits, watcher.outputs, number, tap.unread_softmaxes
+        )
+        return replace(traced, moves=tap.moves, count=tap.numbered.last, detached=not ends)
     except NotImplementedError as error:
         if "FlexAttention" not in str(error):
             raise

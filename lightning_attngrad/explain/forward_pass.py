@@ -20,7 +20,7 @@ from lightning_attngrad.attention import (
     UnsupportedModelError,
     default_memory_budget,
 )
-from lightning_attngrad.attention.feature_maps import output_of
+from lightning_attngrad.attention.feature_maps import Features, output_of
 from lightning_attngrad.explain.flow import calls_behind
 from lightning_attngrad.state import RandomMoment, differentiable, held_still
 
@@ -62,21 +62,26 @@ class ForwardPass:
     Attributes:
         tap: the attention calls, and where the graph begins.
         output: what the model returned.
-        places: where on the image the tokens of every attention call lie.
+        known: where on the image the model's tensors lie.
         batch: number of images B.
         memory_budget: bytes for the temporaries of a block of attention rows.
         image_size: height and width of the images in pixels.
-        layer_output: of the module that was asked for, one tensor of the graph; empty where none was, or it did not
+        layer_output: of the module that was asked for, one map of features; empty where none was, or it did not
             run.
     """
 
     tap: AttentionTap
     output: Any
-    places: ImagePlaces
+    known: KnownPlaces
     batch: int
     memory_budget: int
     image_size: tuple[int, int]
-    layer_output: tuple[Tensor, ...] = ()
+    layer_output: tuple[Features, ...] = ()
+
+    @property
+    def places(self) -> ImagePlaces:
+        """Where on the image the tokens of every attention call lie."""
+        return self.known.places
 
     @property
     def logits(self) -> Tensor:
@@ -198,7 +203,7 @@ def forward_pass(
                 _check_finite(output, type(model).__name__)
                 budget = default_memory_budget(images.device) if memory_budget is None else memory_budget
                 size = (images.shape[-2], images.shape[-1])
-                yield ForwardPass(tap, output, known.places, len(images), budget, size, tuple(of_layer))
+                yield ForwardPass(tap, output, known, len(images), budget, size, tuple(of_layer))
                 return
             finally:
                 tap.release()

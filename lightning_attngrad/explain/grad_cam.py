@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_attngrad.attention import EmbeddedPlaces, UnsupportedModelError
-from lightning_attngrad.explain.forms import places_of_form
+from lightning_attngrad.attention import TensorPlaces, UnsupportedModelError
+from lightning_attngrad.attention.feature_maps import Features
 from lightning_attngrad.explain.forward_pass import ForwardPass, numbers_of
 from lightning_attngrad.explain.objectives import Seeds
 from lightning_attngrad.explain.placing import scatter_tokens
@@ -50,10 +50,12 @@ def grad_cam(forward: ForwardPass, seeds: Seeds, options: GradCamOptions) -> Tok
     no gradient at the patches, so this is the last place at which grad-CAM says anything. Tokens (B, N, D) and maps
     (B, h, w, D) and (B, D, h, w) are read alike. Warns of maps that the ReLU leaves empty.
     """
-    features = _features(forward, options.layer)
-    places = _places_of(features, forward, options.layer)
+    read = _features(forward, options.layer)
+    places = _places_of(read, forward, options.layer)
+    features = read.tensor
     tokens, grid = places.tokens, places.tokens.grid
     assert grid is not None
+    assert places.channel_axis is not None
     gradient = seeds.gradient_at(features)
     dtype = torch.promote_types(features.dtype, torch.float32)
     values = features.detach().to(dtype).movedim(places.channel_axis, -1).flatten(0, -2)  # (tokens, D)
@@ -83,8 +85,8 @@ def _warn_of_empty(patches: Tensor, zero_gradient: Tensor) -> None:
         )
 
 
-def _features(forward: ForwardPass, layer: str | None) -> Tensor:
-    """The tensor to read from."""
+def _features(forward: ForwardPass, layer: str | None) -> Features:
+    """What is read."""
     if layer is not None:
         if not forward.layer_output:
             raise ValueError(f"layer: {layer!r} did not run in the forward pass, or gave no tensor; choose another")
@@ -100,14 +102,13 @@ def _features(forward: ForwardPass, layer: str | None) -> Tensor:
     return found
 
 
-def _places_of(features: Tensor, forward: ForwardPass, layer: str | None) -> EmbeddedPlaces:
-    places = places_of_form(features.shape, forward, features.device)
-    if places is not None and places.tokens.grid is not None:
+def _places_of(features: Features, forward: ForwardPass, layer: str | None) -> TensorPlaces:
+    places = forward.known.of_tensor(features.number)
+    if places is not None and places.channel_axis is not None and places.tokens.grid is not None:
         return places
     where = "the tensor that grad_cam is read from" if layer is None else f"the output of {layer!r}"
     raise UnsupportedModelError(
-        f"model: {where} has shape {tuple(features.shape)} for {forward.batch} images of "
-        f"{forward.image_size[0]}×{forward.image_size[1]} pixels; which of its elements lie where is not known. "
-        "Expected (B, tokens, D) with tokens that an attention reads, (B, h, w, D) or (B, D, h, w); layer= names "
-        "another module"
+        f"model: {where} has shape {tuple(features.tensor.shape)} for {forward.batch} images of "
+        f"{forward.image_size[0]}×{forward.image_size[1]} pixels; which of its elements lie where on the image could "
+        "not be followed. layer= names another module, one whose output has tokens or a map of them"
     )

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_attngrad.attention import CONSERVATIVE, AttentionTap
+from lightning_attngrad.attention.embedding import NumberedOutputs
 from lightning_attngrad.attention.rules import PLAIN, BackwardRules
 from lightning_attngrad.explain import NoEmbeddingError, explain
 from lightning_attngrad.state import held_still
@@ -136,15 +137,15 @@ def test_its_number_is_the_same_without_a_graph_and_under_rules(name: str, rules
         for graph in (True, False):
             with torch.set_grad_enabled(graph), AttentionTap(model, rules=rules) as tap:
                 outputs: dict[int, Tensor] = {}
-                numbered = tap.numbered
 
-                def note(output: object, numbered: object = numbered, outputs: dict[int, Tensor] = outputs) -> object:
-                    given = type(numbered).__call__(numbered, output)  # type: ignore[operator]
-                    if isinstance(output, Tensor):
-                        outputs.setdefault(numbered.last, output.detach().clone())  # type: ignore[attr-defined]
-                    return given
+                class Noted(NumberedOutputs):
+                    def __call__(self, output: object, outputs: dict[int, Tensor] = outputs) -> object:
+                        given = super().__call__(output)
+                        if isinstance(output, Tensor):
+                            outputs.setdefault(self.last, output.detach().clone())
+                        return given
 
-                tap.numbered = note  # type: ignore[assignment]
+                tap.numbered = Noted()
                 model(images)
             seen.append(outputs[number])
     assert torch.equal(*seen)

@@ -265,6 +265,17 @@ def test_swin_windows_with_shift_and_padding(size: tuple[int, int]) -> None:
         )
 
 
+def test_patches_that_merge_with_padding_are_patches_of_the_coarser_grid() -> None:
+    """7×7 patches, padded to 8×8 and merged: the last one is made of a single patch and of padding."""
+    model = SwinTransformer(
+        img_size=28, patch_size=4, embed_dim=16, depths=(1, 1), num_heads=(2, 2), window_size=7, num_classes=5
+    )
+    found = traced(model, images_of(28, 28))
+    assert found.places.obstacle is None
+    assert [call.keys.grid for call in found.places.calls] == [(7, 7), (4, 4)]
+    assert places_of(found, 1) == [list(range(16))] * 2
+
+
 def test_levit_keeps_every_other_token_as_a_coarser_grid() -> None:
     model = timm.create_model("levit_128s", num_classes=3)
     found = traced(model, images_of(224, 224))

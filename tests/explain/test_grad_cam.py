@@ -175,8 +175,10 @@ def test_layers_that_cannot_be_read_are_refused() -> None:
         explain(model, _images(), 1, method="grad_cam", layer="layers.9")
     with pytest.raises(ValueError, match="layer: got ''; expected the name of a module"):
         explain(model, _images(), 1, method="grad_cam", layer="")
-    with pytest.raises(UnsupportedModelError, match=r"'layers\.0\.blocks\.0\.attn\.qkv' has shape"):
-        explain(model, _images(), 1, method="grad_cam", layer="layers.0.blocks.0.attn.qkv")
+    with pytest.raises(UnsupportedModelError, match=r"'layers\.1\.downsample\.norm' has shape"):  # four tokens in each
+        explain(model, _images(), 1, method="grad_cam", layer="layers.1.downsample.norm")
+    with pytest.raises(UnsupportedModelError, match="'head' has shape"):
+        explain(model, _images(), 1, method="grad_cam", layer="head")
     model.unused = nn.Linear(2, 2)
     with pytest.raises(ValueError, match="layer: 'unused' did not run"):
         explain(model, _images(), 1, method="grad_cam", layer="unused")
