@@ -10,6 +10,7 @@ from lightning_attngrad.attention.call import (
 from lightning_attngrad.attention.embedding import NoEmbeddingError
 from lightning_attngrad.attention.known_places import KnownPlaces
 from lightning_attngrad.attention.places import (
+    Area,
     CallPlaces,
     Grid,
     ImagePlaces,
@@ -37,6 +38,7 @@ __all__ = [
     "CONSERVATIVE",
     "LIBRAGRAD",
     "PLAIN",
+    "Area",
     "AttentionCall",
     "AttentionTap",
     "AttentionWatcher",

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_attngrad.attention.place_table import PlaceTable
-from lightning_attngrad.attention.places import Grid, TokenPlaces
-
-Area = tuple[int, int, int, int]
+from lightning_attngrad.attention.places import Area, Grid, TokenPlaces
 
 
 class NotPlacedError(Exception):

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 Grid = tuple[int, int]
+#: Top, left, bottom, right in pixels.
+Area = tuple[int, int, int, int]
 
 
 class UnsupportedModelError(ValueError):
@@ -101,7 +103,7 @@ class ImagePlaces:
     slots: int
     grid: Grid | None
     embedding: TensorPlaces | None
-    area: tuple[int, int, int, int]
+    area: Area
     batch: int
     obstacle: UnsupportedModelError | None = None
 

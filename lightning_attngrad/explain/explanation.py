@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from lightning_attngrad.attention import Area
+
 
 @dataclass(frozen=True)
 class Explanation:
@@ -48,4 +50,4 @@ class Explanation:
     completeness_error: Tensor | None
     zero_gradient: Tensor
     method: str
-    area: tuple[int, int, int, int]
+    area: Area

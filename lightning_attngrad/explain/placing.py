@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_attngrad.attention.places import Grid, TokenPlaces, carry
+from lightning_attngrad.attention.places import Area, Grid, TokenPlaces, carry
 
 
 def gather_tokens(state: Tensor, places: TokenPlaces, slots: int) -> Tensor:
@@ -97,7 +97,7 @@ def sum_by_image(values: Tensor, places: TokenPlaces, batch: int) -> Tensor:
     return total.index_add_(0, torch.where(images < 0, batch, images), values)[:-1]
 
 
-def within_area(pixels: Tensor, area: tuple[int, int, int, int]) -> Tensor:
+def within_area(pixels: Tensor, area: Area) -> Tensor:
     """The part of images or masks (…, H, W) that a map covers; what is smaller than that part lies on a grid over it.
 
     Args:

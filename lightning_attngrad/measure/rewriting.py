@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_attngrad.explain import NonFiniteOutputError, Question
+from lightning_attngrad.attention import Area
+from lightning_attngrad.explain import Explanation, NonFiniteOutputError, Question, within_area
 from lightning_attngrad.measure.maps import Maps, maps_key
 from lightning_attngrad.measure.questions import question_of_maps, say_once
 from lightning_attngrad.metrics.functional import (
@@ -300,11 +301,13 @@ def _rewritten(
             raise
         survives = survives_8_bits(evaluation.model, result, known, forward=evaluation.forward)
         before = known.to_images(result.original) if there is None else there[index[part]]
-        maps = None if question is None else _map_shares(evaluation, question, result.images, before)
+        maps, area = (None, None) if question is None else _map_shares(evaluation, question, result.images, before)
         found = _found(result, survives, maps, index[part], frozen.own[index[part]])
         signed = question is not None and question.signed
         return found, [
-            _shown(result, maps, place, int(pair), signed=signed) for place, pair in enumerate(part) if pair < shown
+            _shown(result, maps, area, place, int(pair), signed=signed)
+            for place, pair in enumerate(part)
+            if pair < shown
         ]
 
     parts = evaluation.each(len(targets), work)
@@ -339,8 +342,8 @@ def _maps_that_are_there(evaluation: Evaluation, question: Question) -> Tensor |
     return heatmaps
 
 
-def _map_shares(evaluation: Evaluation, question: Question, after: Tensor, before: Tensor) -> Tensor:
-    """(M, 2, h, w) of the predicted classes, in times the uniform share.
+def _map_shares(evaluation: Evaluation, question: Question, after: Tensor, before: Tensor) -> tuple[Tensor, Area]:
+    """Maps (M, 2, h, w) of the predicted classes, in times the uniform share, and what part of the images they cover.
 
     Args:
         evaluation: for the model.
@@ -349,11 +352,12 @@ def _map_shares(evaluation: Evaluation, question: Question, after: Tensor, befor
         before: likewise, or their maps (M, h, w) where they are known.
     """
 
-    def of(images: Tensor) -> Tensor:
-        return question.explain(evaluation.model, images, forward=evaluation.forward).heatmap
+    def of(images: Tensor) -> Explanation:
+        return question.explain(evaluation.model, images, forward=evaluation.forward)
 
-    first = before if before.dim() == 3 else of(before)
-    return torch.stack([times_uniform_share(first).cpu(), times_uniform_share(of(after)).cpu()], dim=1)
+    first, second = before if before.dim() == 3 else of(before).heatmap, of(after)
+    shares = torch.stack([times_uniform_share(first).cpu(), times_uniform_share(second.heatmap).cpu()], dim=1)
+    return shares, second.area
 
 
 def _found(result: Rewrite, survives: Tensor, maps: Tensor | None, index: Tensor, own: Tensor) -> RewrittenPairs:
@@ -375,11 +379,16 @@ def _found(result: Rewrite, survives: Tensor, maps: Tensor | None, index: Tensor
     return RewrittenPairs(**{name: value.detach().cpu() for name, value in values.items()}, map_shift=shift)
 
 
-def _shown(result: Rewrite, maps: Tensor | None, place: int, pair: int, *, signed: bool) -> ShownPair:
+def _shown(
+    result: Rewrite, maps: Tensor | None, area: Area | None, place: int, pair: int, *, signed: bool
+) -> ShownPair:
+    original, rewritten = result.original[place].cpu(), result.pixels[place].cpu()
+    if area is not None:  # what the model does not see cannot have changed
+        original, rewritten = within_area(original, area), within_area(rewritten, area)
     return ShownPair(
         pair=pair,
-        original=result.original[place].cpu(),
-        rewritten=result.pixels[place].cpu(),
+        original=original,
+        rewritten=rewritten,
         before=result.logits_before[place].softmax(dim=0).cpu(),
         after=result.logits_after[place].softmax(dim=0).cpu(),
         maps=None if maps is None else maps[place],

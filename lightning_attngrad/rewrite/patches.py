@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lightning_attngrad.attention import Area
 from lightning_attngrad.explain import explain
 from lightning_attngrad.rewrite.search import Search, schedule
 
@@ -21,41 +22,54 @@ _FIRST_STEP, _LAST_STEP = 1.0, 0.2
 _BISECTIONS = 6
 
 
-def patch_ranks(model: nn.Module, images: Tensor, target: Tensor, forward: Callable[[Tensor], Any]) -> Tensor:
-    """The place of each patch in the order in which a gradient-guided map of the target class ranks them.
+class PatchRanking:
+    """Patches of images in an order, and the pixels that belong to them.
+
+    Args:
+        ranks: (M, h, w) int64, the place of each patch in the order: 0 for the first.
+        size: H and W of the images.
+        area: top, left, bottom, right in pixels of the part that the patches cover; None is the whole image.
+
+    Attributes:
+        ranks: see above.
+        total: number of patches of an image.
+    """
+
+    def __init__(self, ranks: Tensor, size: tuple[int, int], area: Area | None = None) -> None:
+        self.ranks, self.total = ranks, ranks[0].numel()
+        top, left, bottom, right = (0, 0, *size) if area is None else area
+        enlarged = F.interpolate(ranks[:, None].float(), size=(bottom - top, right - left), mode="nearest")
+        around = (left, size[1] - right, top, size[0] - bottom)
+        self._at_pixels = F.pad(enlarged, around, value=float(self.total))  # (M, 1, H, W); outside belongs to no patch
+
+    def top(self, number: Tensor) -> Tensor:
+        """The pixels of the first ``number`` patches of each row, (M,): (M, 1, H, W) bool."""
+        return self._at_pixels < number.clamp(max=self.total)[:, None, None, None]
+
+    def share_changed(self, pixels: Tensor, original: Tensor) -> Tensor:
+        """The share of the patches down to the last one in the order in which a pixel changed, (M,)."""
+        changed = (pixels != original).any(dim=1, keepdim=True)
+        return torch.where(changed, self._at_pixels + 1, 0.0).flatten(1).amax(dim=1) / self.total
+
+
+def rank_patches(model: nn.Module, images: Tensor, target: Tensor, forward: Callable[[Tensor], Any]) -> PatchRanking:
+    """Patches in the order in which a gradient-guided map of the target class ranks them.
 
     Args:
         model: the model.
         images: (M, C, H, W), as it takes them.
         target: (M,) the classes whose maps rank the patches.
         forward: from images to the model's output.
-
-    Returns:
-        (M, h, w) int64, 0 for the patch with the highest value.
     """
-    heatmap = explain(model, images, target, method="gradient_guided", forward=forward).heatmap
-    flat = heatmap.flatten(1)
+    explanation = explain(model, images, target, method="gradient_guided", forward=forward)
+    flat = explanation.heatmap.flatten(1)
     order = flat.argsort(dim=1, descending=True, stable=True)
     places = torch.arange(flat.shape[1], device=flat.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, places).view_as(heatmap)
+    ranks = torch.empty_like(order).scatter_(1, order, places).view_as(explanation.heatmap)
+    return PatchRanking(ranks, (images.shape[-2], images.shape[-1]), explanation.area)
 
 
-def top_patches(ranks: Tensor, number: Tensor, size: tuple[int, int]) -> Tensor:
-    """Where pixels may change.
-
-    Args:
-        ranks: (M, h, w), see :func:`patch_ranks`.
-        number: (M,) how many patches of each row.
-        size: H and W of the image.
-
-    Returns:
-        (M, 1, H, W) bool.
-    """
-    chosen = ranks < number[:, None, None]
-    return F.interpolate(chosen[:, None].float(), size=size, mode="nearest") > 0.5
-
-
-def fewest_patches(search: Search, ranks: Tensor, steps: int, most: int | None) -> None:
+def fewest_patches(search: Search, ranking: PatchRanking, steps: int, most: int | None) -> None:
     """Look for the smallest number of top-ranked patches whose pixels, freely changed, rewrite the class.
 
     Patches are given up from the end of the ranking on each success and taken back on each failure, by less and
@@ -64,16 +78,15 @@ def fewest_patches(search: Search, ranks: Tensor, steps: int, most: int | None) 
 
     Args:
         search: of the rows; it keeps the result.
-        ranks: (M, h, w), see :func:`patch_ranks`.
+        ranking: of the patches of each row.
         steps: gradients.
         most: stay with this many patches instead of looking for the smallest number.
     """
-    original, total = search.original, ranks[0].numel()
-    size = (original.shape[-2], original.shape[-1])
+    original, total = search.original, ranking.total
     number = original.new_full((len(original),), most if most is not None else _FIRST_SHARE * total)
     pixels = original
     for step in range(steps):
-        _, gradient, rewritten = search.climb(pixels, _share_changed(pixels, original, ranks))
+        _, gradient, rewritten = search.climb(pixels, ranking.share_changed(pixels, original))
         progress = schedule(step, steps)
         if step and most is None:
             change = _LAST_CHANGE + (_FIRST_CHANGE - _LAST_CHANGE) * progress
@@ -82,20 +95,13 @@ def fewest_patches(search: Search, ranks: Tensor, steps: int, most: int | None) 
             number = torch.minimum(number, search.cost * total - 1).clamp(1, total)
         stride = _LAST_STEP + (_FIRST_STEP - _LAST_STEP) * progress
         moved = (pixels + stride * gradient.sign()).clamp(0, 1)
-        pixels = torch.where(top_patches(ranks, number.ceil(), size), moved, original)
-    search.attempt(pixels, _share_changed(pixels, original, ranks), traced=True)
+        pixels = torch.where(ranking.top(number.ceil()), moved, original)
+    search.attempt(pixels, ranking.share_changed(pixels, original), traced=True)
     if most is not None:
         return
     best, low, high = search.best, torch.zeros_like(search.cost), search.cost.clamp(max=1.0) * total
     for _ in range(_BISECTIONS):
         middle = ((low + high) / 2).floor()
-        pixels = torch.where(top_patches(ranks, middle, size), best, original)
-        _, rewritten = search.attempt(pixels, _share_changed(pixels, original, ranks))
+        pixels = torch.where(ranking.top(middle), best, original)
+        _, rewritten = search.attempt(pixels, ranking.share_changed(pixels, original))
         low, high = torch.where(rewritten, low, middle), torch.where(rewritten, middle, high)
-
-
-def _share_changed(pixels: Tensor, original: Tensor, ranks: Tensor) -> Tensor:
-    """(M,) the share of the patches down to the last in the ranking that changed."""
-    changed = (pixels != original).any(dim=1, keepdim=True)  # (M, 1, H, W)
-    places = F.interpolate(ranks[:, None].float() + 1, size=changed.shape[-2:], mode="nearest")
-    return torch.where(changed, places, 0.0).flatten(1).amax(dim=1) / ranks[0].numel()

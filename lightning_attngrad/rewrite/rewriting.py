@@ -14,7 +14,7 @@ from lightning_attngrad.rewrite.fixed_radius import fixed_radius
 from lightning_attngrad.rewrite.margins import TargetMargin, class_scores, in_type
 from lightning_attngrad.rewrite.minimal_norm import minimal_norm
 from lightning_attngrad.rewrite.norms import NORMS
-from lightning_attngrad.rewrite.patches import fewest_patches, patch_ranks, top_patches
+from lightning_attngrad.rewrite.patches import fewest_patches, rank_patches
 from lightning_attngrad.rewrite.pixels import Normalisation, check_normalisation, require_normalisation
 from lightning_attngrad.rewrite.result import Rewrite, joined
 from lightning_attngrad.rewrite.search import Search
@@ -138,20 +138,19 @@ def _rewritten(
     """The search that was asked for, for as many rows as there are images."""
     search = Search(margin, original)
     everywhere = torch.ones_like(search.cost, dtype=torch.bool)
-    ranks = None
+    ranking = None
     if norm == "l0_patches" or top_share is not None:
-        ranks = patch_ranks(model, margin.normalisation.to_images(original), margin.target, margin.forward)
+        ranking = rank_patches(model, margin.normalisation.to_images(original), margin.target, margin.forward)
     if norm == "l0_patches":
-        assert ranks is not None
-        most = None if radius is None else _most_patches(radius, ranks[0].numel())
-        fewest_patches(search, ranks, steps, most)
+        assert ranking is not None
+        most = None if radius is None else _most_patches(radius, ranking.total)
+        fewest_patches(search, ranking, steps, most)
         beats = everywhere
         distance = search.cost
     else:
         allowed = None
-        if ranks is not None and top_share is not None:
-            number = torch.full_like(search.cost, max(1, round(top_share * ranks[0].numel())))
-            allowed = top_patches(ranks, number, (original.shape[-2], original.shape[-1]))
+        if ranking is not None and top_share is not None:
+            allowed = ranking.top(torch.full_like(search.cost, max(1, round(top_share * ranking.total))))
         if radius is None:
             beats = minimal_norm(search, NORMS[norm], steps, allowed)
         else:

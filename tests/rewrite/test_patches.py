@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_attngrad.explain import explain
 from lightning_attngrad.rewrite import Normalisation, Rewrite, rewrite
 from lightning_attngrad.rewrite.margins import TargetMargin
-from lightning_attngrad.rewrite.patches import _share_changed, fewest_patches, patch_ranks, top_patches
+from lightning_attngrad.rewrite.patches import PatchRanking, fewest_patches, rank_patches
 from lightning_attngrad.rewrite.search import Search
 from tests.references import rewriting as reference
 from tests.rewrite.models import PIXELS, Counted, Linear, assert_true_report, others, random, tiny_vit
@@ -26,7 +26,7 @@ def ranks_like(*grid: int, rows: int = 2, seed: int = 0) -> Tensor:
 def test_ranks_are_the_order_of_the_map(name: str) -> None:
     model, images = ZOO[name].build(), ZOO[name].images()
     target = torch.tensor([2, 5])
-    ranks = patch_ranks(model, images, target, model)
+    ranks = rank_patches(model, images, target, model).ranks
     heatmap = explain(model, images, target, method="gradient_guided").heatmap
     assert ranks.dtype == torch.int64
     for row in range(2):
@@ -38,7 +38,7 @@ def test_equal_patches_are_ranked_in_reading_order() -> None:
     model = tiny_vit()
     with torch.no_grad():
         model.head.weight.zero_()
-    ranks = patch_ranks(model, random(1, 3, 32, 32), torch.tensor([1]), model)
+    ranks = rank_patches(model, random(1, 3, 32, 32), torch.tensor([1]), model).ranks
     assert ranks.flatten().tolist() == list(range(16))
 
 
@@ -48,7 +48,7 @@ def test_equal_patches_are_ranked_in_reading_order() -> None:
 def test_masks_are_the_first_patches_of_the_ranking(grid: tuple[int, int], patch: tuple[int, int]) -> None:
     ranks = ranks_like(*grid)
     number = torch.tensor([1.0, 0.6 * ranks[0].numel()])
-    mask = top_patches(ranks, number.ceil(), (grid[0] * patch[0], grid[1] * patch[1]))
+    mask = PatchRanking(ranks, (grid[0] * patch[0], grid[1] * patch[1])).top(number.ceil())
     assert mask.dtype == torch.bool
     assert mask.shape == (2, 1, grid[0] * patch[0], grid[1] * patch[1])
     for row in range(2):
@@ -61,12 +61,12 @@ def test_masks_are_the_first_patches_of_the_ranking(grid: tuple[int, int], patch
 )
 def test_the_share_is_that_of_the_patches_that_were_free(grid: tuple[int, int], size: tuple[int, int]) -> None:
     """Also where the grid does not divide the image, so that patches have no whole number of pixels."""
-    ranks, original = ranks_like(*grid), random(2, 3, *size)
-    total = ranks[0].numel()
+    ranking, original = PatchRanking(ranks_like(*grid), size), random(2, 3, *size)
+    total = ranking.total
     for number in range(total + 1):
-        free = top_patches(ranks, torch.full((2,), number), size)
+        free = ranking.top(torch.full((2,), number))
         changed = torch.where(free, original + 1, original)
-        assert _share_changed(changed, original, ranks).tolist() == pytest.approx([number / total] * 2)
+        assert ranking.share_changed(changed, original).tolist() == pytest.approx([number / total] * 2)
 
 
 def test_the_share_goes_down_to_the_last_patch_that_changed() -> None:
@@ -76,7 +76,32 @@ def test_the_share_goes_down_to_the_last_patch_that_changed() -> None:
         row, column = (ranks[0] == rank).nonzero()[0].tolist()
         pixels[0, 1, 8 * row + 7, 8 * column] += 0.5
     expected = reference.share_changed(original[0].numpy(), pixels[0].numpy(), ranks[0].numpy(), (8, 8))
-    assert float(_share_changed(pixels, original, ranks)) == expected == 10 / 16
+    assert float(PatchRanking(ranks, (32, 32)).share_changed(pixels, original)) == expected == 10 / 16
+
+
+class Cropped(torch.nn.Module):
+    """Sees the middle of an image only."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model(images[..., 4:36, 8:40])
+
+
+@pytest.mark.parametrize("options", [{"norm": "l0_patches"}, {"norm": "linf", "top_share": 0.25}])
+def test_patches_lie_where_the_model_looks(options: dict[str, object]) -> None:
+    """What is rewritten of a larger image is what would be of the part that the model sees."""
+    model, images = tiny_vit(), random(2, 3, 40, 56)
+    seen = images[..., 4:36, 8:40].contiguous()
+    target = others(model, seen)
+    found = rewrite(Cropped(model), images, target, **options, **PIXELS)
+    expected = rewrite(model, seen, target, **options, **PIXELS)
+    assert_true_report(found, Cropped(model))
+    assert found.success.all()
+    torch.testing.assert_close(found.distance, expected.distance)
+    torch.testing.assert_close(found.pixels[..., 4:36, 8:40], expected.pixels)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -92,7 +117,7 @@ def test_the_fewest_patches_of_a_linear_model_are_found(number: int, seed: int) 
     bias = -(weight * original[0]).sum() - need
     model = Linear(torch.stack([torch.zeros(192), weight.flatten()]), torch.stack([torch.zeros(()), bias]))
     search = Search(TargetMargin(model, Normalisation((0.0,), (1.0,), ""), torch.tensor([1])), original)
-    fewest_patches(search, ranks, 16, None)
+    fewest_patches(search, PatchRanking(ranks, (8, 8)), 16, None)
     assert float(search.cost) * 16 == number
 
 
@@ -155,7 +180,7 @@ def test_nothing_changes_outside_the_top_share(share: float, number: int, norm: 
     target = others(model, images)
     result = rewrite(model, images, target, norm=norm, steps=6, top_share=share, radius=radius, **PIXELS)
     assert_true_report(result, model)
-    ranks = patch_ranks(model, result.original, target, model)
+    ranks = rank_patches(model, result.original, target, model).ranks
     free = torch.from_numpy(np.stack([reference.mask_of(rank.numpy(), number, (8, 8)) for rank in ranks]))[:, None]
     changed = result.pixels != result.original
     assert not (changed & ~free).any()
