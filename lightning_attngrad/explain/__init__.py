@@ -18,7 +18,6 @@ from lightning_attngrad.explain.forward_pass import (
     NonFiniteError,
     NonFiniteGradientError,
     NonFiniteOutputError,
-    find_logits,
 )
 from lightning_attngrad.explain.objectives import (
     OBJECTIVES,
@@ -30,6 +29,15 @@ from lightning_attngrad.explain.objectives import (
     Region,
     Seeds,
 )
+from lightning_attngrad.explain.outputs import (
+    TASKS,
+    UNSAID,
+    Multilabel,
+    Similarity,
+    Task,
+    check_task,
+    find_logits,
+)
 from lightning_attngrad.explain.placing import within_area
 from lightning_attngrad.explain.plain import plain
 from lightning_attngrad.explain.question import Question
@@ -40,6 +48,8 @@ __all__ = [
     "DEFAULT_METHOD",
     "METHODS",
     "OBJECTIVES",
+    "TASKS",
+    "UNSAID",
     "AttentionStep",
     "Contrast",
     "Explanation",
@@ -48,6 +58,7 @@ __all__ = [
     "Margin",
     "Method",
     "Mixture",
+    "Multilabel",
     "NoAttentionError",
     "NoEmbeddingError",
     "NonFiniteError",
@@ -57,9 +68,12 @@ __all__ = [
     "Question",
     "Region",
     "Seeds",
+    "Similarity",
+    "Task",
     "TokenScores",
     "UnsupportedModelError",
     "attention_step",
+    "check_task",
     "explain",
     "find_logits",
     "plain",

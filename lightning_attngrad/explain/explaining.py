@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lightning_attngrad.explain.explanation import Explanation
 from lightning_attngrad.explain.objectives import Objective
+from lightning_attngrad.explain.outputs import Task, check_task
 from lightning_attngrad.explain.question import Question
 
 
@@ -22,6 +23,7 @@ def explain(
     forward: Callable[[Tensor], Any] | None = None,
     memory_budget: int | None = None,
     score_offsets: Sequence[Tensor | None] = (),
+    task: str | Task | None = None,
     **options: Any,
 ) -> Explanation:
     """Where a Vision Transformer looks, for one class or several.
@@ -47,6 +49,10 @@ def explain(
         memory_budget: bytes for the temporaries of a block of attention rows. None is 2 MiB on a CPU; on a GPU up to
             512 MiB, an eighth of what is free at most.
         score_offsets: added to the scores (B, H, N, M) of each attention call in order, see :func:`attention_step`.
+        task: what the output means: ``"multiclass"``; ``"binary"``, one output z with classes 0 and 1, read as its twin
+            of two outputs (−z/2, z/2); ``"multilabel"``, where class c is label c switched on and class K + c the same
+            switched off; ``"regression"``, where a target is the place of a number; ``Similarity(vectors, names)``,
+            whose vectors are the classes. None takes two or more outputs for classes, and one for a number.
         **options: the method's own: for ``gradient_guided`` ``correction="positive"``, or ``negative``, ``absolute``,
             ``signed``, ``transfer``, or several of them, one panel each; for ``guided_relevance``
             ``combine="gated_sum"``, or ``sum``, ``product``.
@@ -81,5 +87,11 @@ def explain(
     """
     question = Question(method, objective, options)
     return question.explain(
-        model, images, target, forward=forward, memory_budget=memory_budget, score_offsets=score_offsets
+        model,
+        images,
+        target,
+        forward=forward,
+        memory_budget=memory_budget,
+        score_offsets=score_offsets,
+        task=check_task(task),
     )

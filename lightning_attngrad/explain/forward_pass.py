@@ -22,6 +22,7 @@ from lightning_attngrad.attention import (
 )
 from lightning_attngrad.attention.feature_maps import Features, output_of
 from lightning_attngrad.explain.flow import calls_behind
+from lightning_attngrad.explain.outputs import UNSAID, Task, find_logits
 from lightning_attngrad.state import RandomMoment, differentiable, held_still
 
 #: So many images are named in a message.
@@ -68,6 +69,7 @@ class ForwardPass:
         image_size: height and width of the images in pixels.
         layer_output: of the module that was asked for, one map of features; empty where none was, or it did not
             run.
+        task: what the output means.
     """
 
     tap: AttentionTap
@@ -77,6 +79,7 @@ class ForwardPass:
     memory_budget: int
     image_size: tuple[int, int]
     layer_output: tuple[Features, ...] = ()
+    task: Task = UNSAID
 
     @property
     def places(self) -> ImagePlaces:
@@ -85,42 +88,12 @@ class ForwardPass:
 
     @property
     def logits(self) -> Tensor:
-        """Class scores in the graph, (B, C), float32 or wider.
+        """Scores of the classes in the graph, (B, C), float32 or wider, as the task has them.
 
         Raises:
             ValueError: if the output holds no such tensor.
         """
-        return class_logits(self.output, self.batch)
-
-
-def find_logits(output: Any) -> Tensor | None:
-    """The tensor of class scores in a model's output: itself, its ``logits``, or the first of a tuple."""
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, Mapping):
-        output = output.get("logits")
-    elif hasattr(output, "logits"):
-        output = output.logits
-    elif isinstance(output, list | tuple) and output:
-        output = output[0]
-    return output if isinstance(output, Tensor) else None
-
-
-def class_logits(output: Any, batch: int) -> Tensor:
-    """Class scores in a model's output, (B, C), float32 or wider.
-
-    Raises:
-        ValueError: if it holds no such tensor.
-    """
-    scores = find_logits(output)
-    if scores is None or scores.dim() not in (1, 2) or scores.shape[0] != batch:
-        got = f"shape {tuple(scores.shape)}" if scores is not None else type(output).__name__
-        raise ValueError(
-            f"model: its output ({got}) is not one row of logits an image, ({batch}, classes). Explain a "
-            "part that ends in a classifier, or give objective= a function from the output to one number an image."
-        )
-    scores = scores.unsqueeze(1) if scores.dim() == 1 else scores
-    return scores if scores.dtype == torch.float64 else scores.float()
+        return self.task.scores(self.output, self.batch)
 
 
 @contextlib.contextmanager
@@ -136,6 +109,7 @@ def forward_pass(
     backward: bool = True,
     follows_attention: bool = True,
     layer: str | None = None,
+    task: Task = UNSAID,
 ) -> Iterator[ForwardPass]:
     """Run ``model`` on ``images`` (B, C, H, W) under a tap, and let go of everything when the block ends.
 
@@ -150,6 +124,7 @@ def forward_pass(
         follows_attention: whether a map is to be made of its attention calls. Without, models pass that make none, or
             whose attention cannot be followed.
         layer: name of a module whose output is kept in :attr:`ForwardPass.layer_output`.
+        task: what the output means.
         backward: whether a backward pass through the model will follow. Without one, nothing that only it would need
             is kept.
 
@@ -203,7 +178,7 @@ def forward_pass(
                 _check_finite(output, type(model).__name__)
                 budget = default_memory_budget(images.device) if memory_budget is None else memory_budget
                 size = (images.shape[-2], images.shape[-1])
-                yield ForwardPass(tap, output, known, len(images), budget, size, tuple(of_layer))
+                yield ForwardPass(tap, output, known, len(images), budget, size, tuple(of_layer), task)
                 return
             finally:
                 tap.release()

@@ -127,8 +127,7 @@ class Margin(ValueObjective):
         logits = forward.logits
         if logits.shape[1] < 2:
             raise ValueError("objective: 'margin' needs a rival, and the model has one class; use 'logit'")
-        others = logits.scatter(1, _column(target), -torch.inf)
-        return _of_class(logits, target) - others.amax(dim=1)
+        return forward.task.margin(logits, _column(target)[:, 0])
 
 
 @dataclass(frozen=True, eq=False)

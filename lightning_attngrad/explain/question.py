@@ -17,11 +17,11 @@ from lightning_attngrad.explain.explanation import Explanation
 from lightning_attngrad.explain.forward_pass import (
     ForwardPass,
     NonFiniteGradientError,
-    find_logits,
     forward_pass,
     numbers_of,
 )
 from lightning_attngrad.explain.objectives import Objective, OfOutput, Region, check_objective
+from lightning_attngrad.explain.outputs import TASKS, UNSAID, Task, find_logits
 from lightning_attngrad.explain.plain import Plain, plain
 from lightning_attngrad.explain.registry import METHODS, Method, TokenScores, find_method
 from lightning_attngrad.state import outside_inference
@@ -137,6 +137,7 @@ class Question:
         forward: Callable[[Tensor], Any] | None = None,
         memory_budget: int | None = None,
         score_offsets: Sequence[Tensor | None] = (),
+        task: Task = UNSAID,
     ) -> Explanation:
         """Answer it: arguments, result, warning and errors are those of :func:`lightning_attngrad.explain`."""
 
@@ -151,6 +152,7 @@ class Question:
                 forward=forward,
                 memory_budget=memory_budget,
                 score_offsets=score_offsets,
+                task=task,
             )
 
         if self.method is not None:
@@ -195,6 +197,7 @@ def answer(
     forward: Callable[[Tensor], Any] | None,
     memory_budget: int | None,
     score_offsets: Sequence[Tensor | None],
+    task: Task,
 ) -> Explanation:
     """Explain; arguments, result and errors are those of :func:`lightning_attngrad.explain`.
 
@@ -208,9 +211,12 @@ def answer(
         forward: called instead of ``model(images)``.
         memory_budget: in bytes.
         score_offsets: additions to the attention scores.
+        task: what the model's output means.
     """
     names: tuple[str, ...] | None = getattr(options, "panels", None)
     _check_target(objective, target, several_maps=names is not None)
+    if objective.needs_target:
+        _check_classifier(model, task)
     with forward_pass(
         model,
         images,
@@ -221,6 +227,7 @@ def answer(
         memory_budget=memory_budget,
         follows_attention=method.follows_attention,
         layer=getattr(options, "layer", None),
+        task=task,
     ) as ran:
         classes = _resolve_target(target, ran) if objective.needs_target else None
         asked: list[Tensor | None] = [classes] if classes is None or classes.dim() == 1 else list(classes.unbind(1))
@@ -254,7 +261,7 @@ def _resolve_target(target: Target, ran: ForwardPass) -> Tensor:
     logits = ran.logits
     batch, number = logits.shape
     if target is None:
-        return logits.detach().argmax(dim=1)
+        return ran.task.chosen(logits)
     try:
         classes = outside_inference(torch.as_tensor(target, device=logits.device))
     except (TypeError, ValueError, RuntimeError) as error:
@@ -269,9 +276,14 @@ def _resolve_target(target: Target, ran: ForwardPass) -> Tensor:
             f"target: got {classes.dtype} of shape {tuple(classes.shape)} for {batch} images; expected None, an int, "
             f"an integer tensor ({batch},) or ({batch}, P), or a list of P ints for P panels an image"
         )
-    if bool(((classes < 0) | (classes >= number)).any()):
-        raise ValueError(f"target: got {classes.unique().tolist()}; the model's classes are 0 to {number - 1}")
+    ran.task.check_target(classes, number)
     return classes.long()
+
+
+def _check_classifier(model: nn.Module, task: Task) -> None:
+    """Refuse a backbone whose features would be taken for classes."""
+    if task is UNSAID and getattr(model, "num_classes", None) == 0:
+        TASKS["embedding"].scores(None, 0)
 
 
 def _names_of_classes(classes: Tensor) -> tuple[str, ...]:
@@ -347,7 +359,7 @@ def _as_explanation(
 
     found = find_logits(ran.output)
     if classes is not None:
-        logits = ran.logits
+        logits = ran.task.logits(ran.logits)
     else:  # an objective without classes may explain a model without logits
         logits = found if found is not None and found.dim() == 2 else scores.new_zeros(ran.batch, 0)
     return Explanation(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.explain.forward_pass import class_logits
+from lightning_attngrad.explain import UNSAID, Task
 from lightning_attngrad.probe.normalisation import Normalisation
 from lightning_attngrad.probe.sharing import IMAGES_AT_ONCE, PartSharing, Processes
 from lightning_attngrad.state import held_still
@@ -65,6 +65,7 @@ class Evaluation:
         images_hash: SHA-256 of the images and their targets.
         processes: of the run, all of which evaluate at the same moment.
         sharing: how many images one of them takes at once.
+        task: what the model's output means.
     """
 
     model: nn.Module
@@ -83,6 +84,7 @@ class Evaluation:
     images_hash: str | None = None
     processes: Processes = field(default_factory=Processes)
     sharing: PartSharing = field(default_factory=lambda: PartSharing(IMAGES_AT_ONCE))
+    task: Task = UNSAID
     forward_with: Callable[[Mapping[str, Tensor]], Forward] | None = None
     at_this_moment: Kept[Any] = field(default_factory=Kept)
     in_this_run: Kept[Any] = field(default_factory=Kept)
@@ -112,12 +114,23 @@ class Evaluation:
         Raises:
             ValueError: if its output is not one row of logits an image.
         """
+        return self.task.logits(self.scores())
+
+    def scores(self) -> Tensor:
+        """The score of each class that an image may be explained for, (N, K) float32 on the CPU, as the task has them.
+
+        A collective operation.
+
+        Raises:
+            ValueError: if the output does not mean what the task says.
+        """
 
         def work(part: Tensor) -> Tensor:
             with torch.no_grad(), held_still(self.model):  # a compiled model would compile for so many images
-                return class_logits(self.forward(self.images[part.to(self.images.device)]), len(part)).float().cpu()
+                output = self.forward(self.images[part.to(self.images.device)])
+                return self.task.scores(output, len(part)).float().cpu()
 
-        return self.once("logits", lambda: torch.cat(self.each(len(self.images), work)))
+        return self.once("scores", lambda: torch.cat(self.each(len(self.images), work)))
 
     def classes(self) -> Tensor:
         """The class that each image is explained for, (N,): the same ones in every evaluation of a run.

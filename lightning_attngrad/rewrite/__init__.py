@@ -10,7 +10,7 @@ from lightning_attngrad.rewrite.pixels import (
 )
 from lightning_attngrad.rewrite.quality import rounded_to_8_bits, survives_8_bits
 from lightning_attngrad.rewrite.result import Health, Rewrite
-from lightning_attngrad.rewrite.rewriting import NORM_NAMES, check_options, rewrite
+from lightning_attngrad.rewrite.rewriting import NORM_NAMES, check_options, rewrite, rewrite_to
 from lightning_attngrad.rewrite.targets import TARGET_KINDS, TargetKind, choose_targets
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "choose_targets",
     "require_normalisation",
     "rewrite",
+    "rewrite_to",
     "rounded_to_8_bits",
     "survives_8_bits",
 ]

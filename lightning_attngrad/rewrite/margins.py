@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_attngrad.explain import find_logits
+from lightning_attngrad.explain import UNSAID, Task, find_logits
 from lightning_attngrad.rewrite.pixels import Normalisation
 
 #: A success has to lead by this share of the largest logit: the rounding of another batch size must not undo it.
@@ -28,11 +27,13 @@ class TargetMargin:
         forward: from images to the output of a model that the caller holds still.
         normalisation: from pixels to images.
         target: (M,) int64.
+        task: what the output means.
     """
 
     forward: Callable[[Tensor], Any]
     normalisation: Normalisation
     target: Tensor
+    task: Task = UNSAID
     _classes: tuple[int, int] = field(init=False)  # the smallest and the largest: asked of the device once
 
     def __post_init__(self) -> None:
@@ -41,7 +42,7 @@ class TargetMargin:
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Class scores (M, K), in the type in which the model gives them."""
-        return class_scores(self.forward, self.normalisation, pixels)
+        return class_scores(self.forward, self.normalisation, pixels, self.task)
 
     def check(self, classes: int) -> None:
         """Refuse target classes that the model does not have.
@@ -54,9 +55,7 @@ class TargetMargin:
 
     def of(self, logits: Tensor) -> Tensor:
         """The margin (M,) of logits (M, K), float32 or wider."""
-        logits = _wide(logits)
-        own = logits.gather(1, self.target[:, None])[:, 0]
-        return own - logits.scatter(1, self.target[:, None], -math.inf).amax(dim=1)
+        return self.task.margin(_wide(logits), self.target)
 
     def rewritten(self, logits: Tensor) -> Tensor:
         """(M,) bool: the target leads, and by more than rounding."""
@@ -69,11 +68,12 @@ class TargetMargin:
             return self.logits(pixels)
 
     def climb(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (M, K), and the gradient (M, C, H, W) of the target's log-odds ``log p_t / (1 − p_t)``.
+        """Scores (M, K), and the gradient (M, C, H, W) of the target's log-odds ``log p_t / (1 − p_t)``.
 
-        The log-odds are ``z_t − logsumexp_{j≠t} z_j``: the margin with a soft maximum. On the way two rivals often
-        take turns as the largest, and the margin's own gradient then jumps between them. What is not finite in the
-        gradient is 0. Rows do not depend on each other, so one backward pass of the sum serves them all.
+        Of classes that exclude each other these are ``z_t − logsumexp_{j≠t} z_j``: the margin with a soft maximum. On
+        the way two rivals often take turns as the largest, and the margin's own gradient then jumps between them. What
+        is not finite in the gradient is 0. Rows do not depend on each other, so one backward pass of the sum serves
+        them all.
         """
         with torch.enable_grad():
             pixels = pixels.detach().requires_grad_()
@@ -82,9 +82,7 @@ class TargetMargin:
             # A model that rounds its input away, or detaches it, has a gradient of zero: no error, but ill health.
             if not logits.requires_grad:
                 return logits.detach(), torch.zeros_like(pixels)
-            wide = _wide(logits)
-            own = wide.gather(1, self.target[:, None])[:, 0]
-            log_odds = own - wide.scatter(1, self.target[:, None], -math.inf).logsumexp(dim=1)
+            log_odds = self.task.log_odds(_wide(logits), self.target)
             gradient = torch.autograd.grad(log_odds.sum(), pixels, allow_unused=True)[0]
         if gradient is None:
             gradient = torch.zeros_like(pixels)
@@ -96,21 +94,26 @@ def in_type(forward: Callable[[Tensor], Any], dtype: torch.dtype) -> Callable[[T
     return lambda images: forward(images.to(dtype))
 
 
-def class_scores(forward: Callable[[Tensor], Any], normalisation: Normalisation, pixels: Tensor) -> Tensor:
-    """The model's logits (M, K), in its own type, of pixels (M, C, H, W).
+def class_scores(
+    forward: Callable[[Tensor], Any], normalisation: Normalisation, pixels: Tensor, task: Task = UNSAID
+) -> Tensor:
+    """The scores of the classes (M, K), in the model's own type, of pixels (M, C, H, W).
 
     Raises:
         ValueError: if the output holds no row of two or more classes an image.
     """
     output = forward(normalisation.to_images(pixels))
-    scores = find_logits(output)
-    if scores is None or scores.dim() != 2 or scores.shape[0] != len(pixels) or scores.shape[1] < 2:
-        got = type(output).__name__ if scores is None else f"shape {tuple(scores.shape)}"
+    if not task.has_classes:
+        raise ValueError(f"task: got {task.name!r}, which has no classes to rewrite to")
+    scores = task.scores(output, len(pixels))
+    if scores.shape[1] < 2:
         raise ValueError(
-            f"model: its output ({got}) is not one row of logits an image, ({len(pixels)}, 2 or more classes); "
-            "rewrite a model, or a part of one, that ends in a classifier"
+            f"model: its output (shape {tuple(scores.shape)}) is not one row of logits an image, ({len(pixels)}, 2 or "
+            "more classes); say task='binary' or 'multilabel' if its one output is a class, or rewrite a model, or a "
+            "part of one, that ends in a classifier"
         )
-    return scores
+    found = find_logits(output)
+    return scores if found is None else scores.to(found.dtype)
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_attngrad.attention import Area
-from lightning_attngrad.explain import explain
+from lightning_attngrad.explain import UNSAID, Task, explain
 from lightning_attngrad.rewrite.search import Search, schedule
 
 #: Share of the patches with which the search for the fewest begins.
@@ -52,7 +52,9 @@ class PatchRanking:
         return torch.where(changed, self._at_pixels + 1, 0.0).flatten(1).amax(dim=1) / self.total
 
 
-def rank_patches(model: nn.Module, images: Tensor, target: Tensor, forward: Callable[[Tensor], Any]) -> PatchRanking:
+def rank_patches(
+    model: nn.Module, images: Tensor, target: Tensor, forward: Callable[[Tensor], Any], task: Task = UNSAID
+) -> PatchRanking:
     """Patches in the order in which a gradient-guided map of the target class ranks them.
 
     Args:
@@ -60,8 +62,9 @@ def rank_patches(model: nn.Module, images: Tensor, target: Tensor, forward: Call
         images: (M, C, H, W), as it takes them.
         target: (M,) the classes whose maps rank the patches.
         forward: from images to the model's output.
+        task: what that means.
     """
-    explanation = explain(model, images, target, method="gradient_guided", forward=forward)
+    explanation = explain(model, images, target, method="gradient_guided", forward=forward, task=task)
     flat = explanation.heatmap.flatten(1)
     order = flat.argsort(dim=1, descending=True, stable=True)
     places = torch.arange(flat.shape[1], device=flat.device).expand_as(order)

@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from lightning_attngrad.explain import UNSAID, Multilabel, Task
+
 
 @dataclass(frozen=True, eq=False)
 class Health:
@@ -44,7 +46,8 @@ class Rewrite:
         pixels: the same in [0, 1], float32.
         original: (M, C, H, W) the images before, in [0, 1], float32.
         index: (M,) int64, which of the images that were given a row is of.
-        target: (M,) int64, the class to be rewritten to.
+        target: (M,) int64, the class to be rewritten to; in multi-label classification label c switched on is c, and
+            switched off K + c.
         success: (M,) bool, the model predicts ``target`` for ``images``, and did so in a forward pass on just these.
         distance: (M,) length of ``pixels − original``; ∞ where it failed. ``linf``: the largest change of a
             pixel value. ``l2``: the root of the sum of squares over all of them. ``l0_patches``: the share of the
@@ -55,6 +58,7 @@ class Rewrite:
         margin: (T + 1, M) logit of the target minus the largest other, at each iterate of the search.
         norm: ``linf``, ``l2`` or ``l0_patches``.
         health: whether the search can be believed.
+        task: what the output means.
     """
 
     images: Tensor
@@ -69,6 +73,16 @@ class Rewrite:
     margin: Tensor
     norm: str
     health: Health
+    task: Task = UNSAID
+
+    @property
+    def also_changed(self) -> Tensor:
+        """(M, K) bool: which labels besides the target changed their state; classes that exclude each other, none."""
+        changed = (self.logits_before > 0) != (self.logits_after > 0)
+        if not isinstance(self.task, Multilabel):
+            return torch.zeros_like(changed)
+        label = self.target % changed.shape[1]
+        return changed.scatter(1, label[:, None], value=False)
 
 
 def joined(parts: list[Rewrite]) -> Rewrite:
@@ -80,5 +94,5 @@ def joined(parts: list[Rewrite]) -> Rewrite:
         return torch.cat([getattr(part, name) for part in parts], dim=1 if name == "margin" else 0)
 
     health = Health(*(torch.cat([getattr(part.health, field.name) for part in parts]) for field in fields(Health)))
-    tensors = {field.name: cat(field.name) for field in fields(Rewrite) if field.name not in ("norm", "health")}
-    return Rewrite(**tensors, norm=parts[0].norm, health=health)
+    tensors = {field.name: cat(field.name) for field in fields(Rewrite) if field.name not in ("norm", "health", "task")}
+    return Rewrite(**tensors, norm=parts[0].norm, task=parts[0].task, health=health)

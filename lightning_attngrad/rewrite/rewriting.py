@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.explain import NonFiniteOutputError
+from lightning_attngrad.explain import UNSAID, Multilabel, NonFiniteOutputError, Task, check_task
 from lightning_attngrad.rewrite.fixed_radius import fixed_radius
 from lightning_attngrad.rewrite.margins import TargetMargin, class_scores, in_type
 from lightning_attngrad.rewrite.minimal_norm import minimal_norm
@@ -40,6 +40,7 @@ def rewrite(
     std: Sequence[float] | float | None = None,
     forward: Forward | None = None,
     seed: int = 0,
+    task: str | Task | None = None,
 ) -> Rewrite:
     """The smallest change of an image that makes the model see another class.
 
@@ -69,6 +70,9 @@ def rewrite(
         std: likewise.
         forward: called instead of ``model(images)``, for keyword inputs or a precision context.
         seed: of random targets, which also depend on an image's place in the batch.
+        task: what the output means, see :func:`lightning_attngrad.explain`. ``binary``: across z = 0. ``multilabel``:
+            one label is switched, off where it is predicted now and on where it is not, the others free; a target from
+            K on switches label target − K off in any case. :attr:`Rewrite.also_changed` tells what else changed.
 
     Returns:
         A :class:`Rewrite`, one row for each pair of image and target.
@@ -90,6 +94,60 @@ def rewrite(
         >>> result.distance.shape, bool((result.logits_after.argmax(1) == 3)[result.success].all())
         (torch.Size([2]), True)
     """
+    meaning = check_task(task)
+
+    def resolve(call: Forward, normalisation: Normalisation, pixels: Tensor) -> Tensor:
+        return _resolve_target(target, call, normalisation, pixels, seed, meaning)
+
+    return _rewrite(model, images, resolve, norm, steps, radius, top_share, mean, std, forward, meaning)
+
+
+def rewrite_to(
+    model: nn.Module,
+    images: Tensor,
+    classes: Tensor,
+    *,
+    norm: str = "linf",
+    steps: int = 16,
+    top_share: float | None = None,
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
+    forward: Forward | None = None,
+    task: Task = UNSAID,
+) -> Rewrite:
+    """As :func:`rewrite`, to one class an image, (B,), as the task numbers them: a label that is to be on is to be on.
+
+    Raises:
+        ValueError: as :func:`rewrite` does.
+    """
+    return _rewrite(
+        model,
+        images,
+        lambda *_: classes.to(images.device)[:, None],
+        norm,
+        steps,
+        None,
+        top_share,
+        mean,
+        std,
+        forward,
+        task,
+    )
+
+
+def _rewrite(
+    model: nn.Module,
+    images: Tensor,
+    resolve: Callable[[Forward, Normalisation, Tensor], Tensor],
+    norm: str,
+    steps: int,
+    radius: float | None,
+    top_share: float | None,
+    mean: Sequence[float] | float | None,
+    std: Sequence[float] | float | None,
+    forward: Forward | None,
+    task: Task,
+) -> Rewrite:
     _check_arguments(model, images, norm, steps, radius, top_share)
     dtype = images.dtype
     call = in_type(model if forward is None else forward, dtype)
@@ -97,13 +155,13 @@ def rewrite(
         images = outside_inference(images.detach()).float()
         normalisation = require_normalisation(model, images, check_normalisation(mean, std))
         original = normalisation.to_pixels(images)
-        targets = _resolve_target(target, call, normalisation, original, seed)  # (B, T)
+        targets = resolve(call, normalisation, original)  # (B, T)
         index = torch.arange(len(images), device=images.device).repeat_interleave(targets.shape[1])
         rows, at_once = targets.flatten(), max(len(images), _ROWS_AT_ONCE)
         parts = [
             _rewritten(
                 model,
-                TargetMargin(call, normalisation, classes),
+                TargetMargin(call, normalisation, classes, task),
                 dtype,
                 original[which],
                 which,
@@ -140,7 +198,8 @@ def _rewritten(
     everywhere = torch.ones_like(search.cost, dtype=torch.bool)
     ranking = None
     if norm == "l0_patches" or top_share is not None:
-        ranking = rank_patches(model, margin.normalisation.to_images(original), margin.target, margin.forward)
+        images = margin.normalisation.to_images(original)
+        ranking = rank_patches(model, images, margin.target, margin.forward, margin.task)
     if norm == "l0_patches":
         assert ranking is not None
         most = None if radius is None else _most_patches(radius, ranking.total)
@@ -164,22 +223,28 @@ def _rewritten(
         target=margin.target,
         success=search.found,
         distance=distance,
-        logits_before=search.logits_before.float(),
-        logits_after=search.logits.float(),
+        logits_before=margin.task.logits(search.logits_before.float()),
+        logits_after=margin.task.logits(search.logits.float()),
         margin=torch.stack(search.trace),
         norm=norm,
+        task=margin.task,
         health=search.health(beats_one_step=beats, huge_radius=search.found if radius is None else everywhere),
     )
 
 
 def _resolve_target(
-    target: int | str | Sequence[int] | Tensor, call: Forward, normalisation: Normalisation, pixels: Tensor, seed: int
+    target: int | str | Sequence[int] | Tensor,
+    call: Forward,
+    normalisation: Normalisation,
+    pixels: Tensor,
+    seed: int,
+    task: Task,
 ) -> Tensor:
     """Classes (B, T) int64. Only names need a forward pass: whether a class exists is asked at the first gradient."""
     if isinstance(target, str):
         if target not in TARGET_KINDS:
             raise ValueError(f"target: got {target!r}; expected a class, or one of {', '.join(TARGET_KINDS)}")
-        return choose_targets(class_scores(call, normalisation, pixels).detach(), target, seed=seed)
+        return choose_targets(_scores(call, normalisation, pixels, task), target, seed=seed, task=task)
     batch = len(pixels)
     try:
         chosen = outside_inference(torch.as_tensor(target, device=pixels.device))
@@ -195,7 +260,17 @@ def _resolve_target(
             f"target: got {chosen.dtype} of shape {tuple(chosen.shape)} for {batch} images; expected an int, or an "
             f"integer tensor ({batch},)"
         )
-    return chosen.long()[:, None]
+    chosen = chosen.long()[:, None]
+    if isinstance(task, Multilabel):
+        scores = _scores(call, normalisation, pixels, task)
+        task.check_target(chosen, scores.shape[1])
+        return torch.where(chosen < scores.shape[1] // 2, task.switched(chosen, scores), chosen)
+    return chosen
+
+
+def _scores(call: Forward, normalisation: Normalisation, pixels: Tensor, task: Task) -> Tensor:
+    with torch.no_grad():
+        return class_scores(call, normalisation, pixels, task)
 
 
 def _most_patches(radius: float, total: int) -> int:

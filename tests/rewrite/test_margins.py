@@ -161,7 +161,7 @@ def test_outputs_with_logits_are_read(wrap: Any) -> None:
     [
         (None, r"\(NoneType\)"),
         ({"scores": torch.ones(2, 3)}, r"\(dict\)"),
-        (torch.ones(2), r"\(shape \(2,\)\)"),
+        (torch.ones(2), r"\(shape \(2, 1\)\)"),
         (torch.ones(3, 2), r"\(shape \(3, 2\)\)"),
         (torch.ones(2, 1), r"\(shape \(2, 1\)\)"),
         (torch.ones(2, 3, 4), r"\(shape \(2, 3, 4\)\)"),

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_attngrad.explain import find_logits
+from lightning_attngrad.explain import TASKS, UNSAID, Task, check_task
 from lightning_attngrad.metrics.functional.precision import full_precision
 from lightning_attngrad.state import held_still
 
@@ -82,6 +82,7 @@ def faithfulness_curves(
     batch: int = 64,
     forward: Callable[[Tensor], Any] | None = None,
     area: tuple[int, int, int, int] | None = None,
+    task: str | Task | None = None,
 ) -> Faithfulness:
     """Deletion (MoRF), LeRF and insertion curves, and with them the symmetric relevance gain.
 
@@ -92,8 +93,7 @@ def faithfulness_curves(
     Of equally relevant patches the first in reading order counts as the more relevant.
 
     Args:
-        model: any module from images to logits (B, C): a tensor, or an output with ``.logits``. Of a model of one
-            output the sigmoid is taken for the probability, as of a binary classifier.
+        model: any module from images to logits (B, C): a tensor, or an output with ``.logits``.
         images: (B, C, H, W), normalised as the model takes them.
         heatmap: (B, h, w), larger where a patch is more relevant. Where H or W is no multiple of h or w, a pixel
             belongs to the patch that its centre lies in.
@@ -106,6 +106,8 @@ def faithfulness_curves(
         forward: called instead of ``model(images)``, for keyword inputs or a precision context.
         area: top, left, bottom, right in pixels of the part of the images that the map covers, ``Explanation.area``;
             what lies around it stays as it is. None is the whole image.
+        task: what the output means, see :func:`lightning_attngrad.explain`; it says what a probability is. Of a model
+            of one output of which nothing is said the sigmoid is taken, as of one label.
 
     Returns:
         :class:`Faithfulness`.
@@ -140,6 +142,7 @@ def faithfulness_curves(
             batch,
             forward or model,
             (0, 0, images.shape[-2], images.shape[-1]) if area is None else area,
+            check_task(task),
         )
 
 
@@ -152,6 +155,7 @@ def _curves(
     batch: int,
     forward: Callable[[Tensor], Any],
     area: tuple[int, int, int, int],
+    task: Task,
 ) -> Faithfulness:
     count, patches = len(images), heatmap.shape[-2] * heatmap.shape[-1]
     inner = _replaced_patches(patches, steps)[1:-1]
@@ -173,7 +177,7 @@ def _curves(
         places = place[image]
         gone = (places >= begin[variant, None, None, None]) & (places < end[variant, None, None, None])
         shown = torch.where(gone, instead[image], images[image])  # (R, C, H, W)
-        found[start : start + batch] = _probability(forward(shown), target[image])
+        found[start : start + batch] = _probability(forward(shown), target[image], task)
     broken = ~heatmap.flatten(1).isfinite().all(dim=1)
     whole, none, first, last = (
         found.view(count, len(begin))
@@ -270,25 +274,14 @@ def _place_of_pixels(heatmap: Tensor, size: torch.Size) -> Tensor:
     return place[:, row[:, None], column][:, None]
 
 
-def _probability(output: Any, target: Tensor) -> Tensor:
+def _probability(output: Any, target: Tensor, task: Task) -> Tensor:
     """(R,) float32 of the target class."""
-    logits = find_logits(output)
-    if logits is None or logits.dim() not in (1, 2) or len(logits) != len(target):
-        got = f"shape {tuple(logits.shape)}" if logits is not None else type(output).__name__
-        raise ValueError(
-            f"model: its output ({got}) is not one row of logits an image, ({len(target)}, classes); give a part that "
-            "ends in a classifier"
-        )
-    logits = logits.reshape(len(target), -1).float()
-    classes = logits.shape[1]
-    if not bool(((target >= 0) & (target < classes)).all()):
-        raise ValueError(
-            f"target: got classes from {int(target.min())} to {int(target.max())}; the model's classes are 0 to "
-            f"{classes - 1}"
-        )
-    if classes == 1:
-        return logits[:, 0].sigmoid()
-    return logits.softmax(dim=1).gather(1, target[:, None].long())[:, 0]
+    scores = task.scores(output, len(target))
+    if task is UNSAID and scores.shape[1] == 1:
+        task = TASKS["multilabel"]
+        scores = task.scores(output, len(target))
+    task.check_target(target, scores.shape[1])
+    return task.probabilities(scores.float()).gather(1, target[:, None].long())[:, 0]
 
 
 def _check(images: Tensor, heatmap: Tensor, target: Tensor, steps: int, replacement: str, batch: int) -> None:
