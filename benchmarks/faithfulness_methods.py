@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from benchmarks import peers
 from benchmarks.faithfulness_twin import torchvision_twin
+from lightning_attngrad.attention.places import carry
 from lightning_attngrad.explain import explain
 
 #: From a network, images (B, C, H, W), classes (B,) and the patch grid to maps (B, h, w).
@@ -41,6 +42,11 @@ class Row:
     of: Callable[[nn.Module], nn.Module] = field(default=lambda network: network)
     package: str | None = None
 
+    @property
+    def twin_of_vit(self) -> bool:
+        """Whether its maps are taken of a twin, or by a form, that only a ViT has."""
+        return self.package is not None and self.package != "captum"
+
     def missing(self) -> str | None:
         """Why the row cannot be computed, as far as that is known beforehand."""
         if self.package is None:
@@ -62,8 +68,8 @@ class Row:
 def ours(**options: Any) -> Maps:
     """One of this library's methods."""
 
-    def maps(network: nn.Module, images: Tensor, target: Tensor, grid: tuple[int, int]) -> Tensor:  # noqa: ARG001
-        return explain(network, images, target, **options).heatmap
+    def maps(network: nn.Module, images: Tensor, target: Tensor, grid: tuple[int, int]) -> Tensor:
+        return carry(explain(network, images, target, **options).heatmap, grid)
 
     return maps
 

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks import backbone
+from benchmarks import backbone, swin
 from benchmarks.rewriting_models import digits_network, kept
 from benchmarks.stamps import MEAN, STAMPS, STD, Scene, missing
 
@@ -47,7 +47,6 @@ class Subject:
         label: (N,), the true class, which is also the predicted one.
         grid: rows and columns of patches.
         steps: in how many parts the patches are replaced.
-        bfloat16: whether the curves' forward passes are in bfloat16, which halves their time.
         masks: (N, H, W) in [0, 1], the object; None where there is none.
         pairs: two objects an image: images (V, C, H, W), labels (V, 2), masks (V, 2, H, W).
         accuracy: of the network on all images of this half.
@@ -60,7 +59,6 @@ class Subject:
     label: Tensor
     grid: tuple[int, int]
     steps: int
-    bfloat16: bool
     masks: Tensor | None
     pairs: tuple[Tensor, Tensor, Tensor] | None
     accuracy: float
@@ -78,31 +76,55 @@ def photographs(cache: Path, half: Half, stamps: Path = STAMPS) -> Subject:
     Raises:
         FileNotFoundError: something has to be installed first; the message says what.
     """
+    about = f"ViT-S/14, 22 M parameters, {(SIZE // 14) ** 2} patches"
+    return _on_composites("photographs", _fine_tuned(cache, stamps), about, half, stamps)
+
+
+def photographs_swin(cache: Path, half: Half, stamps: Path = STAMPS) -> Subject:
+    """A Swin of four stages on the same images, judged on the same squares of 14 pixels; see :mod:`benchmarks.swin`.
+
+    Args:
+        cache: folder that keeps the weights.
+        half: which half of the held-out stamps, one composite each.
+        stamps: folder of Tux Paint's stamps.
+
+    Raises:
+        FileNotFoundError: something has to be installed first; the message says what.
+    """
+
+    def train(network: nn.Module) -> None:
+        swin.learn(network, _fine_tuned(cache, stamps), _scene(stamps, "train"))
+
+    network = kept(cache / f"swin-composites-{SIZE}.pt", swin.network(SIZE, len(CLASSES)), train)
+    about = f"Swin, 11 M parameters, windows of 7×7, {(SIZE // 4) ** 2} patches at first and 16 at last"
+    return _on_composites("swin", network, about, half, stamps)
+
+
+def _fine_tuned(cache: Path, stamps: Path) -> nn.Module:
     if (reason := missing(stamps)) is not None:
         raise FileNotFoundError(reason)
 
     def train(network: nn.Module) -> None:
         backbone.fine_tune(network, _scene(stamps, "train"), TRAINING_STEPS, BATCH, FROZEN)
 
-    network = kept(cache / f"composites-{SIZE}.pt", backbone.network(SIZE, len(CLASSES)), train)
+    return kept(cache / f"composites-{SIZE}.pt", backbone.network(SIZE, len(CLASSES)), train)
+
+
+def _on_composites(name: str, network: nn.Module, about: str, half: Half, stamps: Path) -> Subject:
     scene = _scene(stamps, half)
     normalise = _normalisation(MEAN, STD)
     pixels, label, masks = scene.everything(1)
     paired, pair_labels, pair_masks = scene.pairs(PAIRS)
     images = normalise(pixels)
     right = _predicted(network, images) == label
-    about = (
-        f"ViT-S/14, 22 M parameters, {len(CLASSES)} classes; cut-outs on photographs, {SIZE}×{SIZE} pixels, "
-        f"{(SIZE // 14) ** 2} patches"
-    )
+    about = f"{about}, {len(CLASSES)} classes; cut-outs on photographs, {SIZE}×{SIZE} pixels"
     return Subject(
-        "photographs",
+        name,
         network,
         images[right],
         label[right],
         (SIZE // 14, SIZE // 14),
         8,
-        True,
         masks[right],
         (normalise(paired), pair_labels, pair_masks),
         right.float().mean().item(),
@@ -133,7 +155,6 @@ def digits(cache: Path, half: Half, count: int = 100) -> Subject:
         label[right],
         (14, 14),
         14,
-        False,
         None,
         None,
         right.float().mean().item(),

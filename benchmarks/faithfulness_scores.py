@@ -80,14 +80,13 @@ def _judge(subject: Subject, row: Row, maps: Tensor) -> Scores:
 
 def gain(subject: Subject, maps: Tensor, replacement: Replacement) -> Tensor:
     """Symmetric relevance gain (N,) of the network, whatever the maps were taken of."""
-    with torch.autocast("cpu", torch.bfloat16, enabled=subject.bfloat16):
-        return faithfulness_curves(
-            subject.network, subject.images, maps, subject.label, steps=subject.steps, replacement=replacement
-        ).srg
+    return faithfulness_curves(
+        subject.network, subject.images, maps, subject.label, steps=subject.steps, replacement=replacement
+    ).srg
 
 
 def _digest(subject: Subject, maps: Tensor) -> str:
-    digest = hashlib.sha256(f"{subject.steps} {subject.bfloat16}".encode())
+    digest = hashlib.sha256(f"{subject.steps}".encode())
     more = [] if subject.masks is None else [subject.masks]
     more += [] if subject.pairs is None else list(subject.pairs)
     for tensor in (*subject.network.state_dict().values(), subject.images, subject.label, maps, *more):

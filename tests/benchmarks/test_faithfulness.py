@@ -43,7 +43,7 @@ def subject() -> Subject:
         label = network(images).argmax(dim=1)
     masks = torch.stack([OBJECT[0], OBJECT[0].flip(-1)]).expand(COUNT, 2, SIDE, SIDE)
     labels = torch.stack([label, (label + 1) % CLASSES], dim=1)
-    return Subject("tiny", network, images, label, GRID, 4, False, OBJECT, (images, labels, masks), 1.0, "a tiny ViT")
+    return Subject("tiny", network, images, label, GRID, 4, OBJECT, (images, labels, masks), 1.0, "a tiny ViT")
 
 
 def on_object(network: nn.Module, images: Tensor, target: Tensor, grid: tuple[int, int]) -> Tensor:
