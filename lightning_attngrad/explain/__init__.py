@@ -32,11 +32,14 @@ from lightning_attngrad.explain.objectives import (
 from lightning_attngrad.explain.outputs import (
     TASKS,
     UNSAID,
+    WHAT_WOULD_DO,
     Multilabel,
     Similarity,
     Task,
+    Undecided,
     check_task,
     find_logits,
+    row_of_numbers,
 )
 from lightning_attngrad.explain.placing import within_area
 from lightning_attngrad.explain.plain import plain
@@ -50,6 +53,7 @@ __all__ = [
     "OBJECTIVES",
     "TASKS",
     "UNSAID",
+    "WHAT_WOULD_DO",
     "AttentionStep",
     "Contrast",
     "Explanation",
@@ -71,6 +75,7 @@ __all__ = [
     "Similarity",
     "Task",
     "TokenScores",
+    "Undecided",
     "UnsupportedModelError",
     "attention_step",
     "check_task",
@@ -78,5 +83,6 @@ __all__ = [
     "find_logits",
     "plain",
     "register_method",
+    "row_of_numbers",
     "within_area",
 ]
