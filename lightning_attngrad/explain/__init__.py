@@ -39,6 +39,7 @@ from lightning_attngrad.explain.outputs import (
     Undecided,
     check_task,
     find_logits,
+    of_class,
     row_of_numbers,
 )
 from lightning_attngrad.explain.placing import within_area
@@ -81,6 +82,7 @@ __all__ = [
     "check_task",
     "explain",
     "find_logits",
+    "of_class",
     "plain",
     "register_method",
     "row_of_numbers",

@@ -50,6 +50,10 @@ class Maps:
     completeness_error: Tensor | None = None
     panel_names: tuple[str, ...] = ()
 
+    def scores(self, evaluation: Evaluation) -> Tensor:
+        """Scores of the classes (N, K), where the objective has classes."""
+        return evaluation.task.of_logits(self.logits)
+
     def by_panel(self) -> list[tuple[str, Maps]]:
         """What stands behind the names of numbers, and the maps that they are of: ``""`` and the first, then others."""
         others = enumerate(self.panel_names[1:], start=1)
@@ -96,7 +100,14 @@ def explain_classes(
         asked = classes[part].to(images.device)
         return (
             single.of_images(part)
-            .explain(evaluation.model, images, asked, forward=evaluation.forward, memory_budget=memory_budget)
+            .explain(
+                evaluation.model,
+                images,
+                asked,
+                forward=evaluation.forward,
+                memory_budget=memory_budget,
+                task=evaluation.task,
+            )
             .heatmap.cpu()
         )
 
@@ -115,18 +126,18 @@ def explain_best_classes(
     """The most probable classes of the first images, and those asked for, with their maps; a collective operation.
 
     Returns:
-        Classes (n, K) and maps (n, K, h, w); None for a model of one output, and for an objective that knows no class.
+        Classes (n, K) and maps (n, K, h, w); None where there are no classes, and for an objective that knows none.
 
     Raises:
         ValueError: for a class that the model does not have.
     """
-    logits = maps.logits[:SHOWN_IN_STRIPS]
-    number = logits.shape[1]
-    if maps.target is None or number < 2:
+    scores = maps.scores(evaluation)[:SHOWN_IN_STRIPS]
+    number = scores.shape[1]
+    top = None if maps.target is None else evaluation.task.likeliest(scores, top_k)
+    if top is None:
         return None
     if any(index >= number for index in further):
         raise ValueError(f"classes: got {tuple(further)}; the model's classes are 0 to {number - 1}")
-    top = logits.topk(min(top_k, number), dim=1).indices
     classes = torch.cat([top, torch.tensor(list(further), dtype=torch.long).expand(len(top), -1)], dim=1)
     return classes, explain_classes(evaluation, question, classes, memory_budget=memory_budget)
 
@@ -140,7 +151,14 @@ def _explained(evaluation: Evaluation, question: Question, images: Tensor, memor
         classes = None if target is None else target[part].to(images.device)
         asked = question.of_images(part)
         return _maps(
-            asked.explain(evaluation.model, some, classes, forward=evaluation.forward, memory_budget=memory_budget)
+            asked.explain(
+                evaluation.model,
+                some,
+                classes,
+                forward=evaluation.forward,
+                memory_budget=memory_budget,
+                task=evaluation.task,
+            )
         )
 
     # In two parts or more, which two processes can share.

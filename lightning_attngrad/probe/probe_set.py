@@ -20,6 +20,7 @@ from lightning_attngrad.probe.origin import NAMES_OF_DATA, Source, find_origin, 
 from lightning_attngrad.probe.parts import Part, hash_of, joined, part_of
 from lightning_attngrad.probe.reading import read_ahead
 from lightning_attngrad.probe.resolve import ProbeInputError
+from lightning_attngrad.probe.selection import known_targets
 from lightning_attngrad.probe.settings import ProbeImages
 from lightning_attngrad.probe.tasks import Seen
 
@@ -287,6 +288,19 @@ class ProbeSet:
 
         explicit: Any = self.settings.class_names  # checked by the settings
         return explicit if explicit is not None else self._find("class names", find)
+
+    def seen_labels(self, trainer: pl.Trainer) -> Seen | None:
+        """What is known of labels beyond those of the images; of images that the user gave, from the run's own data."""
+
+        def find() -> Seen | None:
+            with isolated(trainer, trainer.lightning_module):  # the user's loaders may be asked for
+                known = (known_targets(dataset) for dataset in named_datasets(trainer) if hasattr(dataset, "__len__"))
+                labels = next((one for one in known if one is not None), None)
+            return None if labels is None else Seen.of(torch.from_numpy(labels), whole=True)
+
+        if self.seen is None and self.source == "given" and self.targets is None:
+            return self._find("labels of the run", find)
+        return self.seen
 
     def normalisation(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, images: Tensor | None = None

@@ -210,11 +210,11 @@ class SharedProbe:
                 self._at_this_moment = Kept()
             self._when = now
             processes.share_buffers(model)
-            return self._with_task(replace(evaluation, at_this_moment=self._at_this_moment))
+            return self._with_task(trainer, replace(evaluation, at_this_moment=self._at_this_moment))
 
-    def _with_task(self, evaluation: Evaluation) -> Evaluation:
+    def _with_task(self, trainer: pl.Trainer, evaluation: Evaluation) -> Evaluation:
         """What the output means, found out once a run, and labels and names as that has them; collective."""
-        found: _Found = self._in_this_run.once("task", lambda: self._find_task(evaluation))
+        found: _Found = self._in_this_run.once("task", lambda: self._find_task(trainer, evaluation))
         task, names = found.task, evaluation.class_names
         targets, said = labels_for(task, evaluation.targets, found.count)
         if found.count is not None:
@@ -227,7 +227,7 @@ class SharedProbe:
             about_task=". ".join(one for one in (found.about, said) if one),
         )
 
-    def _find_task(self, evaluation: Evaluation) -> _Found:
+    def _find_task(self, trainer: pl.Trainer, evaluation: Evaluation) -> _Found:
         """As the settings say; as in the run that is resumed; or from outputs and labels. A collective operation."""
         restored, self._restored = self._restored, None
         if restored is not None and restored[0] != self.images.hash:
@@ -236,17 +236,19 @@ class SharedProbe:
         task = given if self.settings.task is not None else task_of_a_word(None if restored is None else restored[2])
         about, count = "", None
         if task is None or task.name != "embedding":
-            rows = _outputs(evaluation, UNSAID if task is None else task)
+            asked = UNSAID if task is None else task
+            rows = _outputs(evaluation, asked)
             if isinstance(rows, str):
                 task = Undecided(rows if task is not None else f"{rows} If it is an embedding: {WHAT_WOULD_DO}")
             elif task is None:
                 names = None if evaluation.class_names is None else len(evaluation.class_names)
-                task, about = find_task(rows, evaluation.targets, self.images.seen, names, evaluation.model)
+                seen = self.images.seen_labels(trainer)
+                task, about = find_task(rows, evaluation.targets, seen, names, evaluation.model)
                 # As the first process has found it: data sets of others may know less of their labels.
                 task, about = _first([task, about], evaluation.processes)
             if not isinstance(rows, str):
                 with contextlib.suppress(ValueError):
-                    scores = rows if task is given else task.scores(rows, len(rows))
+                    scores = rows if task is asked else task.scores(rows, len(rows))
                     count = scores.shape[1]
                     evaluation.at_this_moment.keep("scores", scores)
         if restored is not None and restored[1] is not None:

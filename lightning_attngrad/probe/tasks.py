@@ -41,6 +41,7 @@ class Seen:
         exclusive: whether each image has one class at most.
         largest: class number, where they are exclusive.
         both: whether classes 0 and 1 are among them.
+        width: how many labels a row holds, where they are rows.
     """
 
     count: int
@@ -48,16 +49,17 @@ class Seen:
     exclusive: bool
     largest: int = -1
     both: bool = False
+    width: int | None = None
 
     @classmethod
     def of(cls, labels: Tensor, *, whole: bool) -> Seen:
         """From labels in a form of `probe.labels`."""
-        classes = exclusive_classes(labels)
+        classes, width = exclusive_classes(labels), labels.shape[1] if labels.dim() == 2 else None
         if classes is None:
-            return cls(len(labels), whole, exclusive=False)
+            return cls(len(labels), whole, exclusive=False, width=width)
         known = classes[(classes >= 0) & (classes != _IGNORED)]
         both = bool((known == 0).any() and (known == 1).any())
-        return cls(len(labels), whole, True, int(known.max()) if len(known) else -1, both)
+        return cls(len(labels), whole, True, int(known.max()) if len(known) else -1, both, width)
 
 
 def find_task(
@@ -79,6 +81,8 @@ def find_task(
     outputs = output.shape[1]
     if outputs == 1:
         return _of_one_output(labels, seen, names)
+    if labels is None and seen is not None and not seen.exclusive and seen.width == outputs:
+        return TASKS["multilabel"], ""
     if labels is not None and labels.dim() == 2:
         return _of_rows(labels, seen, outputs)
     classes = None if labels is None else exclusive_classes(labels)
@@ -188,7 +192,7 @@ def _of_one_output(labels: Tensor | None, seen: Seen | None, names: int | None) 
         if not exceeded and (both or names in (1, 2)):
             return TASKS["binary"], ""
         return UNSAID, _of_one("labels go beyond 0 and 1" if exceeded else "not both of the labels 0 and 1 are seen")
-    if names == 2:
+    if names == 2 or (seen is not None and seen.both and seen.largest == 1):
         return TASKS["binary"], ""
     return UNSAID, _of_one("there are no labels")
 
