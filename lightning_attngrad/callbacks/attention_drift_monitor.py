@@ -225,9 +225,7 @@ class AttentionDriftMonitor(MapsMonitor):
         if self._weights is None:
             return {}
         then = self._maps(evaluation.with_weights(on_device(self._weights, evaluation.images.device)))
-        return {
-            panel: Reference.of(maps, "the checkpoint", evaluation.task) for panel, maps in then.by_panel()
-        }
+        return {panel: Reference.of(maps, "the checkpoint", evaluation.task) for panel, maps in then.by_panel()}
 
     def knows_enough(self) -> bool:
         """Whether there is something to compare with; a ratio to a noise floor of 0 is a number too: ∞."""

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from lightning_attngrad.callbacks.maps_monitor import MapsMonitor
 from lightning_attngrad.explain import Objective
-from lightning_attngrad.measure.faithfulness import curves_of, sensitivity_of
+from lightning_attngrad.measure.faithfulness import curves_of, has_probabilities, sensitivity_of
 from lightning_attngrad.measure.maps import explain_images
 from lightning_attngrad.measure.questions import check_question
 from lightning_attngrad.metrics.functional import Faithfulness
@@ -37,7 +37,7 @@ class FaithfulnessMonitor(MapsMonitor):
     - ``srg``: insertion − deletion, the symmetric relevance gain; about 0 for a map that says nothing, below 0 for one
       that misleads;
     - ``class_sensitivity``: 1 − rank correlation between the maps of the predicted class and of the runner-up; near 0
-      the maps hardly depend on the class, however well they find the object. Models of one output have none;
+      the maps hardly depend on the class, however well they find the object; of labels, the two most probable ones;
     - ``seconds`` and ``overhead``;
     - a figure ``curves``: both curves of this evaluation, against those of the first one.
 
@@ -126,6 +126,13 @@ class FaithfulnessMonitor(MapsMonitor):
     def evaluate(self, evaluation: Evaluation) -> Findings:
         """Explain the images, replace their patches, and compare with the first evaluation."""
         question = self.asked(evaluation)
+        if not has_probabilities(evaluation):
+            raise ValueError(
+                f"task: {evaluation.task.name!r} with one output says of no number that it is a probability, and "
+                "faithfulness watches one; say ProbeImages(task='binary') if the output tells class 1 from class 0"
+                if evaluation.task.has_classes
+                else f"task: {evaluation.task.name!r} has no classes, and faithfulness watches the probability of one"
+            )
         maps = explain_images(evaluation, question, memory_budget=self.memory_budget)
         scalars: dict[str, float] = {}
         found = {}
@@ -134,8 +141,8 @@ class FaithfulnessMonitor(MapsMonitor):
             for name in ("srg", "deletion", "insertion"):
                 scalars[f"{name}{panel}"] = float(getattr(found[panel], name).nanmean())
         now = found[""]
-        if maps.logits.shape[1] > 1:
-            sensitivity = sensitivity_of(evaluation, question, maps.logits, self.memory_budget)
+        sensitivity = sensitivity_of(evaluation, question, maps, self.memory_budget)
+        if sensitivity is not None:
             scalars["class_sensitivity"] = float(sensitivity.nanmean())
         first = self._first
 

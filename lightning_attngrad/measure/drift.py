@@ -178,9 +178,7 @@ def class_scalars(evaluation: Evaluation, drift: Drift) -> dict[str, float]:
     # Loggers take few signs in a name, and a slash would open a folder.
     names = [re.sub(r"[^\w .-]", "_", evaluation.class_name(index)) for index in classes]
     return {
-        f"per_class/{name if names.count(name) == 1 else index}": float(
-            drift.distance[LEADING][of[index]].nanmean()
-        )
+        f"per_class/{name if names.count(name) == 1 else index}": float(drift.distance[LEADING][of[index]].nanmean())
         for name, index in zip(names, classes, strict=True)
     }
 

@@ -168,9 +168,7 @@ class ProbeSet:
         missing = self.settings.num_images - sum(len(part.images) for part in self._gathered)
         with torch.no_grad():
             names: Any = self.settings.class_names or self._found.get("class names")
-            part = part_of(
-                batch, self.settings, with_masks=True, class_names=lambda: names, say=self._unsaid.append
-            )
+            part = part_of(batch, self.settings, with_masks=True, class_names=lambda: names, say=self._unsaid.append)
             # Cloned, since the memory of a batch may be reused; freeze() makes normal tensors of inference ones.
             kept = [None if values is None else values[:missing].detach().clone().cpu() for values in part]
             self._gathered.append(Part(*kept))  # type: ignore[arg-type]  # there are images
@@ -229,8 +227,8 @@ class ProbeSet:
         kept on the device as long as it, the precision and the module stay the same.
 
         Returns:
-            Images (N, C, H, W) and labels in a form of `probe.labels` or None, as normal (not inference) tensors, which the caller may
-            write to.
+            Images (N, C, H, W) and labels in a form of `probe.labels` or None, as normal (not inference) tensors, which
+            the caller may write to.
 
         Raises:
             ProbeInputError: if the set is not frozen yet, or the hooks leave no floating images.
@@ -263,9 +261,7 @@ class ProbeSet:
             with isolated(trainer, pl_module, seed=self.settings.seed), torch.no_grad():
                 moved = [transfer_batch(trainer, pl_module, batch, place) for batch in batches]
                 names, say = partial(self.class_names, trainer), partial(self._say, trainer)
-                parts = [
-                    part_of(batch, self.settings, with_masks=True, class_names=names, say=say) for batch in moved
-                ]
+                parts = [part_of(batch, self.settings, with_masks=True, class_names=names, say=say) for batch in moved]
                 return joined(parts, self.settings.num_images, NAMES_OF_DATA[self.source])
 
         return self._kept((trainer.strategy.root_device, str(trainer.precision), ref(pl_module)), move)

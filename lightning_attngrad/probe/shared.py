@@ -24,11 +24,11 @@ from lightning_attngrad.probe.tasks import find_task, labels_for, task_in_a_word
 from lightning_attngrad.state import held_still
 
 
-class _Found(NamedTuple):
+class _OutputMeaning(NamedTuple):
     """What a model's output means, of how many classes, and what is to be said of it."""
 
     task: Task
-    count: int | None
+    classes: int | None
     about: str
 
 
@@ -159,7 +159,7 @@ class SharedProbe:
     @property
     def task(self) -> Task | None:
         """What the model's output means; None before the first evaluation."""
-        found: _Found | None = self._in_this_run.get("task")
+        found: _OutputMeaning | None = self._in_this_run.get("task")
         return None if found is None else found.task
 
     def state(self) -> dict[str, Any]:
@@ -214,11 +214,11 @@ class SharedProbe:
 
     def _with_task(self, trainer: pl.Trainer, evaluation: Evaluation) -> Evaluation:
         """What the output means, found out once a run, and labels and names as that has them; collective."""
-        found: _Found = self._in_this_run.once("task", lambda: self._find_task(trainer, evaluation))
+        found: _OutputMeaning = self._in_this_run.once("task", lambda: self._find_task(trainer, evaluation))
         task, names = found.task, evaluation.class_names
-        targets, said = labels_for(task, evaluation.targets, found.count)
-        if found.count is not None:
-            names = task.in_words(names, found.count)
+        targets, said = labels_for(task, evaluation.targets, found.classes)
+        if found.classes is not None:
+            names = task.in_words(names, found.classes)
         return replace(
             evaluation,
             task=task,
@@ -227,7 +227,7 @@ class SharedProbe:
             about_task=". ".join(one for one in (found.about, said) if one),
         )
 
-    def _find_task(self, trainer: pl.Trainer, evaluation: Evaluation) -> _Found:
+    def _find_task(self, trainer: pl.Trainer, evaluation: Evaluation) -> _OutputMeaning:
         """As the settings say; as in the run that is resumed; or from outputs and labels. A collective operation."""
         restored, self._restored = self._restored, None
         if restored is not None and restored[0] != self.images.hash:
@@ -255,7 +255,7 @@ class SharedProbe:
             then = task_of_a_word(restored[2])
             if (None if then is None else then.plain()) == task.plain():
                 self._in_this_run.keep("classes", restored[1])
-        return _Found(task, count, about)
+        return _OutputMeaning(task, count, about)
 
     def _as_evaluation(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, label: str, model: nn.Module

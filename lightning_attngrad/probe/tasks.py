@@ -88,25 +88,36 @@ def find_task(
     classes = None if labels is None else exclusive_classes(labels)
     if labels is not None and classes is None:
         return TASKS["regression"], ""  # numbers that are not whole
-    if names is not None and names != outputs:
-        return _undecided(f"the model gives {outputs} numbers an image, and {names} classes have names"), ""
-    if names is None and (sign := sign_of_embedding(model, output)):
-        return _undecided(f"the model gives {outputs} numbers an image, {sign}"), ""
-    known = torch.zeros(0) if classes is None else classes[classes >= 0]
+    largest = _largest_class(classes, seen, outputs)
+    if why := _against_classes(output, largest, seen, names, model):
+        return _undecided(f"the model gives {outputs} numbers an image, {why}"), ""
+    said = (
+        f"nothing tells what the {outputs} numbers are that the model gives an image (no labels, no names of "
+        f"classes): they are taken for classes. {_SAY}, or class_names=…, and this is not said again"
+    )
+    return (TASKS["multiclass"], "") if largest >= 0 else (UNSAID, said if names is None else "")
+
+
+def _largest_class(classes: Tensor | None, seen: Seen | None, outputs: int) -> int:
+    """The largest number of a class that is known; −1 where none is."""
+    known = torch.zeros(0, dtype=torch.long) if classes is None else classes[classes >= 0]
     if outputs <= _IGNORED:
         known = known[known != _IGNORED]
-    if not len(known) and not (seen is not None and seen.largest >= 0):
-        said = (
-            f"nothing tells what the {outputs} numbers are that the model gives an image (no labels, no names of "
-            f"classes): they are taken for classes. {_SAY}, or class_names=…, and this is not said again"
-        )
-        return UNSAID, said if names is None else ""
-    largest = max(int(known.max()) if len(known) else -1, -1 if seen is None else seen.largest)
+    return max(int(known.max()) if len(known) else -1, -1 if seen is None else seen.largest)
+
+
+def _against_classes(output: Tensor, largest: int, seen: Seen | None, names: int | None, model: nn.Module) -> str:
+    """What speaks against an output (N, K) being the scores of classes; empty if nothing does."""
+    outputs = output.shape[1]
+    if names is not None and names != outputs:
+        return f"and {names} classes have names"
     if largest >= outputs:
-        return _undecided(f"the model gives {outputs} numbers an image, and there is a label {largest}"), ""
-    if names is None and seen is not None and _far_too_many(outputs, largest + 1, seen.count):
-        return _undecided(f"the model gives {outputs} numbers an image, and the labels are 0 to {largest}"), ""
-    return TASKS["multiclass"], ""
+        return f"and there is a label {largest}"
+    if names is not None:
+        return ""
+    if largest >= 0 and seen is not None and _far_too_many(outputs, largest + 1, seen.count):
+        return f"and the labels are 0 to {largest}"
+    return sign_of_embedding(model, output)
 
 
 def labels_for(task: Task, labels: Tensor | None, count: int | None) -> tuple[Tensor | None, str]:
@@ -172,29 +183,33 @@ def _undecided(why: str) -> Undecided:
 
 
 def _of_one_output(labels: Tensor | None, seen: Seen | None, names: int | None) -> tuple[Task, str]:
-    classes = None if labels is None else exclusive_classes(labels)
-    if labels is not None and classes is None:
-        if labels.dim() == 2:
-            return _undecided(f"the model gives one number an image, and its labels are {labels.shape[1]} a row"), ""
-        values = labels[labels.isfinite()].unique()
-        smoothed = len(values) == 2 and bool((values >= 0).all()) and abs(float(values.sum()) - 1) < 1e-4
-        if names != 2 and not smoothed:
-            return TASKS["regression"], ""
+    if labels is None:
+        certain = names == 2 or (seen is not None and seen.both and seen.largest == 1)
+        return (TASKS["binary"], "") if certain else (UNSAID, _of_one("there are no labels"))
+    classes = exclusive_classes(labels)
+    if classes is not None:
+        return _of_one_output_and_classes(classes, seen, names, are_floats=labels.is_floating_point())
+    if labels.dim() == 2:
+        return _undecided(f"the model gives one number an image, and labels are {labels.shape[1]} a row"), ""
+    values = labels[labels.isfinite()].unique()
+    smoothed = len(values) == 2 and bool((values >= 0).all()) and abs(float(values.sum()) - 1) < 1e-4
+    if names == 2 or smoothed:
         return UNSAID, _of_one("labels are neither classes nor plainly numbers")
-    if classes is not None and labels is not None:
-        known = classes[classes >= 0]
-        beyond = bool((known > 1).any())
-        if beyond and labels.is_floating_point():
-            return TASKS["regression"], ""
-        whole = seen is not None and seen.exclusive
-        both = bool((known == 0).any() and (known == 1).any()) or (whole and seen is not None and seen.both)
-        exceeded = beyond or (seen is not None and seen.largest > 1)
-        if not exceeded and (both or names in (1, 2)):
-            return TASKS["binary"], ""
-        return UNSAID, _of_one("labels go beyond 0 and 1" if exceeded else "not both of the labels 0 and 1 are seen")
-    if names == 2 or (seen is not None and seen.both and seen.largest == 1):
+    return TASKS["regression"], ""
+
+
+def _of_one_output_and_classes(
+    classes: Tensor, seen: Seen | None, names: int | None, *, are_floats: bool
+) -> tuple[Task, str]:
+    known = classes[classes >= 0]
+    beyond = bool((known > 1).any())
+    if beyond and are_floats:
+        return TASKS["regression"], ""
+    exceeded = beyond or (seen is not None and seen.largest > 1)
+    both = bool((known == 0).any() and (known == 1).any()) or (seen is not None and seen.both)
+    if not exceeded and (both or names in (1, 2)):
         return TASKS["binary"], ""
-    return UNSAID, _of_one("there are no labels")
+    return UNSAID, _of_one("labels go beyond 0 and 1" if exceeded else "not both of the labels 0 and 1 are seen")
 
 
 def _of_one(why: str) -> str:
