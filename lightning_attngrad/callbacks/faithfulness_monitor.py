@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from lightning_attngrad.callbacks.maps_monitor import MapsMonitor
 from lightning_attngrad.explain import Objective
-from lightning_attngrad.measure.faithfulness import curves_of, has_probabilities, sensitivity_of
+from lightning_attngrad.measure.faithfulness import curves_of, sensitivity_of
 from lightning_attngrad.measure.maps import explain_images
 from lightning_attngrad.measure.questions import check_question
 from lightning_attngrad.metrics.functional import Faithfulness
@@ -126,13 +126,7 @@ class FaithfulnessMonitor(MapsMonitor):
     def evaluate(self, evaluation: Evaluation) -> Findings:
         """Explain the images, replace their patches, and compare with the first evaluation."""
         question = self.asked(evaluation)
-        if not has_probabilities(evaluation):
-            raise ValueError(
-                f"task: {evaluation.task.name!r} with one output says of no number that it is a probability, and "
-                "faithfulness watches one; say ProbeImages(task='binary') if the output tells class 1 from class 0"
-                if evaluation.task.has_classes
-                else f"task: {evaluation.task.name!r} has no classes, and faithfulness watches the probability of one"
-            )
+        evaluation.task.need_classes("faithfulness watches the probability of one")
         maps = explain_images(evaluation, question, memory_budget=self.memory_budget)
         scalars: dict[str, float] = {}
         found = {}

@@ -195,7 +195,7 @@ class RewriteRobustnessMonitor(Monitor):
 
     def further_conditions(self, evaluation: Evaluation) -> dict[str, Any]:
         """How the images were normalised, and what the model's output means."""
-        evaluation.task.refuse_rewriting()
+        evaluation.task.need_classes("an image is rewritten from one to another")
         return {**conditions_of(evaluation), "task": evaluation.task.plain()}
 
     def history(self) -> dict[str, Any]:

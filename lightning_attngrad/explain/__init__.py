@@ -30,6 +30,7 @@ from lightning_attngrad.explain.objectives import (
     Seeds,
 )
 from lightning_attngrad.explain.outputs import (
+    ONE_NUMBER,
     TASKS,
     UNSAID,
     WHAT_WOULD_DO,
@@ -51,6 +52,7 @@ __all__ = [
     "CORRECTIONS",
     "DEFAULT_METHOD",
     "METHODS",
+    "ONE_NUMBER",
     "OBJECTIVES",
     "TASKS",
     "UNSAID",

@@ -114,14 +114,17 @@ class Task(ABC):
         """The scores, back from :meth:`logits`."""
         return logits
 
-    def refuse_rewriting(self) -> None:
-        """Refuse where there is nothing that an image could be rewritten to.
+    def need_classes(self, what_for: str) -> None:
+        """Refuse where there are no classes.
+
+        Args:
+            what_for: they are needed, for the message.
 
         Raises:
             ValueError: with what would do.
         """
         if not self.has_classes:
-            raise ValueError(f"task: got {self.name!r}, which has no classes that an image could be rewritten to")
+            raise ValueError(f"task: {self.name!r} has no classes, and {what_for}")
 
     def plain(self) -> Any:
         """For hashes and conditions; None for classes that exclude each other, which is what nothing said has been."""
@@ -314,18 +317,30 @@ class Undecided(Embedding):
     def scores(self, output: Any, batch: int) -> Tensor:  # noqa: ARG002
         raise ValueError(self.why)
 
-    def refuse_rewriting(self) -> None:
+    def need_classes(self, what_for: str) -> None:  # noqa: ARG002
         self.scores(None, 0)
+
+
+class OneNumber(Regression):
+    """One output of which nothing tells what it means: a number, and no class, until somebody says otherwise."""
+
+    name = "one number"
+
+    def plain(self) -> Any:
+        return None
+
+    def need_classes(self, what_for: str) -> None:
+        raise ValueError(
+            "model: its output has 1 number an image, not one row of logits an image (2 or more classes), and "
+            f"{what_for}. Say ProbeImages(task='binary') if it tells class 1 from class 0, 'multilabel' if it is one "
+            "label, or set ProbeImages(model=…) to the part that classifies"
+        )
 
 
 class Unsaid(Multiclass):
     """Nothing is said: two or more outputs are classes; one output is a number, which is not taken for a class."""
 
     name = "unsaid"
-
-    def class_of(self, labels: Tensor, scores: Tensor) -> Tensor:
-        """Of one output nothing says that it is a class."""
-        return super().class_of(labels, scores) if scores.shape[1] > 1 else self.chosen(scores)
 
     def scores(self, output: Any, batch: int) -> Tensor:
         return row_of_numbers(output, batch)
@@ -400,6 +415,7 @@ class Similarity(Multiclass):
 #: By the word that ``task=`` takes.
 TASKS: dict[str, Task] = {task.name: task for task in (Multiclass(), Binary(), Multilabel(), Regression(), Embedding())}
 UNSAID = Unsaid()
+ONE_NUMBER = OneNumber()
 
 
 def check_task(task: str | Task | None) -> Task:

@@ -16,11 +16,6 @@ from lightning_attngrad.probe import Evaluation
 _CHANGED_AT_ONCE = 4
 
 
-def has_probabilities(evaluation: Evaluation) -> bool:
-    """Whether the model's output says how probable classes are; a collective operation."""
-    return evaluation.task.has_classes and evaluation.scores().shape[1] > 1
-
-
 def curves_of(evaluation: Evaluation, maps: Maps, steps: int, replacement: Literal["mean", "blur"]) -> Faithfulness:
     """Probability of the frozen classes while patches are replaced; a collective operation.
 

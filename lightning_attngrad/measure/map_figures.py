@@ -81,7 +81,7 @@ def _number(evaluation: Evaluation, maps: Maps, index: int) -> str:
     name = evaluation.class_name(place)
     called = name if name != str(place) else f"number {place}" if several else "output"
     targets = evaluation.targets
-    known = targets is not None and targets.shape[1] == maps.logits.shape[1]
+    known = targets is not None and targets.dim() == 2 and targets.shape[1] == maps.logits.shape[1]
     truth = f", true {float(targets[index, place]):.3g}" if known and targets is not None else ""
     return f"{called} {float(maps.logits[index, place]):.3g}{truth}"
 

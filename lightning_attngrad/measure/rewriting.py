@@ -110,7 +110,7 @@ class FrozenTargets:
     def choose(cls, evaluation: Evaluation, target: str | int, seed: int) -> FrozenTargets:
         """From what the model says of the images, for what the data do not tell; a collective operation."""
         task = evaluation.task
-        task.refuse_rewriting()
+        task.need_classes("an image is rewritten from one to another")
         scores = evaluation.scores()
         classes = scores.shape[1]
         if classes < 2:
@@ -256,21 +256,21 @@ def conditions_of(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def comparison_hash(
-    evaluation: Evaluation, settings: RewriteSettings, frozen: FrozenTargets, *, method: str | None = None
+    evaluation: Evaluation, settings: RewriteSettings, frozen: FrozenTargets | None, *, method: str | None = None
 ) -> str:
-    """SHA-256 of images, classes, settings, normalisation, part of the model and precision.
+    """SHA-256 of images, classes, settings, normalisation, task, part of the model and precision.
 
-    Distances of another do not compare; nor do numbers of maps beside them, whose ``method`` then belongs to it.
+    Distances of another do not compare; nor do numbers of maps beside them, whose ``method`` then belongs to it; without
+    frozen classes it is of those alone.
     """
     described = {
         "images": evaluation.images_hash,
         **({} if evaluation.task.plain() is None else {"task": evaluation.task.plain()}),
         "part of the model": evaluation.model_path,
         "precision": evaluation.precision,
-        "own": frozen.own.tolist(),
-        "targets": frozen.targets.tolist(),
+        **({} if frozen is None else {"own": frozen.own.tolist(), "targets": frozen.targets.tolist()}),
         **settings.plain(),
-        **conditions_of(evaluation),
+        **({} if frozen is None else conditions_of(evaluation)),
         **({} if method is None else {"method": method}),
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.explain import TASKS, UNSAID, WHAT_WOULD_DO, Multilabel, Task, Undecided
+from lightning_attngrad.explain import ONE_NUMBER, TASKS, UNSAID, WHAT_WOULD_DO, Multilabel, Task, Undecided
 from lightning_attngrad.probe.labels import exclusive_classes, is_whole
 
 #: Such a class number marks what has no class in data sets of 8 bits.
@@ -24,6 +24,7 @@ _WIDTHS = ("num_features", "embed_dim", "hidden_dim")
 #: A row of so many numbers whose mean and variance are those of a layer norm is no accident.
 _LEAST_NORMED = 8
 
+_IN_A_WORD = {**TASKS, UNSAID.name: UNSAID, ONE_NUMBER.name: ONE_NUMBER}
 _SAY = "Say ProbeImages(task=…)"
 _ONE_OUTPUT = (
     "task='binary' where it tells class 1 from class 0, task='multilabel' where it is one label, task='regression' "
@@ -75,8 +76,8 @@ def find_task(
         model: whose output it is.
 
     Returns:
-        A task; :class:`~lightning_attngrad.explain.Undecided` where it cannot be told, and ``UNSAID`` where nothing
-        speaks for or against classes.
+        A task; :class:`~lightning_attngrad.explain.Undecided` where it cannot be told, ``UNSAID`` where nothing
+        speaks for or against classes, and ``ONE_NUMBER`` where nothing does of one output.
     """
     outputs = output.shape[1]
     if outputs == 1:
@@ -185,7 +186,7 @@ def _undecided(why: str) -> Undecided:
 def _of_one_output(labels: Tensor | None, seen: Seen | None, names: int | None) -> tuple[Task, str]:
     if labels is None:
         certain = names == 2 or (seen is not None and seen.both and seen.largest == 1)
-        return (TASKS["binary"], "") if certain else (UNSAID, _of_one("there are no labels"))
+        return (TASKS["binary"], "") if certain else (ONE_NUMBER, _of_one("there are no labels"))
     classes = exclusive_classes(labels)
     if classes is not None:
         return _of_one_output_and_classes(classes, seen, names, are_floats=labels.is_floating_point())
@@ -194,7 +195,7 @@ def _of_one_output(labels: Tensor | None, seen: Seen | None, names: int | None) 
     values = labels[labels.isfinite()].unique()
     smoothed = len(values) == 2 and bool((values >= 0).all()) and abs(float(values.sum()) - 1) < 1e-4
     if names == 2 or smoothed:
-        return UNSAID, _of_one("labels are neither classes nor plainly numbers")
+        return ONE_NUMBER, _of_one("labels are neither classes nor plainly numbers")
     return TASKS["regression"], ""
 
 
@@ -209,7 +210,7 @@ def _of_one_output_and_classes(
     both = bool((known == 0).any() and (known == 1).any()) or (seen is not None and seen.both)
     if not exceeded and (both or names in (1, 2)):
         return TASKS["binary"], ""
-    return UNSAID, _of_one("labels go beyond 0 and 1" if exceeded else "not both of the labels 0 and 1 are seen")
+    return ONE_NUMBER, _of_one("labels go beyond 0 and 1" if exceeded else "not both of the labels 0 and 1 are seen")
 
 
 def _of_one(why: str) -> str:
@@ -261,9 +262,9 @@ def _several(labels: Tensor, count: int | None) -> Tensor | None:
 
 def task_in_a_word(task: Task) -> str | None:
     """For a checkpoint; None for what has to be found out, or said, again."""
-    return task.name if task is UNSAID or TASKS.get(task.name) is task else None
+    return task.name if _IN_A_WORD.get(task.name) is task else None
 
 
 def task_of_a_word(word: Any) -> Task | None:
     """Back from :func:`task_in_a_word`."""
-    return UNSAID if word == UNSAID.name else TASKS.get(word)
+    return _IN_A_WORD.get(word)
