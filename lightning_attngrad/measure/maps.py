@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_attngrad.explain import Explanation, Question
-from lightning_attngrad.measure.questions import settled, with_masks
+from lightning_attngrad.explain import Explanation, Objective, Question
+from lightning_attngrad.measure.questions import say_once, settled, with_masks
 from lightning_attngrad.probe import Evaluation
 
 #: Images in the figures that show several maps of each.
 SHOWN_IN_STRIPS = 4
 #: Images whose classes are explained at once: each takes a backward pass a class.
 _IMAGES_OF_SEVERAL_CLASSES = 2
+#: Of its largest value: what differs by less is the same for every image.
+_HARDLY = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +164,24 @@ def _explained(evaluation: Evaluation, question: Question, images: Tensor, memor
         )
 
     # In two parts or more, which two processes can share.
-    return _joined(evaluation.each(len(images), work, at_most=-(-len(images) // 2)))
+    maps = _joined(evaluation.each(len(images), work, at_most=-(-len(images) // 2)))
+    _say_if_it_hardly_varies(evaluation, question, maps.value)
+    return maps
+
+
+def _say_if_it_hardly_varies(evaluation: Evaluation, question: Question, value: Tensor) -> None:
+    """A number that is the same for every image has a gradient of rounding errors, and a map of noise."""
+    finite = value[value.isfinite()]
+    if isinstance(question.objective, str | Objective) or len(finite) < 2:
+        return
+    if float(finite.max() - finite.min()) <= _HARDLY * float(finite.abs().max()):
+        say_once(
+            evaluation,
+            f"objective: the function gives {float(finite[0]):.4g} for all {len(finite)} images, to within "
+            f"{_HARDLY:.1%}: it says nothing of an image, and its maps are noise. Behind a layer norm, or normalised, "
+            "the length of an embedding is such a constant; explain its likeness to something instead, with "
+            "task=Similarity(vectors, names)",
+        )
 
 
 def _maps(explanation: Explanation) -> Maps:

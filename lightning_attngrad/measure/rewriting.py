@@ -260,8 +260,8 @@ def comparison_hash(
 ) -> str:
     """SHA-256 of images, classes, settings, normalisation, task, part of the model and precision.
 
-    Distances of another do not compare; nor do numbers of maps beside them, whose ``method`` then belongs to it; without
-    frozen classes it is of those alone.
+    Distances of another do not compare; nor do numbers of maps beside them, whose ``method`` then belongs to it.
+    Without frozen classes it is of those alone.
     """
     described = {
         "images": evaluation.images_hash,
