@@ -42,6 +42,7 @@ class AuditOptions:
         target: which class images are rewritten to: a number, random, runner_up, least_likely or all.
         seed: of the choice of images and random targets.
         model_path: the part of the LightningModule that classifies, as in net.
+        task: what the model's output means: multiclass, binary, multilabel or regression (default: as in the run).
         image_key: where the images are in a batch, as in pixel_values.
         target_key: where the classes are in a batch.
         batch_adapter: import path of a function from a batch to (images, targets or None).
@@ -75,6 +76,7 @@ class AuditOptions:
     target: int | str | None = field(default=None, metadata={**_SETTINGS, "metavar": "CLASS"})
     seed: int | None = field(default=None, metadata=_SETTINGS)
     model_path: str | None = field(default=None, metadata={**_SETTINGS, "metavar": "PATH"})
+    task: Literal["multiclass", "binary", "multilabel", "regression"] | None = field(default=None, metadata=_SETTINGS)
     image_key: int | str | None = field(default=None, metadata={**_SETTINGS, "metavar": "KEY"})
     target_key: int | str | None = field(default=None, metadata={**_SETTINGS, "metavar": "KEY"})
     batch_adapter: str | None = field(default=None, metadata={**_SETTINGS, "metavar": "PATH"})

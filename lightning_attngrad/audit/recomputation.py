@@ -17,7 +17,10 @@ from lightning_attngrad.reporting.distances import Norm
 
 #: Settings of the images of an audit; all others are of the rewriting.
 IMAGE_ARGUMENTS = frozenset(
-    ("num_images", "seed", "dataloader_idx", "model", "mean", "std", "image_key", "target_key", "batch_adapter")
+    (
+        *("num_images", "seed", "dataloader_idx", "model", "mean", "std"),
+        *("image_key", "target_key", "batch_adapter", "task"),
+    )
 )
 
 
@@ -93,5 +96,7 @@ class Recomputation(CheckpointAudit):
         """Draw all checkpoints in one figure."""
         norm = cast("Norm", self.rewriting.norm)
         title = "Rewritten within a radius"
-        curves = {label: np.asarray(distances) for label, distances in self.curves.items()}
+        curves = {label: np.asarray(distances) for label, distances in self.curves.items() if distances}
+        if not curves:
+            return {}
         return {"success": success_curves(curves, radii=self.rewriting.radii, norm=norm, title=title)}

@@ -10,7 +10,7 @@ from lightning_attngrad.audit.checkpoints import SavedCheckpoint
 from lightning_attngrad.audit.options import AuditError, AuditOptions
 
 #: What the hash of a record stands for, beside the images and classes themselves, and the precision.
-_HASHED = ("num_images", "seed", "dataloader_idx", "norm", "steps", "target", "radii", "model", "mean", "std")
+_HASHED = ("num_images", "seed", "dataloader_idx", "norm", "steps", "target", "radii", "model", "mean", "std", "task")
 _ARGUMENTS = (*_HASHED, "image_key", "target_key")
 
 
@@ -51,6 +51,7 @@ def choose_settings(options: AuditOptions, checkpoints: Sequence[SavedCheckpoint
         "norm": options.norm,
         "steps": options.steps,
         "target": options.target,
+        "task": options.task,
         "image_key": options.image_key,
         "target_key": options.target_key,
         "model": options.model_path,
@@ -59,6 +60,11 @@ def choose_settings(options: AuditOptions, checkpoints: Sequence[SavedCheckpoint
     }
     arguments = {name: run[name] for name in _ARGUMENTS if run.get(name) is not None}
     arguments |= {name: value for name, value in asked.items() if value is not None}
+    if not isinstance(arguments.get("task"), str | None):
+        raise AuditError(
+            "the run's audit was of likeness to vectors (Similarity), which the record of a checkpoint does not hold: "
+            "it cannot be made again from the command line"
+        )
     if arguments.get("norm") != run.get("norm"):
         arguments.pop("radii", None)  # they are in the units of the other norm
     if options.batch_adapter is not None:

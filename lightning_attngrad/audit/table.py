@@ -108,7 +108,9 @@ def _aligned(columns: Sequence[Sequence[str]]) -> str:
 def distance_text(record: AuditRecord) -> str:
     """The median distance for people, as in ``3.1/255``."""
     norm = cast("Norm", record.settings["norm"])
-    median = record.figures[f"rewrite/median_{norm}"]
+    median = record.figures.get(f"rewrite/median_{norm}", math.nan)
+    if math.isnan(median):
+        return "none"
     return distance_unit(norm).text(median) if math.isfinite(median) else "∞"
 
 
@@ -167,7 +169,7 @@ def _notes(rows: Sequence[AuditRow]) -> list[str]:
         health = {
             name.removeprefix("rewrite/"): figures[name] for name in figures if name.startswith("rewrite/health/")
         }
-        if complaint := ill_health(health):
+        if health and (complaint := ill_health(health)):
             notes.append(f"{row.label}: {complaint}; its distances are less certain")
     return notes
 

@@ -182,7 +182,7 @@ class AttentionDriftMonitor(MapsMonitor):
         measured = []
         for panel, now in maps.by_panel():
             beside = [dict(copy.by_panel())[panel] for copy in jittered]
-            is_now = Reference.of(now, evaluation.label)
+            is_now = Reference.of(now, evaluation.label, evaluation.task)
             reference = self._references.get(panel) or then.get(panel)
             if reference is None and evaluation.in_history and self._weights is None:
                 reference = is_now
@@ -225,7 +225,7 @@ class AttentionDriftMonitor(MapsMonitor):
         if self._weights is None:
             return {}
         then = self._maps(evaluation.with_weights(on_device(self._weights, evaluation.images.device)))
-        return {panel: Reference.of(maps, "the checkpoint") for panel, maps in then.by_panel()}
+        return {panel: Reference.of(maps, "the checkpoint", evaluation.task) for panel, maps in then.by_panel()}
 
     def knows_enough(self) -> bool:
         """Whether there is something to compare with; a ratio to a noise floor of 0 is a number too: ∞."""

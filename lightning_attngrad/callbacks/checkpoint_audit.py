@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerStatus
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_attngrad.callbacks.base import ProbeCallback
+from lightning_attngrad.explain import TASKS
 from lightning_attngrad.measure.audit_record import AuditRecord, record_address
 from lightning_attngrad.measure.map_scalars import completeness_scalars
 from lightning_attngrad.measure.maps import Maps, explain_images
@@ -42,6 +43,7 @@ class CheckpointAudit(ProbeCallback):
     ``ModelCheckpoint`` only, whose names are known, and is removed when ``ModelCheckpoint`` removes the checkpoint.
     With weight averaging a checkpoint holds the average, which is in place during validation alone: the audit then
     evaluates at each validation, and a checkpoint saved between validations says why it has no figures.
+    Of a model of regression, which has no classes to rewrite, there are figures of maps alone.
     Maps are by the default method of :func:`lightning_attngrad.explain`, or by what stands in for it where the model
     does not permit it: the record's settings name it. Of a model of which no map can be made there are no such figures.
 
@@ -88,6 +90,7 @@ class CheckpointAudit(ProbeCallback):
         self.distances: list[float] = []  # of the image–target pairs of the last evaluation
         self.hash: str | None = None  # SHA-256 of images, classes and settings: figures of another do not compare
         self.method: str | None = None  # of the maps; None where no map can be made of the model
+        self.task: Any = None  # in plain values; None where the model tells classes apart that exclude each other
         self._frozen: FrozenTargets | None = None
         self._evaluated_at: Moment | None = None
         self._described: dict[str, CheckpointFile] = {}  # checkpoints that have their file
@@ -184,13 +187,17 @@ class CheckpointAudit(ProbeCallback):
     # What it finds ------------------------------------------------------------------------------------------
 
     def evaluate(self, evaluation: Evaluation) -> Findings:
-        """Maps and rewrites of the frozen images."""
-        if self._frozen is None:
+        """Maps and rewrites of the frozen images; of numbers, which are no classes, maps alone."""
+        rewrites = evaluation.task.name != TASKS["regression"].name
+        self.task = evaluation.task.plain()
+        if self._frozen is None and rewrites:
             self._frozen = FrozenTargets.of_this_run(evaluation, self.rewriting.target)
         question, _ = question_of_maps(evaluation)  # where there is none, the rewriting says why
         self.method = None if question is None else question.method
         self.hash = comparison_hash(evaluation, self.rewriting, self._frozen, method=self.method)
         numbers = {} if question is None else _map_numbers(explain_images(evaluation, question))
+        if self._frozen is None:
+            return Findings(numbers)
         pairs, shown = rewrite_images(evaluation, self.rewriting, self._frozen)
         self.distances = pairs.distance.tolist()
         rewritten = rewrite_scalars(pairs, self.rewriting)
@@ -244,6 +251,7 @@ class CheckpointAudit(ProbeCallback):
                 "model": known.model,
                 "mean": _plain_key(known.mean),
                 "std": _plain_key(known.std),
+                "task": known.task if isinstance(known.task, str) else self.task,
                 "precision": str(trainer.precision),
                 "method": self.method,
             },
@@ -335,7 +343,7 @@ class CheckpointAudit(ProbeCallback):
     def forget(self) -> None:
         """Drop what belongs to another run, or to other images."""
         super().forget()
-        self.record = self.hash = self.method = self._frozen = self._evaluated_at = None
+        self.record = self.hash = self.method = self.task = self._frozen = self._evaluated_at = None
 
 
 def _map_numbers(maps: Maps) -> dict[str, float]:

@@ -37,7 +37,7 @@ class FaithfulnessMonitor(MapsMonitor):
     - ``srg``: insertion − deletion, the symmetric relevance gain; about 0 for a map that says nothing, below 0 for one
       that misleads;
     - ``class_sensitivity``: 1 − rank correlation between the maps of the predicted class and of the runner-up; near 0
-      the maps hardly depend on the class, however well they find the object. Models of one output have none;
+      the maps hardly depend on the class, however well they find the object; of labels, the two most probable ones;
     - ``seconds`` and ``overhead``;
     - a figure ``curves``: both curves of this evaluation, against those of the first one.
 
@@ -126,6 +126,7 @@ class FaithfulnessMonitor(MapsMonitor):
     def evaluate(self, evaluation: Evaluation) -> Findings:
         """Explain the images, replace their patches, and compare with the first evaluation."""
         question = self.asked(evaluation)
+        evaluation.task.need_classes("faithfulness watches the probability of one")
         maps = explain_images(evaluation, question, memory_budget=self.memory_budget)
         scalars: dict[str, float] = {}
         found = {}
@@ -134,8 +135,8 @@ class FaithfulnessMonitor(MapsMonitor):
             for name in ("srg", "deletion", "insertion"):
                 scalars[f"{name}{panel}"] = float(getattr(found[panel], name).nanmean())
         now = found[""]
-        if maps.logits.shape[1] > 1:
-            sensitivity = sensitivity_of(evaluation, question, maps.logits, self.memory_budget)
+        sensitivity = sensitivity_of(evaluation, question, maps, self.memory_budget)
+        if sensitivity is not None:
             scalars["class_sensitivity"] = float(sensitivity.nanmean())
         first = self._first
 

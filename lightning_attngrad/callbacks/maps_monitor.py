@@ -40,6 +40,8 @@ class MapsMonitor(Monitor):
         return {name: value for name, value in known.items() if self.question.method or name not in _OF_THE_METHOD}
 
     def further_conditions(self, evaluation: Evaluation) -> dict[str, Any]:
-        """The method that answers."""
+        """The method that answers, and what the model's output means."""
         answers = self.asked(evaluation).plain()
-        return {**super().further_conditions(evaluation), **{name: answers[name] for name in _OF_THE_METHOD}}
+        task = evaluation.task.plain() if self.question.needs_target else None
+        named = {name: answers[name] for name in _OF_THE_METHOD}
+        return {**super().further_conditions(evaluation), "task": task, **named}

@@ -53,7 +53,8 @@ class Monitor(ProbeCallback):
         >>> import lightning_attngrad as attngrad
         >>> class Confidence(attngrad.Monitor):
         ...     def evaluate(self, evaluation):
-        ...         return attngrad.Findings({"mean": evaluation.logits().softmax(dim=1).amax(dim=1).mean()})
+        ...         probability = evaluation.task.probabilities(evaluation.scores())
+        ...         return attngrad.Findings({"mean": probability.amax(dim=1).mean()})
         >>> # trainer = L.Trainer(callbacks=[Confidence()])  # logs attngrad/Confidence/mean
     """
 

@@ -38,7 +38,8 @@ class RewriteRobustnessMonitor(Monitor):
     - ``attngrad/rewrite/median_linf``, ``q25_linf``, ``q75_linf``: the smallest changes found, in pixels where white
       is 1, with failures as ∞ (``_l2``, ``_l0_patches`` for the other norms);
     - ``success/4_255`` and ``robust_accuracy/4_255`` for each radius, ``area`` under the success over log radius;
-    - ``psnr``, ``ssim``, ``survives_8_bit`` and ``map_shift`` of the rewritten images;
+    - ``psnr``, ``ssim``, ``survives_8_bit`` and ``map_shift`` of the rewritten images; of labels, each of which is
+      switched from what is true, also ``also_changed``: how many others change with it;
     - ``log_ratio`` with ``log_ratio_low`` and ``log_ratio_high``: each image against itself at the reference, the
       median of the logarithms and its 95 % bootstrap interval; below 0 rewriting has become easier;
     - ``health/…``: whether the search can be believed, and ``short_over_long``: how far its 16 steps are off;
@@ -193,8 +194,9 @@ class RewriteRobustnessMonitor(Monitor):
         return self.rewriting.plain()
 
     def further_conditions(self, evaluation: Evaluation) -> dict[str, Any]:
-        """How the images were normalised."""
-        return conditions_of(evaluation)
+        """How the images were normalised, and what the model's output means."""
+        evaluation.task.need_classes("an image is rewritten from one to another")
+        return {**conditions_of(evaluation), "task": evaluation.task.plain()}
 
     def history(self) -> dict[str, Any]:
         """The frozen classes, the reference and the curves."""

@@ -30,13 +30,18 @@ from lightning_attngrad.explain.objectives import (
     Seeds,
 )
 from lightning_attngrad.explain.outputs import (
+    ONE_NUMBER,
     TASKS,
     UNSAID,
+    WHAT_WOULD_DO,
     Multilabel,
     Similarity,
     Task,
+    Undecided,
     check_task,
     find_logits,
+    of_class,
+    row_of_numbers,
 )
 from lightning_attngrad.explain.placing import within_area
 from lightning_attngrad.explain.plain import plain
@@ -48,8 +53,10 @@ __all__ = [
     "DEFAULT_METHOD",
     "METHODS",
     "OBJECTIVES",
+    "ONE_NUMBER",
     "TASKS",
     "UNSAID",
+    "WHAT_WOULD_DO",
     "AttentionStep",
     "Contrast",
     "Explanation",
@@ -71,12 +78,15 @@ __all__ = [
     "Similarity",
     "Task",
     "TokenScores",
+    "Undecided",
     "UnsupportedModelError",
     "attention_step",
     "check_task",
     "explain",
     "find_logits",
+    "of_class",
     "plain",
     "register_method",
+    "row_of_numbers",
     "within_area",
 ]

@@ -19,6 +19,7 @@ from lightning_attngrad.explain.explanation import Explanation
 from lightning_attngrad.explain.flow import first_tensors
 from lightning_attngrad.explain.forward_pass import forward_pass
 from lightning_attngrad.explain.objectives import Logit
+from lightning_attngrad.explain.outputs import Task, check_task
 from lightning_attngrad.explain.placing import row_images, sum_by_image
 
 
@@ -58,6 +59,7 @@ def attention_step(
     layers: Sequence[str] | None = None,
     correction: str = "positive",
     forward: Callable[[Tensor], Any] | None = None,
+    task: str | Task | None = None,
 ) -> AttentionStep:
     """Rerun the model with its attention scores moved along their gradient, ``S' = S + η·∂Φ/∂S / rms(∂Φ/∂S)``.
 
@@ -73,6 +75,7 @@ def attention_step(
             depends on.
         correction: of the maps, see :func:`explain`.
         forward: called instead of ``model(images)``.
+        task: what the output means, see :func:`explain`.
 
     Raises:
         ValueError: for unknown layers, no step size, or several classes an image.
@@ -87,12 +90,13 @@ def attention_step(
     sizes = tuple(float(size) for size in step_sizes)
     if not sizes:
         raise ValueError("step_sizes: got none; expected at least one number")
-    options: dict[str, Any] = {"method": "gradient_guided", "correction": correction, "forward": forward}
+    options: dict[str, Any] = {"method": "gradient_guided", "correction": correction, "forward": forward, "task": task}
     before = explain(model, images, target, **options)
     if before.target is None or before.target.dim() != 1:
         raise ValueError(f"target: got {target!r}; expected one class an image, an int or a tensor ({len(images)},)")
     chosen = _chosen(layers, before.layer_names)
-    directions = _score_directions(model, images, before.target, forward, chosen)
+    meaning = check_task(task)
+    directions = _score_directions(model, images, before.target, forward, chosen, meaning)
 
     logits, heatmaps = [], []
     for size in sizes:
@@ -100,11 +104,11 @@ def attention_step(
         after = explain(model, images, before.target, score_offsets=offsets, **options)
         logits.append(after.logits)
         heatmaps.append(after.heatmap)
-    predicted = torch.stack(logits).argmax(dim=-1) == before.target  # (S, B)
+    predicted = [meaning.margin(meaning.of_logits(some), before.target) > 0 for some in logits]  # S times (B,)
     smallest = torch.full_like(before.value, torch.inf)
     for size, sufficed in zip(sizes, predicted, strict=True):
         smallest = torch.where(sufficed, smallest.clamp_max(size), smallest)
-    smallest = torch.where(before.logits.argmax(dim=1) == before.target, 0.0, smallest)
+    smallest = torch.where(meaning.margin(meaning.of_logits(before.logits), before.target) > 0, 0.0, smallest)
     return AttentionStep(
         before=before,
         logits=torch.stack(logits),
@@ -130,6 +134,7 @@ def _score_directions(
     target: Tensor,
     forward: Callable[[Tensor], Any] | None,
     chosen: set[str],
+    task: Task,
 ) -> list[Tensor | None]:
     """``∂Φ/∂S / rms(∂Φ/∂S)`` of each attention call, (R, H, N, M), None where it is not to be redirected."""
     directions: dict[int, Tensor] = {}
@@ -147,7 +152,7 @@ def _score_directions(
         size = _root_mean_square(at_scores, queries[call.name], ran.batch)
         directions[id(call)] = torch.where(size > 0, at_scores / size, 0.0)
 
-    with forward_pass(model, images, forward=forward) as ran:
+    with forward_pass(model, images, forward=forward, task=task) as ran:
         queries = {places.name: places.queries for places in ran.places.calls}
         seeds = Logit().seeds(ran, target)
         ran.tap.on_gradient = keep

@@ -13,7 +13,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-_WHAT_WOULD_DO = (
+from lightning_attngrad.explain.plain import plain
+
+#: Where there are no classes.
+WHAT_WOULD_DO = (
     "objective='start' explains what stays of each image's own starting embedding, task=Similarity(vectors, names) the "
     "likeness to class prototypes or text vectors, which then are the classes, and objective=function any number an "
     "image"
@@ -74,9 +77,58 @@ class Task(ABC):
         """The class (B,) that is explained where none is asked for: the most probable one."""
         return scores.detach().argmax(dim=1)
 
+    def class_of(self, labels: Tensor, scores: Tensor) -> Tensor:
+        """The class (B,) that is explained where labels are known: the true one, else :meth:`chosen`.
+
+        Args:
+            labels: (B,) int64, −1 where an image has none; in multi-label classification (B, K) bool.
+            scores: (B, ·).
+        """
+        known = (labels >= 0) & (labels < scores.shape[1])
+        return torch.where(known, labels, self.chosen(scores))
+
+    def true_classes(self, labels: Tensor) -> list[int]:
+        """The true classes of one image, from what it has in ``labels``; none where that is not known."""
+        return [int(labels)] if labels.dim() == 0 and labels >= 0 else []
+
+    def predicted(self, scores: Tensor) -> Tensor | None:
+        """What is predicted: classes (B,), or in multi-label classification (B, K) bool; None without classes."""
+        return self.chosen(scores) if self.has_classes and scores.shape[1] > 1 else None
+
+    def predicted_classes(self, scores: Tensor) -> list[int]:
+        """What is predicted of one image, from its scores (K,), most probable first; none without classes."""
+        found = self.predicted(scores[None])
+        return [] if found is None else [int(found[0])]
+
+    def likeliest(self, scores: Tensor, most: int) -> Tensor | None:
+        """The most probable classes (B, ≤ most) that may stand side by side; None where there are fewer than two."""
+        if not self.has_classes or scores.shape[1] < 2:
+            return None
+        return scores.topk(min(most, scores.shape[1]), dim=1).indices
+
     def logits(self, scores: Tensor) -> Tensor:
         """The output as the model's user knows it, (B, ·)."""
         return scores
+
+    def of_logits(self, logits: Tensor) -> Tensor:
+        """The scores, back from :meth:`logits`."""
+        return logits
+
+    def need_classes(self, what_for: str) -> None:
+        """Refuse where there are no classes.
+
+        Args:
+            what_for: they are needed, for the message.
+
+        Raises:
+            ValueError: with what would do.
+        """
+        if not self.has_classes:
+            raise ValueError(f"task: {self.name!r} has no classes, and {what_for}")
+
+    def plain(self) -> Any:
+        """For hashes and conditions; None for classes that exclude each other, which is what nothing said has been."""
+        return self.name
 
     def in_words(self, names: Sequence[str] | None, count: int) -> tuple[str, ...] | None:  # noqa: ARG002
         """Names of the ``count`` classes, from the names that the user knows; None without any."""
@@ -96,6 +148,9 @@ class Multiclass(Task):
     """K ≥ 2 outputs, of which one class is true: softmax."""
 
     name = "multiclass"
+
+    def plain(self) -> Any:
+        return None
 
     def scores(self, output: Any, batch: int) -> Tensor:
         scores = row_of_numbers(output, batch)
@@ -123,6 +178,13 @@ class Binary(Multiclass):
     """
 
     name = "binary"
+
+    def plain(self) -> Any:
+        return self.name
+
+    def in_words(self, names: Sequence[str] | None, count: int) -> tuple[str, ...] | None:
+        """Where only the class 1 has a name, 0 is that it is not there."""
+        return (f"no {names[0]}", names[0]) if names is not None and len(names) == 1 else super().in_words(names, count)
 
     def scores(self, output: Any, batch: int) -> Tensor:
         scores = row_of_numbers(output, batch)
@@ -155,13 +217,42 @@ class Multilabel(Task):
         return -of_class(scores, target)
 
     def chosen(self, scores: Tensor) -> Tensor:
-        return self.logits(scores.detach()).argmax(dim=1)
+        """The most probable label; a single label is a binary classifier, whose other class is that it is not there."""
+        scores = scores.detach()
+        return (scores if scores.shape[1] == 2 else self.logits(scores)).argmax(dim=1)
+
+    def class_of(self, labels: Tensor, scores: Tensor) -> Tensor:
+        """The first label that the image has; of a single label, whether it has it; else :meth:`chosen`."""
+        if labels.shape[1] == 1:
+            return (~labels[:, 0]).long()
+        return torch.where(labels.any(dim=1), labels.int().argmax(dim=1), self.chosen(scores))
+
+    def true_classes(self, labels: Tensor) -> list[int]:
+        found: list[int] = labels.nonzero().flatten().tolist()
+        return found if found or len(labels) > 1 else [1]
+
+    def predicted(self, scores: Tensor) -> Tensor:
+        return self.logits(scores) > 0
+
+    def predicted_classes(self, scores: Tensor) -> list[int]:
+        logits = self.logits(scores)
+        on = [int(label) for label in logits.argsort(descending=True, stable=True) if logits[label] > 0]
+        return on if on or len(logits) > 1 else [1]
+
+    def likeliest(self, scores: Tensor, most: int) -> Tensor | None:
+        labels = scores.shape[1] // 2
+        among = scores if labels == 1 else self.logits(scores)
+        return among.topk(min(most, among.shape[1]), dim=1).indices
 
     def logits(self, scores: Tensor) -> Tensor:
         return 2 * scores[..., : scores.shape[-1] // 2]
 
+    def of_logits(self, logits: Tensor) -> Tensor:
+        return torch.cat([logits / 2, -logits / 2], dim=-1)
+
     def in_words(self, names: Sequence[str] | None, count: int) -> tuple[str, ...] | None:
-        labels = [str(number) for number in range(count // 2)] if names is None else list(names)
+        fits = names is not None and len(names) == count // 2
+        labels = list(names) if fits and names is not None else [str(number) for number in range(count // 2)]
         return (*labels, *(f"no {label}" for label in labels))
 
     def switched(self, classes: Tensor, scores: Tensor) -> Tensor:
@@ -176,6 +267,14 @@ class Regression(Task):
 
     name = "regression"
     has_classes = False
+
+    def in_words(self, names: Sequence[str] | None, count: int) -> tuple[str, ...] | None:
+        """Names of the numbers; those of something else are as many only by accident."""
+        return super().in_words(names, count) if names is not None and len(names) == count else None
+
+    def class_of(self, labels: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002
+        """The first number; a function as the objective explains another."""
+        return torch.zeros(len(scores), dtype=torch.long, device=scores.device)
 
     def scores(self, output: Any, batch: int) -> Tensor:
         return row_of_numbers(output, batch)
@@ -200,7 +299,42 @@ class Embedding(Task):
     has_classes = False
 
     def scores(self, output: Any, batch: int) -> Tensor:  # noqa: ARG002
-        raise ValueError(f"task: the output is an embedding, which has no classes to explain. {_WHAT_WOULD_DO}")
+        raise ValueError(f"task: the output is an embedding, which has no classes to explain. {WHAT_WOULD_DO}")
+
+
+class Undecided(Embedding):
+    """What the output means could not be told: whoever needs to know is told why, and what to write.
+
+    Args:
+        why: for the message.
+    """
+
+    name = "undecided"
+
+    def __init__(self, why: str) -> None:
+        self.why = why
+
+    def scores(self, output: Any, batch: int) -> Tensor:  # noqa: ARG002
+        raise ValueError(self.why)
+
+    def need_classes(self, what_for: str) -> None:  # noqa: ARG002
+        self.scores(None, 0)
+
+
+class OneNumber(Regression):
+    """One output of which nothing tells what it means: a number, and no class, until somebody says otherwise."""
+
+    name = "one number"
+
+    def plain(self) -> Any:
+        return None
+
+    def need_classes(self, what_for: str) -> None:
+        raise ValueError(
+            "model: its output has 1 number an image, not one row of logits an image (2 or more classes), and "
+            f"{what_for}. Say ProbeImages(task='binary') if it tells class 1 from class 0, 'multilabel' if it is one "
+            "label, or set ProbeImages(model=…) to the part that classifies"
+        )
 
 
 class Unsaid(Multiclass):
@@ -271,6 +405,9 @@ class Similarity(Multiclass):
             vectors = torch.nn.functional.normalize(vectors, dim=1)
         return self.scale * embedding @ vectors.T
 
+    def plain(self) -> Any:
+        return plain(self)
+
     def in_words(self, names: Sequence[str] | None, count: int) -> tuple[str, ...] | None:
         return super().in_words(self.names if self.names is not None else names, count)
 
@@ -278,6 +415,7 @@ class Similarity(Multiclass):
 #: By the word that ``task=`` takes.
 TASKS: dict[str, Task] = {task.name: task for task in (Multiclass(), Binary(), Multilabel(), Regression(), Embedding())}
 UNSAID = Unsaid()
+ONE_NUMBER = OneNumber()
 
 
 def check_task(task: str | Task | None) -> Task:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_attngrad.explain import UNSAID, Task, of_class
 from lightning_attngrad.measure.maps import Maps
 from lightning_attngrad.metrics.functional import DRIFT_MEASURES, drift_ratio, map_drift
 from lightning_attngrad.probe import Evaluation
@@ -31,8 +32,8 @@ class Reference:
         label: of the evaluation, such as ``start``.
         heatmap: (N, h, w).
         layers: (N, L, h, w) what each layer added; None for methods that have no such parts.
-        predicted: (N,) classes; None where the model or the objective has none.
-        probability: (N,) of these classes.
+        predicted: (N,) classes, or (N, K) bool, which labels; None where the model or the objective has none.
+        probability: (N,) of these classes, or (N, K) of all labels.
     """
 
     label: str
@@ -42,11 +43,15 @@ class Reference:
     probability: Tensor | None
 
     @classmethod
-    def of(cls, maps: Maps, label: str) -> Reference:
-        """From maps that were found."""
-        predicted = probability = None
-        if maps.target is not None and maps.logits.shape[1] > 1:
-            probability, predicted = maps.logits.softmax(dim=1).max(dim=1)
+    def of(cls, maps: Maps, label: str, task: Task = UNSAID) -> Reference:
+        """From maps that were found of a model whose output means ``task``."""
+        scores = task.of_logits(maps.logits)
+        predicted = None if maps.target is None else task.predicted(scores)
+        probability = None
+        if predicted is not None:
+            probability = task.probabilities(scores)
+            classes = predicted.shape[1:]
+            probability = probability[:, : classes[0]] if classes else of_class(probability, predicted)
         return cls(label, maps.heatmap, maps.layers, predicted, probability)
 
     @property
@@ -161,16 +166,19 @@ def drift_scalars(drift: Drift) -> dict[str, float]:
 
 
 def class_scalars(evaluation: Evaluation, drift: Drift) -> dict[str, float]:
-    """Spearman drift of each true class, mean of its images; of the first 20 of them."""
-    if evaluation.targets is None:
+    """Spearman drift of each true class or label, mean of its images; of the first 20 of them."""
+    targets = evaluation.targets
+    if targets is None or targets.is_floating_point():
         return {}
-    classes = [int(index) for index in evaluation.targets.unique() if index >= 0][:_MOST_CLASSES]
+    if targets.dim() == 2:
+        of = {index: targets[:, index] for index in targets.any(dim=0).nonzero().flatten().tolist()}
+    else:
+        of = {index: targets == index for index in targets.unique().tolist() if index >= 0}
+    classes = sorted(of)[:_MOST_CLASSES]
     # Loggers take few signs in a name, and a slash would open a folder.
     names = [re.sub(r"[^\w .-]", "_", evaluation.class_name(index)) for index in classes]
     return {
-        f"per_class/{name if names.count(name) == 1 else index}": float(
-            drift.distance[LEADING][evaluation.targets == index].nanmean()
-        )
+        f"per_class/{name if names.count(name) == 1 else index}": float(drift.distance[LEADING][of[index]].nanmean())
         for name, index in zip(names, classes, strict=True)
     }
 
@@ -182,6 +190,8 @@ def disagreement_scalars(drift: Drift, reference: Reference | None, now: Referen
     if reference is None or reference.predicted is None:
         return {"prediction_changed_map_stable": math.nan, "map_changed_prediction_stable": math.nan}
     changed = now.predicted != reference.predicted
+    if changed.dim() == 2:  # any of the labels
+        changed = changed.any(dim=1)
     return {
         "prediction_changed_map_stable": float((changed & drift.stayed()).sum()),
         "map_changed_prediction_stable": float((~changed & drift.moved(factor)).sum()),
@@ -230,7 +240,7 @@ def what_moved(evaluation: Evaluation, drift: Drift, layer_names: Sequence[str],
     """The part of the map, the class and the images whose maps are furthest from the reference, as a sentence."""
     parts = []
     if len(drift.layers) and not drift.layers.isnan().all():
-        layer = int(drift.layers.nan_to_num(-1).argmax())
+        layer = int(drift.layers.nan_to_num(-1).max(dim=0).indices)
         parts.append(f"the part {layer_names[layer]} ({float(drift.layers[layer]):.2f})")
     classes = {
         name: value for name, value in scalars.items() if name.startswith("per_class/") and not math.isnan(value)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from lightning_attngrad.explain import Question, within_area
 from lightning_attngrad.measure.drift import LEADING, Drift, PastDrift, Reference
@@ -85,18 +86,25 @@ def drift_figures(
     return figures
 
 
+def _of_labels(evaluation: Evaluation, there: Tensor, probability: Tensor) -> tuple[str, float | None]:
+    """The labels that are predicted, and the probability of that where they are one, or none of one."""
+    labels = evaluation.task.true_classes(there)
+    name = ", ".join(evaluation.class_name(label) for label in labels) or "none"
+    if len(labels) != 1:
+        return name, None
+    return name, float(probability[labels[0]]) if labels[0] < len(there) else 1 - float(probability[0])
+
+
 def _caption(evaluation: Evaluation, drift: Drift, reference: Reference, now: Reference, index: int) -> MovedCaption:
     predicted: list[tuple[str | None, float | None]] = []
     for one in (reference, now):
         if one.predicted is None or one.probability is None:
             predicted.append((None, None))
-        else:
+        elif one.predicted.dim() == 1:
             predicted.append((evaluation.class_name(int(one.predicted[index])), float(one.probability[index])))
-    true = (
-        None
-        if evaluation.targets is None or evaluation.targets[index] < 0
-        else evaluation.class_name(int(evaluation.targets[index]))
-    )
+        else:
+            predicted.append(_of_labels(evaluation, one.predicted[index], one.probability[index]))
+    true = ", ".join(evaluation.true_names(index)) or None
     return MovedCaption(
         drift=float(drift.distance[LEADING][index]),
         floor=float(drift.floor[LEADING][index]),

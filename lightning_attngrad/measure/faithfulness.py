@@ -44,6 +44,7 @@ def curves_of(evaluation: Evaluation, maps: Maps, steps: int, replacement: Liter
             # which the processes of a sharded model have to agree.
             batch=_CHANGED_AT_ONCE * len(part),
             forward=evaluation.forward,
+            task=evaluation.task,
         )
         return Faithfulness(found.shares.cpu(), found.morf.cpu(), found.lerf.cpu())
 
@@ -52,8 +53,10 @@ def curves_of(evaluation: Evaluation, maps: Maps, steps: int, replacement: Liter
     return Faithfulness(parts[0].shares, morf, lerf)
 
 
-def sensitivity_of(evaluation: Evaluation, question: Question, logits: Tensor, memory_budget: int | None) -> Tensor:
-    """(N,) of the two classes that are most probable now; a collective operation."""
-    classes = logits.topk(2, dim=1).indices
+def sensitivity_of(evaluation: Evaluation, question: Question, maps: Maps, memory_budget: int | None) -> Tensor | None:
+    """(N,) of the two classes (labels) that are most probable now; None without two. A collective operation."""
+    classes = evaluation.task.likeliest(maps.scores(evaluation), 2)
+    if classes is None:
+        return None
     heatmaps = explain_classes(evaluation, question, classes, memory_budget=memory_budget)  # (N, 2, h, w)
     return class_sensitivity(heatmaps[:, 0], heatmaps[:, 1])

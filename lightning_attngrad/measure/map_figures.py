@@ -44,7 +44,7 @@ class Frame:
     def plain(self) -> dict[str, Any]:
         """As a checkpoint can hold it."""
         said = self.caption
-        caption = [said.predicted, said.probability, said.true, said.true_probability]
+        caption = [said.predicted, said.probability, said.true, said.true_probability, said.mapped]
         return {"label": self.label, "map": self.map, "caption": caption}
 
     @classmethod
@@ -54,20 +54,36 @@ class Frame:
 
 
 def caption_of(evaluation: Evaluation, maps: Maps, index: int) -> Caption:
-    """What an image is predicted to be, and what it is."""
-    logits = maps.logits[index]
-    if maps.target is None or len(logits) == 1:  # no class is predicted
-        return Caption(predicted=f"output {float(maps.value[index]):.3g}", probability=None)
-    probabilities = logits.softmax(dim=0)
-    predicted = int(probabilities.argmax())
+    """What an image is predicted to be, what it is, and of which class its map is where that is not plain."""
+    task = evaluation.task
+    if maps.target is None or (task.has_classes and maps.logits.shape[1] < 2 and task.name != "multilabel"):
+        return Caption(predicted=f"output {float(maps.value[index]):.3g}", probability=None)  # no class is predicted
+    if not task.has_classes:
+        return Caption(predicted=_number(evaluation, maps, index), probability=None)
+    scores = maps.scores(evaluation)[index]
+    probabilities = task.probabilities(scores).tolist()
+    predicted = task.predicted_classes(scores)
     targets = evaluation.targets
-    true = None if targets is None or targets[index] < 0 else int(targets[index])
+    true = [] if targets is None else task.true_classes(targets[index])
     return Caption(
-        predicted=evaluation.class_name(predicted),
-        probability=float(probabilities[predicted]),
-        true=None if true is None else evaluation.class_name(true),
-        true_probability=float(probabilities[true]) if true is not None and true < len(probabilities) else None,
+        predicted=tuple(map(evaluation.class_name, predicted)) or ("none",),
+        probability=tuple(probabilities[one] for one in predicted) or None,
+        true=None if targets is None or not (true or targets.dim() == 2) else evaluation.true_names(index) or ("none",),
+        true_probability=tuple(probabilities[one] for one in true if one < len(probabilities)) or None,
+        mapped="" if len(true) == 1 else evaluation.class_name(int(maps.target[index])),
     )
+
+
+def _number(evaluation: Evaluation, maps: Maps, index: int) -> str:
+    """The number that is explained, by its name, and what it is to be where that is known."""
+    assert maps.target is not None
+    place, several = int(maps.target[index]), maps.logits.shape[1] > 1
+    name = evaluation.class_name(place)
+    called = name if name != str(place) else f"number {place}" if several else "output"
+    targets = evaluation.targets
+    known = targets is not None and targets.dim() == 2 and targets.shape[1] == maps.logits.shape[1]
+    truth = f", true {float(targets[index, place]):.3g}" if known and targets is not None else ""
+    return f"{called} {float(maps.logits[index, place]):.3g}{truth}"
 
 
 def map_figures(
@@ -116,7 +132,7 @@ def map_figures(
                 some,
                 times_uniform_share(of_classes),
                 [[evaluation.class_name(int(index)) for index in row] for row in asked],
-                maps.logits[:SHOWN_IN_STRIPS].softmax(dim=1).gather(1, asked),
+                evaluation.task.probabilities(maps.scores(evaluation)[:SHOWN_IN_STRIPS]).gather(1, asked),
                 title=f"Evidence for each class · {evaluation.label} · {method}",
                 scale=scale,
             )

@@ -9,14 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_attngrad.explain import Explanation, Question
-from lightning_attngrad.measure.questions import settled, with_masks
+from lightning_attngrad.explain import Explanation, Objective, Question
+from lightning_attngrad.measure.questions import say_once, settled, with_masks
 from lightning_attngrad.probe import Evaluation
 
 #: Images in the figures that show several maps of each.
 SHOWN_IN_STRIPS = 4
 #: Images whose classes are explained at once: each takes a backward pass a class.
 _IMAGES_OF_SEVERAL_CLASSES = 2
+#: Of its largest value: what differs by less is the same for every image.
+_HARDLY = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,10 @@ class Maps:
     area: tuple[int, int, int, int]
     completeness_error: Tensor | None = None
     panel_names: tuple[str, ...] = ()
+
+    def scores(self, evaluation: Evaluation) -> Tensor:
+        """Scores of the classes (N, K), where the objective has classes."""
+        return evaluation.task.of_logits(self.logits)
 
     def by_panel(self) -> list[tuple[str, Maps]]:
         """What stands behind the names of numbers, and the maps that they are of: ``""`` and the first, then others."""
@@ -96,7 +102,14 @@ def explain_classes(
         asked = classes[part].to(images.device)
         return (
             single.of_images(part)
-            .explain(evaluation.model, images, asked, forward=evaluation.forward, memory_budget=memory_budget)
+            .explain(
+                evaluation.model,
+                images,
+                asked,
+                forward=evaluation.forward,
+                memory_budget=memory_budget,
+                task=evaluation.task,
+            )
             .heatmap.cpu()
         )
 
@@ -115,18 +128,18 @@ def explain_best_classes(
     """The most probable classes of the first images, and those asked for, with their maps; a collective operation.
 
     Returns:
-        Classes (n, K) and maps (n, K, h, w); None for a model of one output, and for an objective that knows no class.
+        Classes (n, K) and maps (n, K, h, w); None where there are no classes, and for an objective that knows none.
 
     Raises:
         ValueError: for a class that the model does not have.
     """
-    logits = maps.logits[:SHOWN_IN_STRIPS]
-    number = logits.shape[1]
-    if maps.target is None or number < 2:
+    scores = maps.scores(evaluation)[:SHOWN_IN_STRIPS]
+    number = scores.shape[1]
+    top = None if maps.target is None else evaluation.task.likeliest(scores, top_k)
+    if top is None:
         return None
     if any(index >= number for index in further):
         raise ValueError(f"classes: got {tuple(further)}; the model's classes are 0 to {number - 1}")
-    top = logits.topk(min(top_k, number), dim=1).indices
     classes = torch.cat([top, torch.tensor(list(further), dtype=torch.long).expand(len(top), -1)], dim=1)
     return classes, explain_classes(evaluation, question, classes, memory_budget=memory_budget)
 
@@ -140,11 +153,35 @@ def _explained(evaluation: Evaluation, question: Question, images: Tensor, memor
         classes = None if target is None else target[part].to(images.device)
         asked = question.of_images(part)
         return _maps(
-            asked.explain(evaluation.model, some, classes, forward=evaluation.forward, memory_budget=memory_budget)
+            asked.explain(
+                evaluation.model,
+                some,
+                classes,
+                forward=evaluation.forward,
+                memory_budget=memory_budget,
+                task=evaluation.task,
+            )
         )
 
     # In two parts or more, which two processes can share.
-    return _joined(evaluation.each(len(images), work, at_most=-(-len(images) // 2)))
+    maps = _joined(evaluation.each(len(images), work, at_most=-(-len(images) // 2)))
+    _say_if_it_hardly_varies(evaluation, question, maps.value)
+    return maps
+
+
+def _say_if_it_hardly_varies(evaluation: Evaluation, question: Question, value: Tensor) -> None:
+    """A number that is the same for every image has a gradient of rounding errors, and a map of noise."""
+    finite = value[value.isfinite()]
+    if isinstance(question.objective, str | Objective) or len(finite) < 2:
+        return
+    if float(finite.max() - finite.min()) <= _HARDLY * float(finite.abs().max()):
+        say_once(
+            evaluation,
+            f"objective: the function gives {float(finite[0]):.4g} for all {len(finite)} images, to within "
+            f"{_HARDLY:.1%}: it says nothing of an image, and its maps are noise. Behind a layer norm, or normalised, "
+            "the length of an embedding is such a constant; explain its likeness to something instead, with "
+            "task=Similarity(vectors, names)",
+        )
 
 
 def _maps(explanation: Explanation) -> Maps:

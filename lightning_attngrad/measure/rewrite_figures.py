@@ -81,7 +81,7 @@ def _caption(
     evaluation: Evaluation, settings: RewriteSettings, pairs: RewrittenPairs, shown: ShownPair
 ) -> RewriteCaption:
     number = shown.pair
-    before, after = int(shown.before.argmax()), int(shown.after.argmax())
+    before, after = (_predicted(evaluation, scores) for scores in (shown.before, shown.after))
     success = bool(pairs.success[number])
     text = distance_unit(cast("Norm", settings.norm)).text(float(pairs.distance[number]))
     complaints = {
@@ -90,16 +90,23 @@ def _caption(
         "one step does better": bool(pairs.one_step_better[number]),
     }
     return RewriteCaption(
-        before=evaluation.class_name(before),
-        before_probability=float(shown.before[before]),
-        after=evaluation.class_name(after),
-        after_probability=float(shown.after[after]),
+        before=before[0],
+        before_probability=before[1],
+        after=after[0],
+        after_probability=after[1],
         target=evaluation.class_name(int(pairs.target[number])),
         success=success,
         distance=f"{_SYMBOLS[settings.norm]}{text}{_OF_WHAT[settings.norm]}" if success else "at no distance",
         psnr=float(pairs.psnr[number]),
         note=", ".join(complaint for complaint, applies in complaints.items() if applies),
     )
+
+
+def _predicted(evaluation: Evaluation, scores: Tensor) -> tuple[str, float | None]:
+    """What is predicted from scores (K,), and the probability of it where it is one class."""
+    classes = evaluation.task.predicted_classes(scores)
+    name = ", ".join(evaluation.class_name(index) for index in classes) or "none"
+    return name, float(evaluation.task.probabilities(scores)[classes[0]]) if len(classes) == 1 else None
 
 
 def _drawn_channels(pixels: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ def rewrite_scalars(pairs: RewrittenPairs, settings: RewriteSettings) -> dict[st
     share rewritten within it. ``robust_accuracy/<radius>``: the share predicted as its own class and not rewritten
     within it. ``area``: under the success over the logarithm of the radius. ``psnr`` (median), ``ssim`` (mean) and
     ``survives_8_bit`` (share): of the successes. ``map_shift``: mean of all; left out where there are no maps.
+    ``also_changed``, of labels: how many others changed with the one that was switched, mean of the successes.
     ``health/…``: shares of steps without a gradient, of pairs that were still improving, that were never rewritten, and
     that one step rewrites more cheaply.
     """
@@ -43,11 +44,16 @@ def rewrite_scalars(pairs: RewrittenPairs, settings: RewriteSettings) -> dict[st
         "ssim": float(pairs.ssim[good].mean()) if good.any() else math.nan,
         "survives_8_bit": float(share_surviving(pairs.survives, good)),
         **({} if pairs.map_shift is None else {"map_shift": float(pairs.map_shift.nanmean())}),
+        **({} if pairs.also_changed is None else {"also_changed": _mean(pairs.also_changed[good])}),
         "health/zero_gradient": float(pairs.zero_gradient.mean()),
         "health/unconverged": float(pairs.unconverged.float().mean()),
         "health/never_rewritten": float((~good).float().mean()),
         "health/one_step_better": float(pairs.one_step_better.float().mean()),
     }
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean()) if len(values) else math.nan
 
 
 def ratio_scalars(distance: Tensor, reference: Tensor | None) -> dict[str, float]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightning_attngrad.attention import Area
-from lightning_attngrad.explain import Explanation, NonFiniteOutputError, Question, within_area
+from lightning_attngrad.explain import Explanation, Multilabel, NonFiniteOutputError, Question, within_area
 from lightning_attngrad.measure.maps import Maps, maps_key
 from lightning_attngrad.measure.questions import question_of_maps, say_once
 from lightning_attngrad.metrics.functional import (
@@ -30,7 +30,7 @@ from lightning_attngrad.rewrite import (
     check_options,
     choose_targets,
     require_normalisation,
-    rewrite,
+    rewrite_to,
     survives_8_bits,
 )
 
@@ -98,7 +98,8 @@ class FrozenTargets:
     """Which classes the images are of, and which they are rewritten to: the same for a whole run.
 
     Attributes:
-        own: (N,) the true class, or the one that was predicted at the first evaluation where the data have none.
+        own: (N,) the true class, or the one that was predicted at the first evaluation where the data have none; in
+            multi-label classification (N, K) bool, which labels are there.
         targets: (N, T).
     """
 
@@ -108,19 +109,37 @@ class FrozenTargets:
     @classmethod
     def choose(cls, evaluation: Evaluation, target: str | int, seed: int) -> FrozenTargets:
         """From what the model says of the images, for what the data do not tell; a collective operation."""
-        logits = evaluation.logits()
-        classes = logits.shape[1]
+        task = evaluation.task
+        task.need_classes("an image is rewritten from one to another")
+        scores = evaluation.scores()
+        classes = scores.shape[1]
         if classes < 2:
             raise ValueError(
                 f"model: its output has {classes} number an image, not one row of logits an image (2 or more classes); "
-                "set ProbeImages(model=…) to the part that classifies"
+                "set ProbeImages(model=…) to the part that classifies, or say ProbeImages(task='binary') if the one "
+                "output tells class 1 from class 0"
             )
+        if isinstance(task, Multilabel):
+            return cls._of_labels(task, evaluation.targets, scores, target, seed)
         own = evaluation.classes()
         if isinstance(target, str):
-            return cls(own, choose_targets(logits, target, avoid=own, seed=seed))
+            return cls(own, choose_targets(scores, target, avoid=own, seed=seed, task=task))
         if target >= classes:
             raise ValueError(f"target: got {target}; the model's classes are 0 to {classes - 1}")
         return cls(own, torch.full_like(own, target)[:, None])
+
+    @classmethod
+    def _of_labels(
+        cls, task: Multilabel, targets: Tensor | None, scores: Tensor, target: str | int, seed: int
+    ) -> FrozenTargets:
+        """Each image's labels, and some of them to be switched."""
+        own = task.predicted(scores) if targets is None else targets
+        labels = own.shape[1]
+        if isinstance(target, str):
+            return cls(own, choose_targets(scores, target, avoid=own, seed=seed, task=task))
+        if target >= labels:
+            raise ValueError(f"target: got {target}; the model's labels are 0 to {labels - 1}")
+        return cls(own, torch.where(own[:, target], target + labels, target)[:, None])
 
     @classmethod
     def of_this_run(cls, evaluation: Evaluation, target: str | int) -> FrozenTargets:
@@ -137,12 +156,24 @@ class FrozenTargets:
         """
         index = torch.arange(len(self.own)).repeat_interleave(self.targets.shape[1])
         targets = self.targets.flatten()
-        other = targets != self.own[index]
+        if self.own.dim() == 2:
+            labels = self.own.shape[1]
+            there = self.own[index].gather(1, targets[:, None] % labels)[:, 0]
+            other = there != (targets < labels)
+        else:
+            other = targets != self.own[index]
         if not other.any():
             raise ValueError(
                 f"target: every one of the {len(self.own)} images is of this class already; choose another"
             )
         return index[other], targets[other]
+
+    def own_of(self, index: Tensor, targets: Tensor) -> Tensor:
+        """(M,) the class of each pair's image; of labels, the one that is to be switched as it is now."""
+        if self.own.dim() == 1:
+            return self.own[index]
+        labels = self.own.shape[1]
+        return (targets + labels) % (2 * labels)
 
     def plain(self) -> dict[str, Tensor]:
         """As a checkpoint can hold it."""
@@ -158,13 +189,15 @@ class RewrittenPairs:
         own: (M,) its class.
         target: (M,) the class that it was to be rewritten to.
         distance: (M,) ∞ where it failed.
-        predicted: (M,) class of the original, as the model sees it now.
+        predicted: (M,) class of the original, as the model sees it now; of labels, whether the one to be switched is
+            seen.
         psnr: (M,) of the rewritten image, in decibels.
         ssim: (M,) likewise.
         survives: (M,) bool, still rewritten after rounding to 8 bits.
         zero_gradient: (M,) share of steps without a gradient.
         unconverged: (M,) bool.
         one_step_better: (M,) bool.
+        also_changed: (M,) how many other labels changed; None where classes exclude each other.
         map_shift: (M,) one minus the rank correlation of the maps of the predicted classes before and after; None
             where no map can be made of the model.
     """
@@ -181,6 +214,7 @@ class RewrittenPairs:
     unconverged: Tensor
     one_step_better: Tensor
     map_shift: Tensor | None = None
+    also_changed: Tensor | None = None
 
     @property
     def success(self) -> Tensor:
@@ -196,7 +230,7 @@ class ShownPair:
         pair: its number.
         original: (C, H, W) pixels.
         rewritten: likewise.
-        before: (K,) probabilities.
+        before: (K,) scores of the classes.
         after: (K,) likewise.
         maps: (2, h, w) before and after, in times the uniform share; None where no map can be made of the model.
         signed: whether maps have values below 0.
@@ -222,20 +256,21 @@ def conditions_of(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def comparison_hash(
-    evaluation: Evaluation, settings: RewriteSettings, frozen: FrozenTargets, *, method: str | None = None
+    evaluation: Evaluation, settings: RewriteSettings, frozen: FrozenTargets | None, *, method: str | None = None
 ) -> str:
-    """SHA-256 of images, classes, settings, normalisation, part of the model and precision.
+    """SHA-256 of images, classes, settings, normalisation, task, part of the model and precision.
 
     Distances of another do not compare; nor do numbers of maps beside them, whose ``method`` then belongs to it.
+    Without frozen classes it is of those alone.
     """
     described = {
         "images": evaluation.images_hash,
+        **({} if evaluation.task.plain() is None else {"task": evaluation.task.plain()}),
         "part of the model": evaluation.model_path,
         "precision": evaluation.precision,
-        "own": frozen.own.tolist(),
-        "targets": frozen.targets.tolist(),
+        **({} if frozen is None else {"own": frozen.own.tolist(), "targets": frozen.targets.tolist()}),
         **settings.plain(),
-        **conditions_of(evaluation),
+        **({} if frozen is None else conditions_of(evaluation)),
         **({} if method is None else {"method": method}),
     }
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
@@ -278,7 +313,7 @@ def _rewritten(
     def work(part: Tensor) -> tuple[RewrittenPairs, list[ShownPair]]:
         images = evaluation.images[index[part].to(evaluation.images.device)]
         try:
-            result = rewrite(
+            result = rewrite_to(
                 evaluation.model,
                 images,
                 targets[part].to(images.device),
@@ -288,6 +323,7 @@ def _rewritten(
                 mean=known.mean,
                 std=known.std,
                 forward=evaluation.forward,
+                task=evaluation.task,
             )
         except NonFiniteOutputError:
             # Of these images only, perhaps: other processes go on, and a sharded model waits for the passes they make.
@@ -302,7 +338,7 @@ def _rewritten(
         survives = survives_8_bits(evaluation.model, result, known, forward=evaluation.forward)
         before = known.to_images(result.original) if there is None else there[index[part]]
         maps, area = (None, None) if question is None else _map_shares(evaluation, question, result.images, before)
-        found = _found(result, survives, maps, index[part], frozen.own[index[part]])
+        found = _found(result, survives, maps, index[part], frozen.own_of(index[part], targets[part]))
         signed = question is not None and question.signed
         return found, [
             _shown(result, maps, area, place, int(pair), signed=signed)
@@ -329,14 +365,15 @@ def _maps_that_are_there(evaluation: Evaluation, question: Question) -> Tensor |
     found: Maps | None = evaluation.at_this_moment.get(maps_key(question))
     if found is None or found.target is None:
         return None
-    predicted = found.logits.argmax(dim=1)
+    predicted = evaluation.task.chosen(found.scores(evaluation))
     others = (predicted != found.target).nonzero().flatten()
     heatmaps = found.heatmap.clone()
     if len(others):
 
         def work(part: Tensor) -> Tensor:
             images = evaluation.images[others[part].to(evaluation.images.device)]
-            return question.explain(evaluation.model, images, forward=evaluation.forward).heatmap.cpu()
+            by_now = question.explain(evaluation.model, images, forward=evaluation.forward, task=evaluation.task)
+            return by_now.heatmap.cpu()
 
         heatmaps[others] = torch.cat(evaluation.each(len(others), work))
     return heatmaps
@@ -353,7 +390,7 @@ def _map_shares(evaluation: Evaluation, question: Question, after: Tensor, befor
     """
 
     def of(images: Tensor) -> Explanation:
-        return question.explain(evaluation.model, images, forward=evaluation.forward)
+        return question.explain(evaluation.model, images, forward=evaluation.forward, task=evaluation.task)
 
     first, second = before if before.dim() == 3 else of(before).heatmap, of(after)
     shares = torch.stack([times_uniform_share(first).cpu(), times_uniform_share(second.heatmap).cpu()], dim=1)
@@ -362,12 +399,21 @@ def _map_shares(evaluation: Evaluation, question: Question, after: Tensor, befor
 
 def _found(result: Rewrite, survives: Tensor, maps: Tensor | None, index: Tensor, own: Tensor) -> RewrittenPairs:
     quality = image_quality(result.original, result.pixels)
+    task = result.task
+    before = task.of_logits(result.logits_before)
+    if isinstance(task, Multilabel):
+        labels = result.logits_before.shape[1]
+        label = result.target % labels
+        there = result.logits_before.gather(1, label[:, None])[:, 0] > 0
+        predicted, also = torch.where(there, label, label + labels), result.also_changed.sum(dim=1).float().cpu()
+    else:
+        predicted, also = task.chosen(before), None
     values = {
         "image": index,
         "own": own,
         "target": result.target,
         "distance": result.distance,
-        "predicted": result.logits_before.argmax(dim=1),
+        "predicted": predicted,
         "psnr": quality.psnr,
         "ssim": quality.ssim,
         "survives": survives,
@@ -376,7 +422,8 @@ def _found(result: Rewrite, survives: Tensor, maps: Tensor | None, index: Tensor
         "one_step_better": ~result.health.beats_one_step,
     }
     shift = None if maps is None else 1 - map_spearman(maps[:, 0], maps[:, 1])
-    return RewrittenPairs(**{name: value.detach().cpu() for name, value in values.items()}, map_shift=shift)
+    on_cpu = {name: value.detach().cpu() for name, value in values.items()}
+    return RewrittenPairs(**on_cpu, map_shift=shift, also_changed=also)
 
 
 def _shown(
@@ -389,8 +436,8 @@ def _shown(
         pair=pair,
         original=original,
         rewritten=rewritten,
-        before=result.logits_before[place].softmax(dim=0).cpu(),
-        after=result.logits_after[place].softmax(dim=0).cpu(),
+        before=result.task.of_logits(result.logits_before[place]).cpu(),
+        after=result.task.of_logits(result.logits_after[place]).cpu(),
         maps=None if maps is None else maps[place],
         signed=signed,
     )

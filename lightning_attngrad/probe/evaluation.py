@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_attngrad.explain import UNSAID, Task
@@ -50,10 +51,11 @@ class Evaluation:
         model: the module to explain.
         forward: runs it in the precision of the run, on images (B, C, H, W) on the device.
         images: (N, C, H, W), on the device, as the model takes them.
-        targets: (N,) true classes on the CPU, where the data has them.
+        targets: (N,) true classes on the CPU, where the data has them, −1 for none; in multi-label classification
+            (N, K) bool, which labels are there; in regression (N, K) float32, the numbers to be given.
         pixels: the same images to be shown, (N, 3 or 1, H, W) in [0, 1], on the CPU.
         masks: (N, H, W) in [0, 1], 1 on the object, on the CPU, where the user says where they are.
-        class_names: of all classes, where they are known.
+        class_names: of all classes, as the task numbers them, where they are known.
         label: when this is, and of which weights where the run averages them: ``start``, ``epoch 3``, ``step 200``,
             ``epoch 3 (averaged weights)``.
         in_history: whether this evaluation belongs to the history of the run: it does in ``fit``, and not in a
@@ -65,7 +67,8 @@ class Evaluation:
         images_hash: SHA-256 of the images and their targets.
         processes: of the run, all of which evaluate at the same moment.
         sharing: how many images one of them takes at once.
-        task: what the model's output means.
+        task: what the model's output means, the same for a whole run.
+        about_task: what is to be said of it once, where it matters.
     """
 
     model: nn.Module
@@ -85,6 +88,7 @@ class Evaluation:
     processes: Processes = field(default_factory=Processes)
     sharing: PartSharing = field(default_factory=lambda: PartSharing(IMAGES_AT_ONCE))
     task: Task = UNSAID
+    about_task: str = ""
     forward_with: Callable[[Mapping[str, Tensor]], Forward] | None = None
     at_this_moment: Kept[Any] = field(default_factory=Kept)
     in_this_run: Kept[Any] = field(default_factory=Kept)
@@ -124,6 +128,8 @@ class Evaluation:
         Raises:
             ValueError: if the output does not mean what the task says.
         """
+        if self.about_task:
+            self.in_this_run.once("about the task", lambda: rank_zero_warn(f"attngrad: {self.about_task}"))
 
         def work(part: Tensor) -> Tensor:
             with torch.no_grad(), held_still(self.model):  # a compiled model would compile for so many images
@@ -135,19 +141,25 @@ class Evaluation:
     def classes(self) -> Tensor:
         """The class that each image is explained for, (N,): the same ones in every evaluation of a run.
 
-        The true class, or, where the data have none that the model knows, the one predicted at the first evaluation.
+        The true class (the first label that is there, in multi-label classification), or, where the data have none that
+        the model knows, the one predicted at the first evaluation; in regression the first number.
         """
 
         def choose() -> Tensor:
-            logits = self.logits()
-            predicted = logits.argmax(dim=1)
+            scores = self.scores()
             if self.targets is None:
-                return predicted
-            known = (self.targets >= 0) & (self.targets < logits.shape[1])
-            return torch.where(known, self.targets, predicted)
+                nothing = torch.full((len(scores),), -1)
+                return self.task.class_of(nothing, scores) if not self.task.has_classes else self.task.chosen(scores)
+            return self.task.class_of(self.targets, scores)
 
         found: Tensor = self.in_this_run.once("classes", choose)
         return found
+
+    def true_names(self, image: int) -> tuple[str, ...]:
+        """Names of what an image truly is; none where that is not known."""
+        if self.targets is None or not (self.task.has_classes or self.targets.dim() == 1):
+            return ()
+        return tuple(self.class_name(index) for index in self.task.true_classes(self.targets[image]))
 
     def class_name(self, index: int) -> str:
         """The name of a class, or its number."""

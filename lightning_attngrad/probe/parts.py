@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_attngrad.probe.labels import join_labels
 from lightning_attngrad.probe.masks import read_masks
 from lightning_attngrad.probe.resolve import ProbeInputError, split_batch
 from lightning_attngrad.probe.settings import ProbeImages
 
 
 class Part(NamedTuple):
-    """Some images (B, C, H, W), their targets (B,) and their masks (B, H, W)."""
+    """Some images (B, C, H, W), their labels in a form of `probe.labels`, and their masks (B, H, W)."""
 
     images: Tensor
     targets: Tensor | None
@@ -29,7 +31,15 @@ class Part(NamedTuple):
         )
 
 
-def part_of(batch: Any, settings: ProbeImages, *, as_collated: bool = False, with_masks: bool = False) -> Part:
+def part_of(
+    batch: Any,
+    settings: ProbeImages,
+    *,
+    as_collated: bool = False,
+    with_masks: bool = False,
+    class_names: Callable[[], Sequence[str] | None] = lambda: None,
+    say: Callable[[str], None] | None = None,
+) -> Part:
     """What a batch holds, where the settings say.
 
     Args:
@@ -37,6 +47,8 @@ def part_of(batch: Any, settings: ProbeImages, *, as_collated: bool = False, wit
         settings: where in it to look.
         as_collated: whether images may still be uint8, as before the transfer hooks.
         with_masks: whether to read masks, if the settings name any.
+        class_names: asked where labels are words.
+        say: told of labels that cannot be read.
 
     Raises:
         ProbeInputError: if there are no images, or masks that do not fit them.
@@ -47,6 +59,8 @@ def part_of(batch: Any, settings: ProbeImages, *, as_collated: bool = False, wit
         target_key=settings.target_key,
         batch_adapter=settings.batch_adapter,
         require_float=not as_collated,
+        class_names=class_names,
+        say=say,
     )
     reads_masks = with_masks and settings.mask is not None
     return Part(images, targets, read_masks(batch, settings.mask, images) if reads_masks else None)  # type: ignore[arg-type]
@@ -72,9 +86,10 @@ def joined(parts: list[Part], count: int, of: str = "validation data") -> Part:
     images = torch.cat([part.images for part in parts])[:count]
     targets = [part.targets for part in parts if part.targets is not None]
     masks = [part.masks for part in parts if part.masks is not None]
+    labels = join_labels(targets) if len(targets) == len(parts) else None
     return Part(
         images,
-        torch.cat(targets)[:count] if len(targets) == len(parts) else None,
+        labels[:count] if labels is not None else None,
         torch.cat(masks)[:count] if len(masks) == len(parts) else None,
     )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 from weakref import ref
 
@@ -19,7 +20,9 @@ from lightning_attngrad.probe.origin import NAMES_OF_DATA, Source, find_origin, 
 from lightning_attngrad.probe.parts import Part, hash_of, joined, part_of
 from lightning_attngrad.probe.reading import read_ahead
 from lightning_attngrad.probe.resolve import ProbeInputError
+from lightning_attngrad.probe.selection import known_targets
 from lightning_attngrad.probe.settings import ProbeImages
+from lightning_attngrad.probe.tasks import Seen
 
 T = TypeVar("T")
 
@@ -55,7 +58,8 @@ class ProbeSet:
         is_stream: whether they are gathered as batches of ``source`` go by; certain after ``read``.
         images: (N, C, H, W), on the CPU. From a map-style loader: as collated, before any transfer hook,
             perhaps uint8. From a stream: as the step saw them.
-        targets: (N,) int64 on the CPU, or None.
+        targets: labels in a form of `probe.labels`, on the CPU, or None.
+        seen: what is known of labels beyond those of the images; None where nothing is.
         masks: (N, H, W) float32 in [0, 1], on the CPU, 1 on the object; they have been through the transfer
             hooks, as the images that the model takes. None where ``settings.mask`` is.
         indices: positions in the data set; None for a stream, and for images that no position indexes.
@@ -69,6 +73,7 @@ class ProbeSet:
         self.images: Tensor | None = None
         self.targets: Tensor | None = None
         self.masks: Tensor | None = None
+        self.seen: Seen | None = None
         self.indices: list[int] | None = None
         self.hash: str | None = None
         self._batches: list[Any] | None = None  # as collated; None where the images are as the model takes them
@@ -76,6 +81,7 @@ class ProbeSet:
         self._dataset_length: int | None = None
         self._resumed: dict[str, Any] | None = None
         self._said: set[str] = set()
+        self._unsaid: list[str] = []  # of batches that went by
         self._found: dict[str, Any] = {}
         self._on_device: tuple[Any, Part] | None = None  # what it depends on, and the images
 
@@ -120,9 +126,11 @@ class ProbeSet:
         self.source = origin.source
         for remark in origin.remarks:
             self._say(trainer, remark)
-        found = read_ahead(trainer, pl_module, origin, self.settings, self._indices_of_state)
+        split = partial(self._split, trainer)
+        found = read_ahead(trainer, pl_module, origin, self.settings, self._indices_of_state, split)
         self.is_stream = found is None
         if found is None:
+            self.class_names(trainer)  # labels that go by may be words
             self._say(
                 trainer,
                 f"the {self.source} loader ({type(origin.loader).__name__}) cannot be read ahead: the "
@@ -131,6 +139,7 @@ class ProbeSet:
             return False
         for remark in found.remarks:
             self._say(trainer, remark)
+        self.seen = found.seen
         self._batches, self._dataset_length, self.indices = found.batches, found.dataset_length, found.indices
         part = found.part
         if self.settings.mask is not None:  # where the hooks have put them: they may crop images and masks alike
@@ -139,6 +148,12 @@ class ProbeSet:
         self._compare_with_state(trainer)
         self._say_if_masks_are_useless(trainer)
         return True
+
+    def _split(self, trainer: pl.Trainer, batch: Any, *, quietly: bool = False) -> Part:
+        """A collated batch into its parts; labels that cannot be read are told of, unless quietly."""
+        say = None if quietly else partial(self._say, trainer)
+        names = partial(self.class_names, trainer)
+        return part_of(batch, self.settings, as_collated=True, class_names=names, say=say)
 
     # Gathering ----------------------------------------------------------------------------------------------
 
@@ -152,7 +167,8 @@ class ProbeSet:
             return
         missing = self.settings.num_images - sum(len(part.images) for part in self._gathered)
         with torch.no_grad():
-            part = part_of(batch, self.settings, with_masks=True)
+            names: Any = self.settings.class_names or self._found.get("class names")
+            part = part_of(batch, self.settings, with_masks=True, class_names=lambda: names, say=self._unsaid.append)
             # Cloned, since the memory of a batch may be reused; freeze() makes normal tensors of inference ones.
             kept = [None if values is None else values[:missing].detach().clone().cpu() for values in part]
             self._gathered.append(Part(*kept))  # type: ignore[arg-type]  # there are images
@@ -174,6 +190,9 @@ class ProbeSet:
             mine = self._all_gathered() if trainer.is_global_zero else None
             received: Any = trainer.strategy.broadcast(mine, src=0)
         self._gathered = []
+        for message in self._unsaid[:1]:  # of all batches alike
+            self._say(trainer, message)
+        self._unsaid = []
         if isinstance(received, str):
             raise ProbeInputError(received)
         if len(received[0]) < self.settings.num_images:
@@ -208,8 +227,8 @@ class ProbeSet:
         kept on the device as long as it, the precision and the module stay the same.
 
         Returns:
-            Images (N, C, H, W) and targets (N,) or None, as normal (not inference) tensors, which the caller may
-            write to.
+            Images (N, C, H, W) and labels in a form of `probe.labels` or None, as normal (not inference) tensors, which
+            the caller may write to.
 
         Raises:
             ProbeInputError: if the set is not frozen yet, or the hooks leave no floating images.
@@ -241,7 +260,8 @@ class ProbeSet:
             place = 0 if self.source == "given" else self.dataloader_idx
             with isolated(trainer, pl_module, seed=self.settings.seed), torch.no_grad():
                 moved = [transfer_batch(trainer, pl_module, batch, place) for batch in batches]
-                parts = [part_of(batch, self.settings, with_masks=True) for batch in moved]
+                names, say = partial(self.class_names, trainer), partial(self._say, trainer)
+                parts = [part_of(batch, self.settings, with_masks=True, class_names=names, say=say) for batch in moved]
                 return joined(parts, self.settings.num_images, NAMES_OF_DATA[self.source])
 
         return self._kept((trainer.strategy.root_device, str(trainer.precision), ref(pl_module)), move)
@@ -264,6 +284,19 @@ class ProbeSet:
 
         explicit: Any = self.settings.class_names  # checked by the settings
         return explicit if explicit is not None else self._find("class names", find)
+
+    def seen_labels(self, trainer: pl.Trainer) -> Seen | None:
+        """What is known of labels beyond those of the images; of images that the user gave, from the run's own data."""
+
+        def find() -> Seen | None:
+            with isolated(trainer, trainer.lightning_module):  # the user's loaders may be asked for
+                known = (known_targets(dataset) for dataset in named_datasets(trainer) if hasattr(dataset, "__len__"))
+                labels = next((one for one in known if one is not None), None)
+            return None if labels is None else Seen.of(torch.from_numpy(labels), whole=True)
+
+        if self.seen is None and self.source == "given" and self.targets is None:
+            return self._find("labels of the run", find)
+        return self.seen
 
     def normalisation(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, images: Tensor | None = None

@@ -9,18 +9,22 @@ from functools import partial
 from typing import Any, TypeVar
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
 from lightning_attngrad.probe.given import GivenImages, read_pictures
 from lightning_attngrad.probe.isolation import hooks_of_batches, isolated
+from lightning_attngrad.probe.labels import groups_of, join_labels
 from lightning_attngrad.probe.loaders import is_map_style, untouched_dataset
 from lightning_attngrad.probe.origin import NAMES_OF_DATA, Origin, transforms_of
-from lightning_attngrad.probe.parts import Part, joined, part_of
+from lightning_attngrad.probe.parts import Part, joined
 from lightning_attngrad.probe.resolve import ProbeInputError
 from lightning_attngrad.probe.sampler_items import are_positions, sampler_items
 from lightning_attngrad.probe.selection import balanced_choice, candidate_indices, known_targets
 from lightning_attngrad.probe.settings import ProbeImages
+from lightning_attngrad.probe.tasks import Seen
 from lightning_attngrad.state import untouched_objects
 
 T = TypeVar("T")
@@ -129,6 +133,7 @@ class ReadAhead:
         indices: positions in the data set, if they are what was read.
         dataset_length: of the data set that they are positions in.
         remarks: what the user should know.
+        seen: what is known of labels beyond those of the images.
     """
 
     part: Part
@@ -136,6 +141,7 @@ class ReadAhead:
     indices: list[int] | None = None
     dataset_length: int | None = None
     remarks: tuple[str, ...] = ()
+    seen: Seen | None = None
 
 
 def read_ahead(
@@ -144,6 +150,7 @@ def read_ahead(
     origin: Origin,
     settings: ProbeImages,
     resumed: Callable[[int], list[int] | None],
+    split: Callable[..., Part],
 ) -> ReadAhead | None:
     """Read the images of a run now, from any hook.
 
@@ -153,6 +160,7 @@ def read_ahead(
         origin: where the images come from.
         settings: how many, and where in a batch.
         resumed: from the length of the data set to the positions that an earlier part of this run has read, or None.
+        split: a collated batch into its parts; with ``quietly=True`` nothing is said of labels that cannot be read.
 
     Returns:
         The images; None if they have to be gathered as batches go by.
@@ -166,12 +174,11 @@ def read_ahead(
         with here(), torch.no_grad():
             return _pictures(trainer, pl_module, settings, settings.given)
     if is_map_style(origin.loader):
-        return _items(here, trainer.world_size, origin, settings, resumed)
+        return _items(here, trainer.world_size, origin, settings, resumed, split)
     if origin.source != "given":
         return None
     with here():
-        split = partial(part_of, settings=settings, as_collated=True)
-        batches = read_through(origin.loader, lambda batch: len(split(batch).images), settings.num_images)
+        batches = read_through(origin.loader, lambda batch: len(split(batch, quietly=True).images), settings.num_images)
         part = joined([split(batch) for batch in batches], settings.num_images, NAMES_OF_DATA["given"])
     return ReadAhead(part, batches, remarks=_too_few(part, settings))
 
@@ -182,11 +189,12 @@ def _items(
     origin: Origin,
     settings: ProbeImages,
     resumed: Callable[[int], list[int] | None],
+    split: Callable[..., Part],
 ) -> ReadAhead | None:
     """Items of a map-style data set, by their positions or by what the sampler hands out."""
     loader, of = origin.loader, NAMES_OF_DATA[origin.source]
     count, seed = settings.num_images, settings.seed
-    split = partial(part_of, settings=settings, as_collated=True)
+    quietly = partial(split, quietly=True)
     length = len(loader.dataset)
     if length == 0:
         raise ProbeInputError(f"{of}: the data set is empty; give it at least one image")
@@ -199,9 +207,14 @@ def _items(
 
     try:
         with here():
-            indices = resumed(length) or choose_positions(loader, count, seed, split, of)
+            known = known_targets(loader.dataset)
+            seen = None if known is None else Seen.of(torch.from_numpy(known), whole=True)
+            indices = resumed(length)
+            if not indices:
+                indices, found = choose_positions(loader, count, seed, quietly, of, known)
+                seen = seen or found
         part, batches = read(indices)
-        return ReadAhead(part, batches, indices, length, _too_few(part, settings))
+        return ReadAhead(part, batches, indices, length, _too_few(part, settings), seen)
     except UnreadableItemError:
         with here():
             items = sampler_items(loader, CANDIDATES_PER_IMAGE * count, seed)
@@ -210,7 +223,7 @@ def _items(
     if items is None or processes > 1:  # each may have another sampler; of what goes by, all get those of the first
         return None
     with here():
-        items = choose_items(loader, items, count, seed, split, of)
+        items, _ = choose_items(loader, items, count, seed, quietly, of)
     part, batches = read(items)
     return ReadAhead(part, batches, remarks=_too_few(part, settings))
 
@@ -245,8 +258,13 @@ def _pictures(
 
 
 def choose_positions(
-    loader: DataLoader[Any], count: int, seed: int, split: Callable[[Any], Part], of: str = "validation data"
-) -> list[int]:
+    loader: DataLoader[Any],
+    count: int,
+    seed: int,
+    split: Callable[[Any], Part],
+    of: str = "validation data",
+    known: np.ndarray[Any, Any] | None = None,
+) -> tuple[list[int], Seen | None]:
     """Positions in the loader's data set, balanced over its classes.
 
     Args:
@@ -255,13 +273,17 @@ def choose_positions(
         seed: of the choice.
         split: images and targets of a batch.
         of: which data these are, for messages.
+        known: labels of the whole data set, see `known_targets`.
+
+    Returns:
+        The positions, and what was seen of other labels where candidates had to be read.
 
     Raises:
         ProbeInputError: if candidates had to be read, and could not.
     """
-    targets = known_targets(loader.dataset)
-    if targets is not None:
-        return balanced_choice(targets, count, seed)
+    groups = None if known is None else groups_of(torch.from_numpy(known))
+    if groups is not None:
+        return balanced_choice(groups, count, seed), None
     candidates = candidate_indices(len(loader.dataset), CANDIDATES_PER_IMAGE * count, seed)  # type: ignore[arg-type]
     return choose_items(loader, candidates, count, seed, split, of)
 
@@ -273,7 +295,7 @@ def choose_items(
     seed: int,
     split: Callable[[Any], Part],
     of: str = "validation data",
-) -> list[T]:
+) -> tuple[list[T], Seen | None]:
     """Some of the candidates, balanced over the classes that reading them shows; else the first ones.
 
     Args:
@@ -284,14 +306,22 @@ def choose_items(
         split: images and targets of a batch.
         of: which data these are, for messages.
 
+    Returns:
+        The items, and what was seen of their labels.
+
     Raises:
         ProbeInputError: if a candidate cannot be read.
     """
-    found: list[int] = []
+    found: list[Tensor] = []
     with reader(loader, of) as read:
         for candidate in candidates:
             images, targets, _ = split(read([candidate])[0])
-            if targets is None or len(images) != 1:  # no classes to balance, or items that are batches
-                return list(candidates[:count])
-            found.append(int(targets))
-    return [candidates[place] for place in balanced_choice(found, count, seed)]
+            # No classes to balance, or items that are batches.
+            if targets is None or len(images) != 1 or groups_of(targets) is None:
+                return list(candidates[:count]), None
+            found.append(targets)
+    labels = join_labels(found)
+    groups = None if labels is None else groups_of(labels)
+    if labels is None or groups is None:
+        return list(candidates[:count]), None
+    return [candidates[place] for place in balanced_choice(groups, count, seed)], Seen.of(labels, whole=False)

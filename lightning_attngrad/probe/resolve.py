@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lightning_attngrad.probe.labels import LabelsError, read_labels
+
 Key: TypeAlias = str | int | Sequence[str | int]
 BatchAdapter: TypeAlias = Callable[[Any], tuple[Tensor, Tensor | None]]
 
@@ -122,8 +124,10 @@ def split_batch(
     target_key: Key | None = None,
     batch_adapter: BatchAdapter | str | None = None,
     require_float: bool = True,
+    class_names: Callable[[], Sequence[str] | None] = lambda: None,
+    say: Callable[[str], None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Find images and class targets in a batch.
+    """Find images and labels in a batch.
 
     Without arguments: a tensor is the images; in a tuple or list the first image tensor is, and what follows
     it the target; in a mapping (also Hugging Face ones), dataclass, named tuple or other object the
@@ -138,11 +142,11 @@ def split_batch(
             replaces both keys.
         require_float: whether images must be floating; False also takes uint8, for batches that are converted
             later.
+        class_names: asked where labels are words.
+        say: told once, in one line, of labels that cannot be read.
 
     Returns:
-        Images (B, C, H, W), and targets (B,) int64, or None where the batch holds no class targets. One-hot
-        and soft targets (B, C) become their argmax; anything else (multi-label, regression) counts as no
-        target.
+        Images (B, C, H, W), and labels in one of the forms of `probe.labels`, or None where the batch holds none.
 
     Raises:
         ProbeInputError: if there are no images; it lists what the batch contains.
@@ -161,22 +165,32 @@ def split_batch(
                 f"batch_adapter: it returned {describe(adapted)}; expected a pair (images, targets or None)"
             )
         images, found_target = adapted
-        return _checked_images(images, batch, "batch_adapter", require_float), _class_targets(images, found_target)
+        images = _checked_images(images, batch, "batch_adapter", require_float)
+        return images, _first_labels(images, [found_target], class_names, say)
     if image_key is not None:
         images = _checked_images(follow_key(batch, image_key, "image_key"), batch, "image_key", require_float)
         neighbour = None
     else:
         images, neighbour = _search_images(batch, require_float)
     if target_key is not None:
-        return images, _class_targets(images, follow_key(batch, target_key, "target_key"))
-    for candidate in (neighbour, *_named(batch, TARGET_KEYS)):
-        if (targets := _class_targets(images, candidate)) is not None:
-            return images, targets
+        return images, _first_labels(images, [follow_key(batch, target_key, "target_key")], class_names, say)
+    candidates = [neighbour, *_named(batch, TARGET_KEYS)]
     if image_key is not None and isinstance(batch, tuple | list) and not hasattr(batch, "_fields"):
-        for item in batch:  # images were pointed to: the first entry that can be a class is the target
-            if item is not images and (targets := _class_targets(images, item)) is not None:
-                return images, targets
-    return images, None
+        candidates += batch  # images were pointed to: the first entry that can be labels is that
+    return images, _first_labels(images, candidates, class_names, say)
+
+
+def _first_labels(
+    images: Tensor,
+    candidates: Iterable[Any],
+    class_names: Callable[[], Sequence[str] | None],
+    say: Callable[[str], None] | None,
+) -> Tensor | None:
+    looking = _Labels(images, class_names)
+    found = next((labels for one in candidates if (labels := looking.at(one)) is not None), None)
+    if found is None and looking.why and say is not None:
+        say(looking.why)
+    return found
 
 
 def describe(batch: Any, depth: int = 2) -> str:
@@ -265,19 +279,27 @@ def _checked_images(images: Any, batch: Any, argument: str, require_float: bool)
     )
 
 
-def _class_targets(images: Tensor, value: Any) -> Tensor | None:
-    """Targets (B,) int64, or None where ``value`` is no class target of ``images``."""
-    if not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != images.shape[0]:
-        return None
-    if value.ndim == 1:
-        is_integer = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
-        return value.long() if is_integer else None
-    if value.ndim == 2 and value.is_floating_point() and value.shape[1] > 1:
-        total = value.float().sum(dim=1)
-        # A distribution over classes; several ones in a row are multi-label targets and name no single class.
-        if bool((value >= 0).all()) and torch.allclose(total, torch.ones_like(total), atol=1e-2):
-            return value.argmax(dim=1)
-    return None
+@dataclasses.dataclass
+class _Labels:
+    """Looks for labels in one place after the other, and keeps what was there and could not be read."""
+
+    images: Tensor
+    names: Callable[[], Sequence[str] | None]
+    why: str = ""
+
+    def at(self, value: Any) -> Tensor | None:
+        """Labels, if ``value`` is such; else the reason is kept, unless there is nothing, or more images."""
+        if value is None or value is self.images or _is_image_batch(value):
+            return None
+        words = isinstance(value, list | tuple) and bool(value) and isinstance(value[0], str)
+        try:
+            return read_labels(value, len(self.images), self.names() if words else None)
+        except LabelsError as error:
+            inside = isinstance(value, Mapping) or (isinstance(value, list | tuple) and not words)
+            where = "; if they are further inside, give ProbeImages(target_key=…)" if inside else ""
+            said = f"labels {describe(value)} not understood: maps are of predicted classes ({error}{where})"
+            self.why = self.why or said
+            return None
 
 
 def follow_key(batch: Any, key: Key, argument: str) -> Any:

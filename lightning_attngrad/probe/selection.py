@@ -61,13 +61,13 @@ def _shares(sizes: np.ndarray[Any, Any], count: int) -> np.ndarray[Any, Any]:
 
 
 def known_targets(dataset: Any) -> np.ndarray[Any, Any] | None:
-    """The class of every item, where a data set tells without reading its images.
+    """The labels of every item, where a data set tells without reading its images.
 
     Looks at ``targets``, ``labels``, ``tensors[1]``, ``samples`` and label columns of Hugging Face data sets,
     through Subset, ConcatDataset, and wrappers that hold a ``dataset`` of the same length.
 
     Returns:
-        (M,) int64 for the M items, or None.
+        (M,) int64 classes for the M items, or (M, K) bool where each has a row of 0 and 1; or None.
     """
     length = len(dataset)
     inner, indices = getattr(dataset, "dataset", None), getattr(dataset, "indices", None)
@@ -78,7 +78,8 @@ def known_targets(dataset: Any) -> np.ndarray[Any, Any] | None:
     if isinstance(parts, list | tuple) and parts and sum(len(part) for part in parts) == length:
         all_known = [known_targets(part) for part in parts]
         found = [known for known in all_known if known is not None]
-        return np.concatenate(found) if len(found) == len(parts) else None
+        same = len({known.shape[1:] for known in found}) == 1
+        return np.concatenate(found) if len(found) == len(parts) and same else None
     for values in _target_attributes(dataset):
         if (targets := _as_classes(values, length)) is not None:
             return targets
@@ -116,7 +117,7 @@ def _column(dataset: Any, name: str) -> Any:
 
 
 def _as_classes(values: Any, length: int) -> np.ndarray[Any, Any] | None:
-    """``values`` as (M,) int64 if that is what they are: one integer an item."""
+    """``values`` as (M,) int64 or (M, K) bool if that is what they are: one integer, or a row of 0 and 1, an item."""
     if not isinstance(values, list | tuple | np.ndarray | torch.Tensor) or len(values) != length or length == 0:
         return None
     if isinstance(values, torch.Tensor):
@@ -129,6 +130,8 @@ def _as_classes(values: Any, length: int) -> np.ndarray[Any, Any] | None:
         array = np.asarray(values)
     except (ValueError, TypeError, RuntimeError):
         return None
+    if array.ndim == 2 and len(array) == length and array.shape[1] > 1 and array.dtype.kind in "iufb":
+        return array.astype(bool) if bool(((array == 0) | (array == 1)).all()) else None
     if array.shape != (length,) or array.dtype.kind not in "iu":
         return None
     return array.astype(np.int64)

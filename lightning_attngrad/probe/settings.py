@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
+from lightning_attngrad.explain import Task, check_task
 from lightning_attngrad.probe.class_names import check_class_names
 from lightning_attngrad.probe.given import GivenImages, check_images
 from lightning_attngrad.probe.masks import MaskSource, load_mask_source
@@ -65,6 +66,9 @@ class ProbeImages:
             module's transfer hooks, as those of a validation do; files and pictures go through ``transform``.
         transform: from a PIL picture (RGB) to the tensor (C, H, W) that the model takes, or its import path. Needed
             for files where the run's data set has none as its ``transform``.
+        task: what the model's output means: ``"multiclass"``, ``"binary"``, ``"multilabel"``, ``"regression"``,
+            ``"embedding"``, or :class:`~lightning_attngrad.Similarity` to vectors, which then are the classes. None
+            reads it off outputs and labels where that is certain, and asks where it is not.
 
     Raises:
         ValueError: for a value that can never work; it says what would do.
@@ -97,6 +101,7 @@ class ProbeImages:
     seed: int = 0
     images: str | PathLike[str] | Sequence[Any] | Tensor | Iterable[Any] | None = None
     transform: Callable[[Any], Tensor] | str | None = None
+    task: str | Task | None = None
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -106,6 +111,7 @@ class ProbeImages:
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"{name}: got {value!r}; expected an int of at least {least}")
         check_seed(self.seed)
+        check_task(self.task)
         if self.model is not None and (not isinstance(self.model, str) or not self.model):
             raise ValueError(
                 f"model: got {type(self.model).__name__} {self.model!r:.60}; expected the path of a part of the "

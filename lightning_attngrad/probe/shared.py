@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import ref
 
 import lightning.pytorch as pl
+import torch
 from torch import Tensor, nn
 
+from lightning_attngrad.explain import UNSAID, WHAT_WOULD_DO, Task, Undecided, check_task
 from lightning_attngrad.probe.evaluation import Evaluation, Kept, shown_pixels
 from lightning_attngrad.probe.isolation import probe_forward
 from lightning_attngrad.probe.moment import Moment, fingerprint, is_fitting, moment
@@ -17,6 +20,38 @@ from lightning_attngrad.probe.probe_set import ProbeSet
 from lightning_attngrad.probe.resolve import resolve_model
 from lightning_attngrad.probe.settings import ProbeImages
 from lightning_attngrad.probe.sharing import IMAGES_AT_ONCE, PartSharing, Processes
+from lightning_attngrad.probe.tasks import find_task, labels_for, task_in_a_word, task_of_a_word
+from lightning_attngrad.state import held_still
+
+
+class _OutputMeaning(NamedTuple):
+    """What a model's output means, of how many classes, and what is to be said of it."""
+
+    task: Task
+    classes: int | None
+    about: str
+
+
+def _outputs(evaluation: Evaluation, task: Task) -> Tensor | str:
+    """Scores of the frozen images as the task has them, (N, K), on the CPU, or why there are none; collective."""
+
+    def work(part: Tensor) -> Tensor | str:
+        with torch.no_grad(), held_still(evaluation.model):
+            output = evaluation.forward(evaluation.images[part.to(evaluation.images.device)])
+            try:
+                return task.scores(output, len(part)).float().cpu()
+            except ValueError as error:
+                return str(error)
+
+    rows = evaluation.each(len(evaluation.images), work)
+    return next((one for one in rows if isinstance(one, str)), None) or torch.cat(rows)  # type: ignore[arg-type]
+
+
+def _first(found: list[Any], processes: Processes) -> tuple[Task, str]:
+    """What the first process has found, as the objects of this one."""
+    task, about = found
+    word, why, about = processes.gather((task_in_a_word(task), getattr(task, "why", ""), about))[0]
+    return task_of_a_word(word) or Undecided(why), about
 
 
 class SharedProbe:
@@ -48,7 +83,8 @@ class SharedProbe:
         self._in_this_run: Kept[Any] = Kept()
         self._at_this_moment: Kept[Any] = Kept()
         self._when: tuple[Moment, tuple[float, ...], str] | None = None
-        self._restored: tuple[str | None, Tensor] | None = None  # hash of images, and their classes
+        # Hash of images, their classes, and what the output means.
+        self._restored: tuple[str | None, Tensor | None, str | None] | None = None
 
     @property
     def model(self) -> nn.Module | None:
@@ -120,33 +156,33 @@ class SharedProbe:
         """(N,) for which the images are explained; None before they are chosen."""
         return self._in_this_run.get("classes")
 
+    @property
+    def task(self) -> Task | None:
+        """What the model's output means; None before the first evaluation."""
+        found: _OutputMeaning | None = self._in_this_run.get("task")
+        return None if found is None else found.task
+
     def state(self) -> dict[str, Any]:
-        """Images and classes, in plain values and tensors."""
-        classes = self.classes
-        if classes is None and self._restored is not None:
-            classes = self._restored[1]
-        return {"set": self.images.state_dict(), "classes": classes}
+        """Images, classes and task, in plain values and tensors."""
+        classes, task = self.classes, None if self.task is None else task_in_a_word(self.task)
+        if self._restored is not None:
+            classes = self._restored[1] if classes is None else classes
+            task = self._restored[2] if self.task is None else task
+        return {"set": self.images.state_dict(), "classes": classes, "task": task}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up the images and classes of an earlier run; the first of several calls does it."""
+        """Take up the images, classes and task of an earlier run; the first of several calls does it."""
         if self.images.is_frozen or self._restored is not None or not state.get("set"):
             return
         self.images.load_state_dict(state["set"])
-        if state["classes"] is not None:
-            self._restored = (state["set"]["hash"], state["classes"])
+        if state["classes"] is not None or state.get("task") is not None:
+            self._restored = (state["set"]["hash"], state["classes"], state.get("task"))
 
     def go_on_from(self, other: SharedProbe) -> None:
         """Explain the images, if they are the same, for the classes of another Trainer's probe: its history goes on."""
         if other.classes is not None and self.classes is None and self._restored is None:
-            self._restored = other.images.hash, other.classes
-
-    def _take_up_classes(self) -> None:
-        """Those of the run that is resumed, if they are of the same images."""
-        if self._restored is not None:
-            of, classes = self._restored
-            if of == self.images.hash:
-                self._in_this_run.keep("classes", classes)
-            self._restored = None
+            word = None if other.task is None else task_in_a_word(other.task)
+            self._restored = other.images.hash, other.classes, word
 
     def evaluation(self, trainer: pl.Trainer, pl_module: pl.LightningModule, label: str, whose: str = "") -> Evaluation:
         """What monitors are given now; a collective operation, to be called in the body of :func:`isolated`.
@@ -161,7 +197,6 @@ class SharedProbe:
         """
         model, processes = self.model, Processes.of(trainer)
         assert model is not None
-        self._take_up_classes()
         with self._charge():
             # Together: where one process has an error, the others would wait for it in the work that follows.
             evaluation, now = processes.together(
@@ -175,7 +210,52 @@ class SharedProbe:
                 self._at_this_moment = Kept()
             self._when = now
             processes.share_buffers(model)
-            return replace(evaluation, at_this_moment=self._at_this_moment)
+            return self._with_task(trainer, replace(evaluation, at_this_moment=self._at_this_moment))
+
+    def _with_task(self, trainer: pl.Trainer, evaluation: Evaluation) -> Evaluation:
+        """What the output means, found out once a run, and labels and names as that has them; collective."""
+        found: _OutputMeaning = self._in_this_run.once("task", lambda: self._find_task(trainer, evaluation))
+        task, names = found.task, evaluation.class_names
+        targets, said = labels_for(task, evaluation.targets, found.classes)
+        if found.classes is not None:
+            names = task.in_words(names, found.classes)
+        return replace(
+            evaluation,
+            task=task,
+            targets=targets,
+            class_names=names,
+            about_task=". ".join(one for one in (found.about, said) if one),
+        )
+
+    def _find_task(self, trainer: pl.Trainer, evaluation: Evaluation) -> _OutputMeaning:
+        """As the settings say; as in the run that is resumed; or from outputs and labels. A collective operation."""
+        restored, self._restored = self._restored, None
+        if restored is not None and restored[0] != self.images.hash:
+            restored = None
+        given = check_task(self.settings.task)
+        task = given if self.settings.task is not None else task_of_a_word(None if restored is None else restored[2])
+        about, count = "", None
+        if task is None or task.name != "embedding":
+            asked = UNSAID if task is None else task
+            rows = _outputs(evaluation, asked)
+            if isinstance(rows, str):
+                task = Undecided(rows if task is not None else f"{rows} If it is an embedding: {WHAT_WOULD_DO}")
+            elif task is None:
+                names = None if evaluation.class_names is None else len(evaluation.class_names)
+                seen = self.images.seen_labels(trainer)
+                task, about = find_task(rows, evaluation.targets, seen, names, evaluation.model)
+                # As the first process has found it: data sets of others may know less of their labels.
+                task, about = _first([task, about], evaluation.processes)
+            if not isinstance(rows, str):
+                with contextlib.suppress(ValueError):
+                    scores = rows if task is asked else task.scores(rows, len(rows))
+                    count = scores.shape[1]
+                    evaluation.at_this_moment.keep("scores", scores)
+        if restored is not None and restored[1] is not None:
+            then = task_of_a_word(restored[2])
+            if (None if then is None else then.plain()) == task.plain():
+                self._in_this_run.keep("classes", restored[1])
+        return _OutputMeaning(task, count, about)
 
     def _as_evaluation(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, label: str, model: nn.Module

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,21 +18,37 @@ class Caption:
     """What the model said of an image.
 
     Attributes:
-        predicted: Name of the predicted class.
-        probability: Of the predicted class, in [0, 1]; None where the model's output is no probability.
-        true: Name of the true class, where it is known.
-        true_probability: The model's probability of the true class, where it is known.
+        predicted: Name of the predicted class; of several labels those that are predicted to be there.
+        probability: Of the predicted class, in [0, 1], or of each label; None where the model's output is no
+            probability.
+        true: Name of the true class, or of all true labels, where they are known.
+        true_probability: The model's probability of the true class, or of each label, where it is known.
+        mapped: Name of the class that the map is of, where the true class does not say it.
     """
 
-    predicted: str
-    probability: float | None
-    true: str | None = None
-    true_probability: float | None = None
+    predicted: str | Sequence[str]
+    probability: float | Sequence[float] | None
+    true: str | Sequence[str] | None = None
+    true_probability: float | Sequence[float] | None = None
+    mapped: str = ""
 
     @property
     def correct(self) -> bool | None:
         """Whether the prediction is right; None where the true class is not known."""
-        return None if self.true is None else self.predicted == self.true
+        return None if self.true is None else set(_names(self.predicted)) == set(_names(self.true))
+
+    @property
+    def lines(self) -> list[tuple[str, str]]:
+        """What is to be said, the prediction first: what it is, with the probability of one class, and the names."""
+        said = [_line("predicted", self.predicted, self.probability, self.mark)]
+        if self.true is not None:
+            said.append(_line("true", self.true, self.true_probability))
+        return [*said, ("the map is of", self.mapped)] if self.mapped else said
+
+    @property
+    def true_names(self) -> str:
+        """The true class or labels in one line."""
+        return "" if self.true is None else ", ".join(_names(self.true))
 
     @property
     def mark(self) -> str:
@@ -41,8 +58,39 @@ class Caption:
     @property
     def verdict(self) -> str:
         """One short line; the number stands first because a long name is cut at its end."""
-        number = "" if self.probability is None else probability_text(self.probability).removeprefix("p = ")
-        return " ".join(part for part in (self.mark, number, self.predicted) if part)
+        names, numbers = _names(self.predicted), _numbers(self.probability)
+        if not numbers:
+            return " ".join(part for part in (self.mark, *names) if part)
+        said = [
+            f"{probability_text(number).removeprefix('p = ')} {name}"
+            for name, number in zip(names, numbers, strict=True)
+        ]
+        return " ".join(part for part in (self.mark, ", ".join(said)) if part)
+
+
+def _names(given: str | Sequence[str] | None) -> tuple[str, ...]:
+    """One or several as several."""
+    return () if given is None else (given,) if isinstance(given, str) else tuple(given)
+
+
+def _numbers(given: float | Sequence[float] | None) -> tuple[float, ...]:
+    """Likewise."""
+    return () if given is None else tuple(given) if isinstance(given, Sequence) else (given,)
+
+
+def _line(
+    what: str, names: str | Sequence[str], probability: float | Sequence[float] | None, mark: str = ""
+) -> tuple[str, str]:
+    """One class has its probability beside what it is, of several labels each has its own behind its name."""
+    called, numbers = _names(names), _numbers(probability)
+    if len(called) == len(numbers) == 1:
+        return f"{what}, {probability_text(numbers[0])}", f"{mark} {called[0]}".strip()
+    if numbers:
+        called = tuple(
+            f"{name} {probability_text(number).removeprefix('p = ')}"
+            for name, number in zip(called, numbers, strict=True)
+        )
+    return what, f"{mark} {', '.join(called)}".strip()
 
 
 def short_layer_name(name: str) -> str:

@@ -108,7 +108,8 @@ def map_grid(
     width, height = tile_size(images, widest, widest)
     text_room = {1: 3.0, 2: 1.8, 3: 1.35}[groups]
     group_width = 2 * width + _GAP + 0.12 + text_room + 0.1
-    middle = max(height, 4 * _LINE) / 2  # of a row: four lines of text may be higher than a wide image
+    lines = 2 * max(2, *(len(caption.lines) for caption in captions[:shown]))
+    middle = max(height, lines * _LINE) / 2  # of a row: four lines of text may be higher than a wide image
     row_height = 2 * middle + _ROW_GAP
 
     page = max(NARROWEST, groups * group_width + 2 * MARGIN)
@@ -265,9 +266,13 @@ def film_strip(
     if columns < 1:
         raise ValueError(f"columns: got {columns!r}; expected 1 or more")
     chosen = np.unique(np.linspace(0, total - 1, min(total, _MOST_FRAMES)).round().astype(int))
-    true = captions[-1].true
+    last = captions[-1]
     shown = counted(len(chosen), total, "frame") + (", evenly spaced" if len(chosen) < total else "")
-    notes = [shown] if true is None else [shown, f"true class: {true}"]
+    notes = [shown]
+    if last.true is not None:
+        notes.append(f"true class: {last.true_names}")
+    if last.mapped:
+        notes.append(f"maps of {last.mapped}")
     # Lines of equal length look better than a last line of one frame.
     lines = math.ceil(len(chosen) / columns)
     return _strips(
@@ -343,14 +348,9 @@ def _strips(
 
 def _write_caption(canvas: Canvas, caption: Caption, x: float, middle: float, room: float) -> None:
     """Predicted and true class beside a row; a mark, not only a colour, says whether they agree."""
-    lines: list[tuple[str, str, float | None]]
-    lines = [("predicted", f"{caption.mark} {caption.predicted}".strip(), caption.probability)]
-    if caption.true is not None:
-        lines.append(("true", caption.true, caption.true_probability))
-    top = middle - (len(lines) - 0.5) * _LINE
-    for number, (what, name, probability) in enumerate(lines):
+    top = middle - (len(caption.lines) - 0.5) * _LINE
+    for number, (said, name) in enumerate(caption.lines):
         y, first = top + 2 * number * _LINE, number == 0
-        said = what if probability is None else f"{what}, {probability_text(probability)}"
         colour = WRONG_INK if first and caption.correct is False else INK
         canvas.write(x, y, said, width=room, size=NOTE_SIZE - 0.5, colour=SOFT_INK)
         canvas.write(x, y + 0.85 * _LINE, name, width=room, bold=first, colour=colour)

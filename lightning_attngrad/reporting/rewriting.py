@@ -58,9 +58,9 @@ class RewriteCaption:
 
     Attributes:
         before: Name of the class predicted for the original.
-        before_probability: Of that class, in [0, 1].
+        before_probability: Of that class, in [0, 1]; None for several labels.
         after: Name of the class predicted for the rewritten image.
-        after_probability: Of that class, in [0, 1].
+        after_probability: Of that class, in [0, 1]; None for several labels.
         target: Name of the class that was asked for.
         success: Whether the rewritten image is predicted as the target.
         distance: Ready to read, such as "L∞ 2.3/255".
@@ -69,9 +69,9 @@ class RewriteCaption:
     """
 
     before: str
-    before_probability: float
+    before_probability: float | None
     after: str
-    after_probability: float
+    after_probability: float | None
     target: str
     success: bool
     distance: str
@@ -242,7 +242,7 @@ def _write_caption(canvas: Canvas, caption: RewriteCaption, x: float, middle: fl
         canvas.write(x + beside, y, "best attempt shown", width=room, size=NOTE_SIZE, colour=SOFT_INK)
     for what, name, probability in lines:
         y += _LINE
-        number = probability_text(probability)
+        number = "" if probability is None else probability_text(probability)
         # The name is cut, never the number behind it.
         room = _CAPTION_ROOM - _LABEL_ROOM - text_width(number, NOTE_SIZE) - 0.08
         shown = fit_text(name, room, TEXT_SIZE, bold=True)

@@ -44,5 +44,5 @@ def survives_8_bits(
     """
     with torch.no_grad(), held_still(model):
         call = in_type(forward or model, result.images.dtype)
-        scores = class_scores(call, normalisation, rounded_to_8_bits(result.pixels))
-    return result.success & (scores.argmax(dim=1) == result.target)
+        scores = class_scores(call, normalisation, rounded_to_8_bits(result.pixels), result.task)
+        return result.success & (result.task.margin(scores.float(), result.target) > 0)

@@ -91,7 +91,8 @@ def rewrite(
         >>> import timm, torch, lightning_attngrad as attngrad
         >>> model = timm.create_model("test_vit", num_classes=5)
         >>> result = attngrad.rewrite(model, torch.rand(2, 3, 160, 160), 3, mean=0.5, std=0.5, steps=2)
-        >>> result.distance.shape, bool((result.logits_after.argmax(1) == 3)[result.success].all())
+        >>> leads = result.logits_after[:, 3] == result.logits_after.amax(dim=1)
+        >>> result.distance.shape, bool(leads[result.success].all())
         (torch.Size([2]), True)
     """
     meaning = check_task(task)

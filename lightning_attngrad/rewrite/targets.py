@@ -49,7 +49,7 @@ def choose_targets(
     batch, classes = logits.shape
     if classes < 2:
         raise ValueError(f"target: got {kind!r} for a model of {classes} output; expected two classes or more")
-    own = (logits.argmax(dim=1) if avoid is None else avoid.to(logits.device)).clamp(0, classes - 1)  # (B,)
+    own = (task.chosen(logits) if avoid is None else avoid.to(logits.device)).clamp(0, classes - 1)  # (B,)
     if kind == "random":
         # On the CPU: the same draw on every device.
         generator = torch.Generator("cpu").manual_seed(seed)
@@ -59,7 +59,7 @@ def choose_targets(
         ahead = torch.arange(1, classes, device=logits.device)
         return ((own[:, None] + ahead) % classes).sort(dim=1).values
     others = logits.scatter(1, own[:, None], -torch.inf if kind == "runner_up" else torch.inf)
-    return (others.argmax(dim=1) if kind == "runner_up" else others.argmin(dim=1))[:, None]
+    return (others.max(dim=1) if kind == "runner_up" else others.min(dim=1)).indices[:, None]
 
 
 def _labels(scores: Tensor, kind: str, present: Tensor | None, seed: int, task: Multilabel) -> Tensor:
@@ -74,5 +74,5 @@ def _labels(scores: Tensor, kind: str, present: Tensor | None, seed: int, task: 
         chosen = torch.randint(0, labels, (batch,), generator=generator, device="cpu").to(logits.device)[:, None]
     else:
         size = logits.abs()
-        chosen = (size.argmin(dim=1) if kind == "runner_up" else size.argmax(dim=1))[:, None]
+        chosen = (size.min(dim=1) if kind == "runner_up" else size.max(dim=1)).indices[:, None]
     return torch.where(present.gather(1, chosen), chosen + labels, chosen)

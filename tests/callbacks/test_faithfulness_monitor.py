@@ -199,11 +199,16 @@ def one_output() -> Classifier:
     return Binary(tiny_vit(num_classes=1))
 
 
-def test_a_model_of_one_output_has_no_class_sensitivity() -> None:
-    monitor = WatchedMonitor(draws=True)
-    run = fit(monitor, module=one_output)
-    assert run.complaints == []
-    assert set(monitor.scalars) == SCALARS - {"class_sensitivity"}
+def test_one_output_is_a_probability_only_where_that_is_said() -> None:
+    """The labels of the data are 0, 1 and 2: the module makes two classes of them."""
+    asks = WatchedMonitor(on_error="log")
+    run = fit(asks, module=one_output)
+    (message,) = run.complaints
+    assert "faithfulness watches the probability of one. Say ProbeImages(task='binary')" in message
+    assert run.losses == fit(module=one_output).losses
+    monitor = WatchedMonitor(draws=True, task="binary")
+    assert fit(monitor, module=one_output).messages == []
+    assert set(monitor.scalars) == SCALARS
     assert all(math.isfinite(value) for value in monitor.scalars.values())
 
 

@@ -109,31 +109,6 @@ def test_target_key() -> None:
     assert targets.tolist() == [0, 1]
 
 
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (torch.tensor([1, 0], dtype=torch.uint8), [1, 0]),
-        (torch.tensor([[0.0, 1.0], [1.0, 0.0]]), [1, 0]),
-        (torch.tensor([[0.1, 0.9], [0.7, 0.3]], dtype=torch.float64), [1, 0]),
-        (torch.tensor([[1.0, 1.0], [0.0, 1.0]]), None),  # multi-label
-        (torch.tensor([[1.5, -0.5], [1.0, 0.0]]), None),
-        (torch.tensor([0.5, 0.1]), None),  # regression
-        (torch.tensor([True, False]), None),
-        (torch.tensor([1, 0, 2]), None),  # of another batch size
-        (torch.tensor(1), None),
-        (["cat", "dog"], None),
-    ],
-)
-def test_what_counts_as_a_class_target(given: Any, expected: Any) -> None:
-    _, targets = split_batch((IMAGES, given))
-    if expected is None:
-        assert targets is None
-    else:
-        assert targets is not None
-        assert targets.dtype == torch.int64
-        assert targets.tolist() == expected
-
-
 def test_batch_adapter_as_callable_and_import_path() -> None:
     batch = [TARGETS, IMAGES]
     for adapter in (swap, f"{__name__}.swap", f"{__name__}:swap"):
