@@ -12,7 +12,8 @@ import warnings
 
 import torch
 
-from lightning_attngrad.explain import METHODS, explain
+from benchmarks.coverage_judging import every_method
+from lightning_attngrad.explain import explain
 from tests.bright_objects import scenes, trained
 from tests.families import FAMILIES, Family
 
@@ -26,7 +27,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    print("| model | " + " | ".join(METHODS) + " |\n|---|" + "---|" * len(METHODS))
+    print("| model | " + " | ".join(every_method()) + " |\n|---|" + "---|" * len(every_method()))
     for family in FAMILIES.values():
         if not options.only or any(part in family.name for part in options.only):
             cells = " | ".join(shares(family, options.steps))
@@ -50,7 +51,7 @@ def shares(family: Family, steps: int) -> list[str]:
             return type(error).__name__
         return f"{scene.holds(maps).float().mean():.2f}"
 
-    return [share(method) for method in METHODS]
+    return [share(method) for method in every_method()]
 
 
 if __name__ == "__main__":

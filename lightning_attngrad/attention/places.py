@@ -56,6 +56,7 @@ class CallPlaces:
             is. ``elsewhere``: nothing that it reads comes from the image.
         reads: numbers of the earlier calls whose output it reads, directly or through other calls.
         counts: whether the output depends on it.
+        values_of: numbers of the earlier calls whose output its values read, directly or through other calls.
     """
 
     name: str
@@ -66,6 +67,7 @@ class CallPlaces:
     kind: Literal["tokens", "channels", "elsewhere"]
     reads: frozenset[int]
     counts: bool = True
+    values_of: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)

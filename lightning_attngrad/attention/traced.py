@@ -35,6 +35,7 @@ class SeenCall:
         kind: as :class:`CallPlaces` has it.
         bit: by which tensors remember that they depend on it.
         reads: the bits that it depends on.
+        values_read: the bits that its values depend on.
     """
 
     name: str
@@ -44,6 +45,7 @@ class SeenCall:
     kind: Literal["tokens", "channels", "elsewhere"]
     bit: int
     reads: int
+    values_read: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +119,7 @@ def traced_places(
     placed, strides = [], []
     reached: list[ReachedCall] = []
     for call in calls:
-        reads = frozenset(number for number, other in enumerate(calls) if other.bit & call.reads)
+        reads, values_of = (_numbers(calls, bits) for bits in (call.reads, call.values_read))
         queries, keys, heads, stride = _NOWHERE, _NOWHERE, call.shape[1], None
         reason: str | None = None
         if call.kind == "tokens":
@@ -132,7 +134,7 @@ def traced_places(
             reached.append(ReachedCall(call.name, call.kind, reason))
         strides.append(stride if call.kind == "tokens" else 1)
         counts = bool(call.bit & answer)
-        placed.append(CallPlaces(call.name, call.shape, queries, keys, heads, call.kind, reads, counts))
+        placed.append(CallPlaces(call.name, call.shape, queries, keys, heads, call.kind, reads, counts, values_of))
     counting = [place for call, place in zip(calls, placed, strict=True) if call.bit & answer and call.kind == "tokens"]
     grids = [place.keys.grid for place in counting if place.keys.grid is not None]
     grid = max(grids, key=math.prod) if grids else None
@@ -144,6 +146,10 @@ def traced_places(
     obstacle = find_obstacle(model_name, followed, answer, reached, unread, grid, has_embedding=embedding is not None)
     found = ImagePlaces(tuple(placed), table.slots, grid, embedding, area, followed.batch, obstacle)
     return TracedPlaces(found, followed.chosen, tuple(strides), tensors, embedding_number)
+
+
+def _numbers(calls: list[SeenCall], bits: int) -> frozenset[int]:
+    return frozenset(number for number, call in enumerate(calls) if call.bit & bits)
 
 
 _NOWHERE = TokenPlaces(torch.full((1, 1, 1), -1), torch.full((1, 1, 1), -1), None)

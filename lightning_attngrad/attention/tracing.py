@@ -46,7 +46,7 @@ class _Watcher:
     @torch.no_grad()
     def attended(self, seen: SeenAttention) -> None:
         followed, name, shape = self.followed, seen.call.name, seen.call.shape
-        reads, bit = followed.reads(seen.output), followed.new_bit()
+        reads, values_read, bit = followed.reads(seen.output), followed.reads(seen.value), followed.new_bit()
         followed.depend(seen.output, bit)
         kind: Kind = "elsewhere"
         queries = keys = torch.zeros((), dtype=torch.int32, device=seen.output.device).expand(1, 1, 1)
@@ -55,7 +55,7 @@ class _Watcher:
                 kind, queries, keys = self._place(seen)
             except NOT_FOLLOWED as error:
                 followed.report(f"an attention whose tokens could not be followed ({error})", seen.output, module=name)
-        self.calls.append(SeenCall(name, shape, _same_heads(queries), _same_heads(keys), kind, bit, reads))
+        self.calls.append(SeenCall(name, shape, _same_heads(queries), _same_heads(keys), kind, bit, reads, values_read))
 
     def _place(self, seen: SeenAttention) -> tuple[Kind, Tensor, Tensor]:
         """What attends, and ids of the queries (R, H, N) and keys (R, H, M); the output lies where the queries do."""

@@ -19,6 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from timm.models.vision_transformer_hybrid import ConvStem
 from torch import Tensor, nn
 
+import lightning_attngrad.models  # noqa: F401  (registers its models with timm)
 from lightning_attngrad.demo.options import DEMO_MODEL, DemoError
 
 BACKBONE_FILE = "demo_backbone.safetensors"

@@ -7,6 +7,7 @@ from lightning_attngrad.explain import (  # importing registers methods
     grad_cam,  # noqa: F401
     guided,  # noqa: F401
     libragrad,  # noqa: F401
+    patch_sum,  # noqa: F401
 )
 from lightning_attngrad.explain.attention_step import AttentionStep, attention_step
 from lightning_attngrad.explain.corrections import CORRECTIONS

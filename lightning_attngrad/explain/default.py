@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
+from torch import nn
+
 from lightning_attngrad.attention import NoAttentionError, NoEmbeddingError, UnsupportedModelError
 
 T = TypeVar("T")
@@ -22,12 +24,21 @@ DEFAULT_METHOD = "guided_relevance"
 STAND_INS: dict[type[ValueError], str] = {NoEmbeddingError: "gradient_guided", NoAttentionError: "attn_lrp"}
 
 
-def ask_by_default(ask: Callable[[str], T], model_name: str) -> tuple[T, str]:
+def default_method(model: nn.Module) -> str:
+    """What a model is explained by where nothing is asked: a method of its own, where it or a part of it names one.
+
+    A Hindered Transformer does (``explained_by = "patch_sum"``): its logit is a sum over patches.
+    """
+    own = {name for part in model.modules() if isinstance(name := getattr(part, "explained_by", None), str)}
+    return own.pop() if len(own) == 1 else DEFAULT_METHOD
+
+
+def ask_by_default(ask: Callable[[str], T], model: nn.Module) -> tuple[T, str]:
     """Ask by the default method, and where the model does not permit it, by the one that stands in for it.
 
     Args:
         ask: from the name of a method to the answer.
-        model_name: for messages.
+        model: that is asked about.
 
     Returns:
         The answer, and what is to be said of it: which method stands in, why, and how to ask for it; else nothing.
@@ -40,12 +51,16 @@ def ask_by_default(ask: Callable[[str], T], model_name: str) -> tuple[T, str]:
         ...     if method == "guided_relevance":
         ...         raise NoAttentionError("PlainNet makes no attention call")
         ...     return f"a map by {method}"
-        >>> answer, said = ask_by_default(ask, "PlainNet")
+        >>> class PlainNet(nn.Module): ...
+        >>> answer, said = ask_by_default(ask, PlainNet())
         >>> answer
         'a map by attn_lrp'
         >>> print(said)
         PlainNet: maps are by 'attn_lrp', which stands in for the default 'guided_relevance' (method='attn_lrp' asks for it, and silences this). Why: PlainNet makes no attention call
     """  # noqa: E501  (one line is what is said)
+    first, model_name = default_method(model), type(model).__name__
+    if first != DEFAULT_METHOD:
+        return ask(first), ""
     try:
         return ask(DEFAULT_METHOD), ""
     except tuple(STAND_INS) as error:

@@ -157,7 +157,7 @@ class Question:
 
         if self.method is not None:
             return ask(self)
-        explanation, said = ask_by_default(lambda method: ask(self.by(method)), type(model).__name__)
+        explanation, said = ask_by_default(lambda method: ask(self.by(method)), model)
         if said:
             warnings.warn(said, stacklevel=3)  # where explain() is called
         return explanation

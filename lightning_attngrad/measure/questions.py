@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_attngrad.explain import Explanation, NonFiniteError, Question, Region, UnsupportedModelError
-from lightning_attngrad.explain.default import DEFAULT_METHOD, ask_by_default
+from lightning_attngrad.explain.default import ask_by_default, default_method
 from lightning_attngrad.probe import Evaluation
 
 
@@ -62,7 +62,7 @@ def settled(evaluation: Evaluation, question: Question) -> Question:
     if found is None:
         found = _method_for(evaluation, question)
         if found is None:  # nothing is known of the model: the maps will tell of which images it gives no numbers
-            return question.by(DEFAULT_METHOD)
+            return question.by(default_method(evaluation.model))
         evaluation.in_this_run.keep(key, found)
     method, said = found
     if not method:
@@ -105,7 +105,7 @@ def _method_for(evaluation: Evaluation, question: Question) -> tuple[str, str] |
             return by_method.explain(evaluation.model, image, target, forward=evaluation.forward, task=evaluation.task)
 
         try:
-            explanation, said = ask_by_default(ask, type(evaluation.model).__name__)
+            explanation, said = ask_by_default(ask, evaluation.model)
         except UnsupportedModelError as error:
             return "", str(error)
         except NonFiniteError:

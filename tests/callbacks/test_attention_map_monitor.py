@@ -16,7 +16,6 @@ from matplotlib.image import imread
 from torch import Tensor
 
 import lightning_attngrad as attngrad
-from lightning_attngrad.explain import METHODS
 from lightning_attngrad.probe import shared
 from tests.callbacks.small_runs import (
     CLASSES,
@@ -39,6 +38,7 @@ from tests.callbacks.small_runs import (
     tiny_vit,
     words,
 )
+from tests.methods import OF_ANY_MODEL
 
 
 @pytest.fixture(scope="module")
@@ -275,7 +275,7 @@ def test_more_images_than_go_through_at_once_give_the_same_numbers(monkeypatch: 
     assert one == pytest.approx(other, abs=1e-5)
 
 
-@pytest.mark.parametrize("method", list(METHODS))
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 def test_every_method_can_be_watched(monkeypatch: Any, method: str) -> None:
     drawn = captured_figures(monkeypatch)
     monitor = WatchedMonitor(draws=True, method=method, on_error="raise")

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from lightning_attngrad import Region, attention_step, explain
-from lightning_attngrad.explain import METHODS
 from lightning_attngrad.metrics.functional import head_statistics
+from tests.methods import OF_ANY_MODEL
 from tests.zoo import ZOO
 
 TARGET = torch.tensor([2, 5])
@@ -26,7 +26,7 @@ def _in_bfloat16(name: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 def test_a_map_is_the_same_inside_autocast_as_outside_of_it(name: str, method: str) -> None:
     arguments = _in_bfloat16(name)
     expected = explain(**arguments, target=TARGET, method=method)

@@ -101,6 +101,10 @@ def test_a_question_without_a_method_says_so_in_plain_values() -> None:
     assert question.of_first_panel() == question
 
 
+class Net(torch.nn.Module):
+    """What is asked about."""
+
+
 def asked_of(errors: dict[str, ValueError]) -> tuple[list[str], object]:
     asked: list[str] = []
 
@@ -111,7 +115,7 @@ def asked_of(errors: dict[str, ValueError]) -> tuple[list[str], object]:
         return method
 
     try:
-        return asked, ask_by_default(ask, "Net")
+        return asked, ask_by_default(ask, Net())
     except ValueError as error:
         return asked, error
 

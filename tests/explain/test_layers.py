@@ -8,11 +8,12 @@ from torch import Tensor, nn
 
 from lightning_attngrad.explain import METHODS, TokenScores, explain, register_method
 from lightning_attngrad.explain.conservative import RELEVANCE_PART
+from tests.methods import OF_ANY_MODEL
 from tests.zoo import ZOO
 
 TARGET = torch.tensor([2, 5])
 OPTIONS = [
-    *((name, {}) for name in METHODS),
+    *((name, {}) for name in OF_ANY_MODEL),
     ("guided_relevance", {"combine": "sum"}),
     ("guided_relevance", {"combine": "product"}),
     *(("gradient_guided", {"correction": name}) for name in ("negative", "absolute", "signed", "transfer")),

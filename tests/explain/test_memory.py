@@ -13,7 +13,8 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from lightning_attngrad.explain import METHODS, Explanation, explain
+from lightning_attngrad.explain import Explanation, explain
+from tests.methods import OF_ANY_MODEL
 from tests.zoo import ZOO
 
 
@@ -42,7 +43,7 @@ def storage_bytes(explanation: Explanation) -> int:
 
 
 @pytest.mark.parametrize("name", ["vit", "vit_unfused"])
-@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("method", sorted(OF_ANY_MODEL))
 def test_only_the_result_is_held_after_the_call(method: str, name: str) -> None:
     model, images = ZOO[name].build(), ZOO[name].images()
     explain(model, images, 1, method=method)  # what libraries cache on their first call is no matter of the second

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_attngrad.explain import (
-    METHODS,
     NonFiniteError,
     NonFiniteGradientError,
     NonFiniteOutputError,
     explain,
 )
+from tests.methods import OF_ANY_MODEL
 from tests.zoo import ZOO
 
 VIT = ZOO["vit"]
@@ -48,7 +48,7 @@ class Broken(nn.Module):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 @pytest.mark.parametrize("name", ["vit", "vit_unfused", "siglip", "vit_mean"])
 def test_a_gradient_that_is_not_finite_is_an_error_with_the_numbers(name: str, method: str, value: float) -> None:
     images = ZOO[name].images(batch=4)
@@ -65,7 +65,7 @@ def test_also_where_it_breaks_half_way(method: str) -> None:
     assert error.value.images == (1,)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 def test_the_other_images_of_the_batch_are_not_named(method: str) -> None:
     healthy = explain(Broken([1, 1], "logits"), VIT.images(), 1, method=method)
     torch.testing.assert_close(healthy.heatmap, explain(VIT.build(), VIT.images(), 1, method=method).heatmap)
@@ -81,7 +81,7 @@ class ZeroHead(nn.Module):
         return self.vit(images)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 def test_a_zero_initialised_classifier_gives_a_map_and_no_error(method: str) -> None:
     explanation = explain(ZeroHead(), VIT.images(), 1, method=method)
     assert bool(explanation.zero_gradient.all())

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_attngrad.explain import METHODS, explain
+from lightning_attngrad.explain import explain
+from tests.methods import OF_ANY_MODEL
 from tests.zoo import randomise
 
 TARGET = torch.tensor([1, 3])
@@ -155,7 +156,7 @@ def close(found: Tensor, expected: Tensor) -> None:
     assert apart < 1e-5, f"{apart:.1e} of the map's largest value apart"
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 @pytest.mark.parametrize("mean", [False, True], ids=["class token", "mean"])
 @pytest.mark.parametrize(
     "layout",
@@ -176,7 +177,7 @@ def test_written_by_hand(layout: Layout, mean: bool, method: str) -> None:
     assert_same_map(written(Layout(), mean=mean), written(layout, mean=mean), method)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 def test_oblong_patches(method: str) -> None:
     by_convolution = written(Layout(patch=(8, 16)), grid=(4, 3))
     by_reshaping = written(Layout(patch=(8, 16), linear=True), grid=(4, 3))
@@ -184,7 +185,7 @@ def test_oblong_patches(method: str) -> None:
     assert_same_map(by_convolution, by_reshaping, method)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 @pytest.mark.parametrize("linear", [False, True], ids=["convolution", "reshape"])
 def test_an_image_on_its_side(method: str, linear: bool) -> None:
     upright, lying = written(Layout(linear=linear)), written(Layout(linear=linear), grid=(6, 4))
@@ -195,7 +196,7 @@ def test_an_image_on_its_side(method: str, linear: bool) -> None:
     close(explain(lying, images_of().mT.contiguous(), TARGET, method=method).heatmap, expected.mT)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 @pytest.mark.parametrize("batch_first", [False, True], ids=["sequence first", "batch first"])
 def test_encoder_layers_of_torch(method: str, batch_first: bool) -> None:
     """``nn.TransformerEncoderLayer``, normalised in front, in either order of tokens, against our own."""
@@ -268,7 +269,7 @@ def swin_of_one_stage(window: tuple[int, int], depth: int = 2) -> nn.Module:
     return randomise(model, seed=2).eval()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 @pytest.mark.parametrize("always_partition", [False, True])
 def test_one_window_as_large_as_the_image(method: str, always_partition: bool) -> None:
     swin = swin_of_one_stage((8, 12))
@@ -277,7 +278,7 @@ def test_one_window_as_large_as_the_image(method: str, always_partition: bool) -
     assert_same_map(Windowless(swin), swin, method)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 def test_the_same_windows_one_image_larger_than_a_padded_one(method: str) -> None:
     """Padding of a window stands for no pixel: the map of a padded Swin keeps the grid of its patches."""
     padded = timm.models.swin_transformer.SwinTransformer(
@@ -292,7 +293,7 @@ def test_the_same_windows_one_image_larger_than_a_padded_one(method: str) -> Non
 # NaFlex ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 @pytest.mark.parametrize("pooling", ["naflexvit_base_patch16_gap", "naflexvit_base_patch16_map"])
 @pytest.mark.parametrize("padding", [0, 6])
 def test_naflex_padded_and_unpadded(method: str, pooling: str, padding: int) -> None:

@@ -12,8 +12,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.explain import METHODS, explain
+from lightning_attngrad.explain import explain
 from lightning_attngrad.explain.objectives import Contrast, Mixture, Region
+from tests.methods import OF_ANY_MODEL
 from tests.state.checkpointed import WAYS, Vit
 from tests.zoo import ZOO
 
@@ -31,7 +32,7 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-4) -> N
     assert (actual - expected).abs().amax() < tolerance * expected.abs().amax()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 @pytest.mark.parametrize("name", ["vit", "siglip", "torchvision", "hf_vit"])
 def test_frozen_parameters_give_the_same_map(name: str, method: str) -> None:
     zoo = ZOO[name]
@@ -42,7 +43,7 @@ def test_frozen_parameters_give_the_same_map(name: str, method: str) -> None:
 
 
 @pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode, torch.enable_grad])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 @pytest.mark.parametrize("name", ["vit", "eva02", "torchvision", "hf_dinov2"])
 def test_the_caller_s_gradient_mode_does_not_matter(
     name: str, method: str, around: Callable[[], torch.autograd.grad_mode.no_grad]
@@ -69,7 +70,7 @@ class FrozenBackbone(nn.Module):
         return self.model.forward_head(features)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 @pytest.mark.parametrize("name", ["vit", "vit_unfused", "siglip", "eva02"])
 def test_a_backbone_run_under_no_grad_gives_the_same_map(name: str, method: str) -> None:
     zoo = ZOO[name]
@@ -79,7 +80,7 @@ def test_a_backbone_run_under_no_grad_gives_the_same_map(name: str, method: str)
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing_enable.*deprecated.*")
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 @pytest.mark.parametrize("name", ["vit", "siglip", "eva02", "hf_vit", "hf_dinov2_eager"])
 def test_gradient_checkpointing_gives_the_same_map(name: str, method: str) -> None:
     zoo = ZOO[name]
@@ -91,7 +92,7 @@ def test_gradient_checkpointing_gives_the_same_map(name: str, method: str) -> No
     assert [{k: v for k, v in vars(m).items() if "checkpointing" in k} for m in model.modules()] == flags
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 @pytest.mark.parametrize("way", WAYS)
 def test_checkpointing_by_wrapper_or_by_hand_gives_the_same_map(way: str, method: str) -> None:
     model, images = WAYS[way]().train(), torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -127,7 +128,7 @@ def _hooks(model: nn.Module) -> Iterator[int]:
                 yield len(value)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 @pytest.mark.parametrize("name", ["vit", "vit_unfused", "siglip", "torchvision", "hf_vit", "eva02"])
 def test_nothing_is_left_on_the_model(name: str, method: str) -> None:
     zoo = ZOO[name]
@@ -158,7 +159,7 @@ def test_nothing_is_left_on_the_model(name: str, method: str) -> None:
     assert torch.equal(images, zoo.images())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 @pytest.mark.parametrize("name", ["vit", "vit_unfused", "torchvision", "hf_vit_eager"])
 def test_nothing_but_the_result_is_held(name: str, method: str) -> None:
     zoo = ZOO[name]
@@ -184,7 +185,7 @@ def test_nothing_but_the_result_is_held(name: str, method: str) -> None:
     assert explanation.logits.grad_fn is None
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 def test_a_model_in_training_is_explained_as_it_evaluates(method: str) -> None:
     def build() -> nn.Module:
         torch.manual_seed(0)
@@ -208,7 +209,7 @@ def test_a_model_in_training_is_explained_as_it_evaluates(method: str) -> None:
     assert torch.equal(explain(build().train(), images, TARGET, method=method).heatmap, expected)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 @pytest.mark.parametrize("name", ["vit", "vit_unfused", "vit_mean", "siglip", "torchvision", "hf_vit"])
 def test_bf16_autocast_gives_nearly_the_same_map(name: str, method: str) -> None:
     zoo = ZOO[name]
@@ -238,7 +239,7 @@ def test_no_gradient_is_said_and_gives_no_nan(method: str) -> None:
     assert torch.isfinite(found.heatmap).all()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 def test_an_error_in_the_model_leaves_it_as_it_was(method: str) -> None:
     model = ZOO["vit"].build().train()
 

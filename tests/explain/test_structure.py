@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from lightning_attngrad import Region, attention_step, explain
 from lightning_attngrad.explain import METHODS, UnsupportedModelError
 from lightning_attngrad.metrics.functional import head_statistics
+from tests.methods import OF_ANY_MODEL
 from tests.references.recorded_attention import record_attention
 
 IMAGES = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -183,7 +184,7 @@ class ReshapedPatchesShuffled(Reshaped, PatchesShuffled):
     pass
 
 
-FOLLOWING_ATTENTION = [name for name, method in METHODS.items() if method.follows_attention]
+FOLLOWING_ATTENTION = [name for name in OF_ANY_MODEL if METHODS[name].follows_attention]
 OTHER_ORDERS = [
     ClassTokenBehind,
     ExplicitClassTokenBehind,
@@ -194,7 +195,7 @@ OTHER_ORDERS = [
 
 
 @pytest.mark.parametrize("model", OTHER_ORDERS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 def test_the_order_of_the_tokens_does_not_move_the_map(model: Callable[[], nn.Module], method: str) -> None:
     expected = explain(Plain(), IMAGES, 1, method=method)
     explanation = explain(model(), IMAGES, 1, method=method)
@@ -306,7 +307,7 @@ def test_mixed_patches_are_refused_by_all_that_reads_attention_by_place(
         reads_places(PatchesMixed())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 def test_a_forward_that_checkpoints_by_itself_is_read(method: str) -> None:
     expected = explain(Plain(), IMAGES, 1, method=method)
     torch.testing.assert_close(explain(OwnCheckpoint(), IMAGES, 1, method=method).heatmap, expected.heatmap)
@@ -338,7 +339,7 @@ class ReshapedInPlace(Reshaped):
 
 
 @pytest.mark.parametrize("model", [SoftmaxKeptAside, ValuesFirst, Reshaped, ReshapedInPlace])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 def test_other_spellings_give_the_same_map(model: Callable[[], nn.Module], method: str) -> None:
     expected = explain(Plain(), IMAGES, 1, method=method).token_scores
     torch.testing.assert_close(explain(model(), IMAGES, 1, method=method).token_scores, expected, rtol=1e-4, atol=1e-6)
@@ -369,7 +370,7 @@ def test_a_softmax_that_is_changed_before_it_meets_the_values() -> None:
         increments = increments + ((start + increments).unsqueeze(1) @ support).squeeze(1)
     explanation = explain(model, IMAGES, 1, method="gradient_guided")
     torch.testing.assert_close(explanation.token_scores, increments.detach(), rtol=1e-4, atol=1e-6)
-    for method in METHODS:
+    for method in OF_ANY_MODEL:
         assert bool(torch.isfinite(explain(model, IMAGES, 1, method=method).heatmap).all())
 
 
@@ -383,7 +384,7 @@ class ResizedThenReshaped(Reshaped):
         return super().forward(F.interpolate(images, size=(32, 32), mode="bilinear"))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 def test_pixels_mixed_by_resizing_are_no_patches_mixed(method: str) -> None:
     images = F.interpolate(IMAGES, size=(64, 64), mode="bicubic")
     images = images + torch.rand(images.shape, generator=torch.Generator().manual_seed(2))
@@ -424,7 +425,7 @@ class SigmoidHead(Plain):
         return super().forward(images).sigmoid()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 def test_a_model_that_ends_in_a_sigmoid(method: str) -> None:
     explanation = explain(SigmoidHead(), IMAGES, 1, method=method)
     assert bool(torch.isfinite(explanation.heatmap).all())
@@ -456,7 +457,7 @@ class PoolsPatchesOnly(Plain):
         return read.transpose(1, 2).flatten(1)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 def test_attention_pooling_over_the_patches_only(method: str) -> None:
     explanation = explain(PoolsPatchesOnly(), IMAGES, 1, method=method)
     assert explanation.token_scores.shape == (2, 18)  # class token, query, patches

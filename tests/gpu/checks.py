@@ -7,8 +7,8 @@ from functools import partial
 
 import torch
 
-from lightning_attngrad.explain import METHODS
 from tests.gpu import maps, memory, runs
+from tests.methods import OF_ANY_MODEL
 
 #: Raises AssertionError where something is wrong; tells otherwise in a line what it found.
 Check = Callable[[torch.device], str]
@@ -20,13 +20,13 @@ CHECKS: dict[str, Check] = {
     **{
         f"maps/{kind}/{method}/{precision}": partial(maps.method_equals_cpu, kind, method, precision)
         for kind in maps.MODELS
-        for method in METHODS
+        for method in OF_ANY_MODEL
         for precision in PRECISIONS
     },
     **{
         f"channels_last/{kind}/{method}": partial(maps.channels_last, kind, method)
         for kind in maps.MODELS
-        for method in METHODS
+        for method in OF_ANY_MODEL
     },
     **{f"rewriting/{norm}": partial(maps.rewriting_equals_cpu, norm) for norm in NORMS},
     "compiled/maps": maps.compiled,

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_attngrad.explain import METHODS
 from tests.gpu import __main__ as program
 from tests.gpu import maps, memory, runs
 from tests.gpu.checks import CHECKS, ONLY_ON_A_GPU, why_no_gpu
+from tests.methods import OF_ANY_MODEL
 
 CPU = torch.device("cpu")
 #: One of them runs below, in a process of its own; the suite has such runs on the CPU in more ways than here.
@@ -106,7 +106,7 @@ class TestTheProgram:
 
 
 def test_every_method_is_checked_in_every_precision() -> None:
-    for method in METHODS:
+    for method in OF_ANY_MODEL:
         assert sum(f"/{method}/" in name for name in CHECKS) == len(maps.MODELS) * 3
 
 

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_attngrad.attention import budget
-from lightning_attngrad.explain import METHODS, Contrast, Explanation, Mixture, Region, attention_step, explain
+from lightning_attngrad.explain import Contrast, Explanation, Mixture, Region, attention_step, explain
 from lightning_attngrad.metrics.functional import head_statistics
+from tests.methods import OF_ANY_MODEL
 from tests.simulated_gpu.device import SimulatedGpu, on_host
 from tests.zoo import ZOO
 
@@ -43,7 +44,7 @@ def assert_same(found: Explanation, expected: Explanation) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 def test_every_method_keeps_to_the_device(name: str, method: str) -> None:
     expected = explain(ZOO[name].build(), ZOO[name].images(), TARGET, method=method)
     found, gpu = on_gpu(name, lambda model, images, gpu: explain(model, images, gpu.upload(TARGET), method=method))
@@ -148,7 +149,7 @@ def launches(depth: int, method: str | None, memory_budget: int | None = None) -
         return gpu.number_of_launches
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", OF_ANY_MODEL)
 def test_each_layer_costs_few_kernels_whatever_the_number_of_tokens(method: str) -> None:
     """The default budget of a GPU takes a layer in one block: what a map adds to the model's own kernels is bounded."""
     per_layer = (launches(4, method) - launches(2, method)) / 2

@@ -17,9 +17,10 @@ from lightning_attngrad.demo.data import DIGIT_MEAN, DIGIT_STD, load_digits
 from lightning_attngrad.demo.models import demo_vision_transformer, load_backbone
 from lightning_attngrad.explain import METHODS
 from lightning_attngrad.metrics.functional import class_sensitivity, sanity_check
+from tests.methods import OF_ANY_MODEL
 
 STEPS, BATCH, IMAGES, REDRAWS = 60, 64, 24, 8
-CLASS_SENSITIVE = [name for name, method in METHODS.items() if method.class_sensitive]
+CLASS_SENSITIVE = [name for name in OF_ANY_MODEL if METHODS[name].class_sensitive]
 
 
 @pytest.fixture(scope="module")
