@@ -18,7 +18,7 @@ SHOWN_IN_STRIPS = 4
 #: Images whose classes are explained at once: each takes a backward pass a class.
 _IMAGES_OF_SEVERAL_CLASSES = 2
 #: Of its largest value: what differs by less is the same for every image.
-_HARDLY = 1e-3
+_HARDLY = 1e-4
 
 
 @dataclass(frozen=True, eq=False)
@@ -178,7 +178,7 @@ def _say_if_it_hardly_varies(evaluation: Evaluation, question: Question, value: 
         say_once(
             evaluation,
             f"objective: the function gives {float(finite[0]):.4g} for all {len(finite)} images, to within "
-            f"{_HARDLY:.1%}: it says nothing of an image, and its maps are noise. Behind a layer norm, or normalised, "
+            f"{_HARDLY:.2%}: it says nothing of an image, and its maps are noise. Behind a layer norm, or normalised, "
             "the length of an embedding is such a constant; explain its likeness to something instead, with "
             "task=Similarity(vectors, names)",
         )
