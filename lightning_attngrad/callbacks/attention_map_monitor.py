@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from lightning_attngrad.callbacks.maps_monitor import MapsMonitor
-from lightning_attngrad.explain import Objective, within_area
+from lightning_attngrad.explain import Objective, Similarity, within_area
 from lightning_attngrad.measure.map_figures import Frame, caption_of, map_figures
 from lightning_attngrad.measure.map_scalars import completeness_scalars, head_scalars, mask_scalars
 from lightning_attngrad.measure.maps import explain_best_classes, explain_images, with_panels
@@ -95,7 +95,7 @@ class AttentionMapMonitor(MapsMonitor):
         every_n_steps: int | None = None,
         max_overhead: float | None = None,
         method: str | None = None,
-        objective: Literal["logit", "margin"] | Objective | Callable[[Any], Tensor] = "logit",
+        objective: Literal["logit", "margin", "start"] | Objective | Similarity | Callable[[Any], Tensor] = "logit",
         method_options: dict[str, Any] | None = None,
         memory_budget: int | None = None,
         top_k: int = 3,
@@ -150,10 +150,11 @@ class AttentionMapMonitor(MapsMonitor):
 
     def history(self) -> dict[str, Any]:
         """The film strip so far."""
-        return {"film": [frame.plain() for frame in self.film]}
+        return {**super().history(), "film": [frame.plain() for frame in self.film]}
 
     def recall(self, history: Mapping[str, Any]) -> None:
         """The film strip goes on where it was."""
+        super().recall(history)
         self.film = [Frame.of(frame) for frame in history["film"]]
 
     def forget(self) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from lightning_attngrad.callbacks.monitor import Monitor
 from lightning_attngrad.explain import Question
@@ -20,19 +23,45 @@ class MapsMonitor(Monitor):
     history, so that a run which is resumed goes on with the same method, also where it is named by then, or says that
     another one answers now.
 
+    An objective that compares with the start, ``"start"``, is given the embeddings of the first evaluation of that
+    history, which are kept with it.
+
     Attributes:
         question: as it was asked; see :meth:`asked`.
     """
 
     question: Question
+    _starting: tuple[str | None, Tensor] | None = None  # hash of the images, and their embeddings, (N, D)
 
     def asked(self, evaluation: Evaluation) -> Question:
-        """The question with the method that answers; a collective operation.
+        """The question with the method that answers, and with the starting embeddings; a collective operation.
 
         Raises:
             UnsupportedModelError: if no map can be made of the model.
+            ValueError: if embeddings are needed, and the output holds none.
         """
-        return settled(evaluation, self.question)
+        if self.question.lacks != "embeddings":
+            return settled(evaluation, self.question)
+        starting = self._starting
+        if starting is None or starting[0] != evaluation.images_hash:  # the history of other images is not over yet
+            starting = evaluation.images_hash, evaluation.embeddings()
+            if evaluation.in_history:
+                self._starting = starting
+        return settled(evaluation, self.question.filled(starting[1]))
+
+    def history(self) -> dict[str, Any]:
+        """The starting embeddings, where the objective has any."""
+        return {} if self._starting is None else {"starting": list(self._starting)}
+
+    def recall(self, history: Mapping[str, Any]) -> None:
+        """Go on comparing with the same start."""
+        starting = history.get("starting")
+        self._starting = None if starting is None else (starting[0], starting[1])
+
+    def forget(self) -> None:
+        """Drop the start of another run, or of other images."""
+        super().forget()
+        self._starting = None
 
     def settings(self) -> dict[str, Any]:
         """The question, without what only an evaluation tells."""

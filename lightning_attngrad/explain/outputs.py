@@ -439,11 +439,14 @@ def of_class(scores: Tensor, target: Tensor) -> Tensor:
 
 
 def find_logits(output: Any) -> Tensor | None:
-    """The tensor of class scores in a model's output: itself, its ``logits``, or the first of a tuple."""
+    """The tensor of class scores in a model's output: itself, its ``logits``, or the first of a tuple.
+
+    Of a model of images and texts, ``logits_per_image`` (CLIP, SigLIP): the texts are the classes.
+    """
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
-        output = output.get("logits")
+        output = output.get("logits", output.get("logits_per_image"))
     elif hasattr(output, "logits"):
         output = output.logits
     elif isinstance(output, list | tuple) and output:
