@@ -157,9 +157,7 @@ def detection(steps: int) -> Figure:
         "the best query for a disc": attngrad.QueryClass(1),
     }
     maps = [attngrad.explain(model, one.images, objective=objective).heatmap[0] for objective in asked.values()]
-    return draw(
-        "YOLOS: which patches a query goes by", [one.images[0]] * 5, [None, *maps], ["image", *asked]
-    )
+    return draw("YOLOS: which patches a query goes by", [one.images[0]] * 5, [None, *maps], ["image", *asked])
 
 
 def texts(steps: int) -> Figure:
@@ -270,7 +268,11 @@ def start(steps: int) -> None:
     maps = attngrad.AttentionMapMonitor(probe=images, objective="start", every_n_epochs=2)
     drift = attngrad.AttentionDriftMonitor(probe=images, objective="start", every_n_epochs=2)
     trainer = L.Trainer(
-        max_epochs=4, limit_train_batches=max(1, steps // 4), logger=False, enable_checkpointing=False, callbacks=[maps, drift]
+        max_epochs=4,
+        limit_train_batches=max(1, steps // 4),
+        logger=False,
+        enable_checkpointing=False,
+        callbacks=[maps, drift],
     )
     trainer.fit(Features(), loader(16 * max(1, steps // 4)), loader(16))
 
@@ -299,9 +301,7 @@ def draw(
     total = sum(float(one.clamp_min(0).sum()) for one in maps if one is not None)
     patches = sum(one.numel() for one in maps if one is not None)
     together = columns < len(images)  # the frames of a clip are parts of one map
-    for axis, image, heatmap, name, mark in zip(
-        axes, images, maps, names, marks or [None] * len(images), strict=True
-    ):
+    for axis, image, heatmap, name, mark in zip(axes, images, maps, names, marks or [None] * len(images), strict=True):
         axis.set_axis_off()
         axis.set_title(name, fontsize=9)
         grey = image.mean(dim=0) if heatmap is not None else image.permute(1, 2, 0)

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_attngrad.callbacks.maps_monitor import MapsMonitor
+from lightning_attngrad.callbacks.maps_monitor import MapsMonitor, objective_and_images
 from lightning_attngrad.explain import Objective, Similarity
 from lightning_attngrad.measure.drift import (
     LEADING,
@@ -120,6 +120,7 @@ class AttentionDriftMonitor(MapsMonitor):
         name: str = "drift",
         on_error: Literal["log", "raise"] = "log",
     ) -> None:
+        objective, probe, num_images = objective_and_images(objective, probe, num_images)
         super().__init__(
             name=name,
             probe=probe,

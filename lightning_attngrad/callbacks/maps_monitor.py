@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
 
 from lightning_attngrad.callbacks.monitor import Monitor
-from lightning_attngrad.explain import Question
+from lightning_attngrad.explain import Question, Similarity
 from lightning_attngrad.measure.questions import settled
-from lightning_attngrad.probe import Evaluation
+from lightning_attngrad.probe import Evaluation, ProbeImages
 
 #: What of a question is not known before an evaluation, where no method is asked for.
 _OF_THE_METHOD = ("method", "options")
+
+
+def objective_and_images(
+    objective: Any, probe: ProbeImages | None, num_images: int | None
+) -> tuple[Any, ProbeImages | None, int | None]:
+    """``objective=Similarity(…)`` is short for images whose task it is, with the class itself as the objective.
+
+    Raises:
+        ValueError: if the images have another task.
+    """
+    if not isinstance(objective, Similarity):
+        return objective, probe, num_images
+    if probe is None:
+        probe = ProbeImages() if num_images is None else ProbeImages(num_images=num_images)
+        num_images = None
+    if probe.task is not None and probe.task is not objective:
+        raise ValueError(
+            f"objective: got Similarity(…) beside ProbeImages(task={probe.task!r:.60}); it says itself what the output "
+            "means: leave task= out, or give it there and leave objective= out"
+        )
+    return "logit", replace(probe, task=objective), num_images
 
 
 class MapsMonitor(Monitor):
@@ -71,6 +93,10 @@ class MapsMonitor(Monitor):
     def further_conditions(self, evaluation: Evaluation) -> dict[str, Any]:
         """The method that answers, and what the model's output means."""
         answers = self.asked(evaluation).plain()
-        task = evaluation.task.plain() if self.question.needs_target else None
+        task = evaluation.task if self.question.needs_target else evaluation.task.of_rows
         named = {name: answers[name] for name in _OF_THE_METHOD}
-        return {**super().further_conditions(evaluation), "task": task, **named}
+        return {
+            **super().further_conditions(evaluation),
+            "task": task.plain() if self.question.asks_task else None,
+            **named,
+        }

@@ -96,15 +96,16 @@ class ForwardPass:
         Raises:
             ValueError: if the output holds no such tensor.
         """
-        return self.scores(self.output, self.batch)
+        return self._scores(self.task, self.output, self.batch)
 
-    def scores(self, output: Any, rows: int) -> Tensor:
-        """What the task makes of an output of so many rows, (rows, K), under the rules of the way back.
+    def scores_of(self, rows: Tensor) -> Tensor:
+        """The same of rows (R, K) that are of no image, see :attr:`Task.of_rows`."""
+        return self._scores(self.task.of_rows, rows, len(rows))
 
-        A task may normalise (:class:`Similarity` does), as a model would in its own forward.
-        """
+    def _scores(self, task: Task, output: Any, rows: int) -> Tensor:
+        """Under the rules of the way back: a task may normalise, as a model would in its own forward."""
         with Ruled(self.rules):
-            return self.task.scores(output, rows)
+            return task.scores(output, rows)
 
 
 @contextlib.contextmanager

@@ -37,6 +37,11 @@ class Task(ABC):
     name: ClassVar[str]
     has_classes: ClassVar[bool] = True
 
+    @property
+    def of_rows(self) -> Task:
+        """What rows of scores mean that are of no image: of its pixels, or of a detector's queries."""
+        return self
+
     @abstractmethod
     def scores(self, output: Any, batch: int) -> Tensor:
         """Score of each class, (B, K), float32 or wider, in the graph.
@@ -307,12 +312,17 @@ class Undecided(Embedding):
 
     Args:
         why: for the message.
+        said: what the user says that rows of scores mean, where the output is none of one row an image.
     """
 
     name = "undecided"
 
-    def __init__(self, why: str) -> None:
-        self.why = why
+    def __init__(self, why: str, said: Task | None = None) -> None:
+        self.why, self._said = why, said
+
+    @property
+    def of_rows(self) -> Task:
+        return UNSAID if self._said is None else self._said
 
     def scores(self, output: Any, batch: int) -> Tensor:  # noqa: ARG002
         raise ValueError(self.why)

@@ -79,6 +79,16 @@ class Question:
         return self._objective.needs_target
 
     @property
+    def asks_task(self) -> bool:
+        """Whether it depends on what a class is."""
+        return self._objective.asks_task
+
+    @property
+    def objective_in_words(self) -> str:
+        """What is explained, for figures; empty where it is a class of the image."""
+        return self._objective.in_words()
+
+    @property
     def panels(self) -> tuple[str, ...] | None:
         """Names of the maps that each image gets, where the options ask for several."""
         return getattr(self._options, "panels", None)
@@ -90,8 +100,8 @@ class Question:
 
     @property
     def method_in_words(self) -> str:
-        """For titles; where no method is asked for, the default's. With what is explained, unless it is a class."""
-        return " · ".join(filter(None, (self._method.name.replace("_", " "), self._objective.in_words())))
+        """For titles; where no method is asked for, the default's."""
+        return self._method.name.replace("_", " ")
 
     @property
     def lacks(self) -> Literal["masks", "embeddings"] | None:

@@ -98,9 +98,7 @@ def test_a_pixel_a_region_and_the_masks_of_the_images(method: str | None) -> Non
         model = Segmenter()
         model.load_state_dict(weights)
         expected = attngrad.explain(model.eval(), evaluation.images, objective=formula, method=method)
-        assert monitor.scalars["entropy"] == pytest.approx(
-            float(map_statistics(expected.heatmap)["entropy"]), rel=1e-4
-        )
+        assert monitor.scalars["entropy"] == pytest.approx(float(map_statistics(expected.heatmap)["entropy"]), rel=1e-4)
     assert 0 < drift.scalars["spearman"] <= 2
     assert inside.scalars["mass_in_mask"] > 0
 
@@ -112,9 +110,24 @@ def test_the_figures_say_what_is_explained(monkeypatch: pytest.MonkeyPatch) -> N
     )
     _, figures = drawn[0]
     assert "attngrad/maps/classes" not in figures  # about one class, and no class of the image
-    for name in ("overlay", "film"):
-        assert any("class 1 at (20, 30)" in text for text in words(figures[f"attngrad/maps/{name}"]))
-    assert any(text.startswith("output ") for text in words(figures["attngrad/maps/overlay"]))
+    assert words(figures["attngrad/maps/overlay"]).count("class 1 at (20, 30)") == 4
+    assert "predicted" not in words(figures["attngrad/maps/overlay"])
+    assert any("maps of class 1 at (20, 30)" in text for text in words(figures["attngrad/maps/film"]))
+
+
+def test_images_in_which_the_class_is_not_there_have_no_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = captured_figures(monkeypatch)
+
+    def some(batch: Any) -> Tensor:
+        return (batch["mask"] == 1) & (torch.arange(len(batch["mask"])) > 0)[:, None, None]
+
+    monitor = attngrad.AttentionMapMonitor(
+        probe=attngrad.ProbeImages(num_images=4, mask=some), objective=attngrad.PixelClass(1, "mask"), on_error="raise"
+    )
+    run_of_segmentation(monitor)
+    said = words(drawn[0][1]["attngrad/maps/overlay"])
+    assert said.count("no map") == said.count("not there") >= 1
+    assert 0 < monitor.scalars["entropy"] < 1  # of the others
 
 
 def test_masks_that_are_not_there_are_asked_for() -> None:
@@ -161,9 +174,49 @@ def test_queries_and_boxes() -> None:
         model = Detector()
         model.load_state_dict(weights)
         expected = attngrad.explain(model.eval(), evaluation.images, objective=formula)
-        assert monitor.scalars["entropy"] == pytest.approx(
-            float(map_statistics(expected.heatmap)["entropy"]), rel=1e-4
-        )
+        assert monitor.scalars["entropy"] == pytest.approx(float(map_statistics(expected.heatmap)["entropy"]), rel=1e-4)
+
+
+# Likeness to vectors --------------------------------------------------------------------------------------------
+
+
+def prototypes() -> attngrad.Similarity:
+    vectors = torch.randn(3, 32, generator=torch.Generator().manual_seed(3))
+    return attngrad.Similarity(vectors, ("one", "two", "three"), scale=5.0)
+
+
+def test_vectors_are_the_classes_of_every_monitor(monkeypatch: pytest.MonkeyPatch) -> None:
+    likeness = prototypes()
+    probe = attngrad.ProbeImages(num_images=3, mean=0.0, std=1.0)
+    same = attngrad.ProbeImages(num_images=3, mean=0.0, std=1.0, task=likeness)
+    drawn = captured_figures(monkeypatch)
+    monitors = [
+        Maps(name="short", probe=probe, objective=likeness, on_error="raise"),
+        Maps(name="said", probe=same, on_error="raise"),
+        attngrad.AttentionDriftMonitor(probe=probe, objective=likeness, on_error="raise"),
+        attngrad.FaithfulnessMonitor(probe=probe, objective=likeness, steps=2, on_error="raise"),
+        attngrad.RewriteRobustnessMonitor(probe=same, steps=4, long_every=None, on_error="raise"),
+    ]
+    run = fit(*monitors, module=Features, max_epochs=1)
+    assert run.complaints == []
+    assert len({monitor.shared for monitor in monitors}) == 1  # the images are read once
+    short, said = monitors[:2]
+    assert short.scalars["entropy"] == said.scalars["entropy"]
+    evaluation, weights = short.evaluations[-1]
+    assert evaluation.class_names == ("one", "two", "three")
+    model = Features()
+    model.load_state_dict(weights)
+    found = attngrad.explain(model.eval(), evaluation.images, evaluation.classes(), objective=likeness)
+    assert short.scalars["entropy"] == pytest.approx(float(map_statistics(found.heatmap)["entropy"]), rel=1e-4)
+    assert monitors[3].scalars["deletion"] < 1
+    assert monitors[4].scalars["median_linf"] > 0
+    written = words(drawn[0][1]["attngrad/short/overlay"])
+    assert set(written) & {"✓ one", "✗ one", "✓ two", "✗ two", "✓ three", "✗ three"}
+
+
+def test_likeness_is_said_once() -> None:
+    with pytest.raises(ValueError, match=r"got Similarity\(…\) beside ProbeImages\(task='multiclass'\)"):
+        attngrad.AttentionMapMonitor(probe=attngrad.ProbeImages(task="multiclass"), objective=prototypes())
 
 
 # The start ------------------------------------------------------------------------------------------------------
@@ -257,7 +310,7 @@ def test_another_fit_has_another_start() -> None:
 def tuned(module: Features) -> Features:
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += 0.1 * torch.randn_like(parameter)
+            parameter.add_(0.1 * torch.randn_like(parameter))
     return module
 
 

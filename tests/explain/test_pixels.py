@@ -214,7 +214,7 @@ def test_what_does_not_fit_the_model_is_refused(objective: Objective, says: str)
 
 
 def test_the_class_is_the_objectives_own() -> None:
-    with pytest.raises(ValueError, match="target: got 0, and the objective PixelClass.* takes none"):
+    with pytest.raises(ValueError, match=r"target: got 0, and the objective PixelClass.* takes none"):
         explain(segformer(), images(), 0, objective=PixelClass(1))
 
 
@@ -224,7 +224,9 @@ def test_the_message_says_what_the_output_holds() -> None:
         explain(Shaped(lambda scores: [scores, scores]).eval(), batch, objective=PixelClass(1))
     with pytest.raises(ValueError, match=re.escape("it holds masks float32[2, 5, 64, 96]. Give forward=")):
         explain(Shaped(lambda scores: {"masks": scores}).eval(), batch, objective=PixelClass(1))
-    with pytest.raises(ValueError, match=re.escape("(B, classes, h, w) for 2 images; it holds one tensor float32[2, 5]")):
+    with pytest.raises(
+        ValueError, match=re.escape("(B, classes, h, w) for 2 images; it holds one tensor float32[2, 5]")
+    ):
         explain(Shaped(lambda scores: scores.mean((2, 3))).eval(), batch, objective=PixelClass(1))
     with pytest.raises(NonFiniteOutputError, match="number 1, counted from 0"):
         explain(
@@ -239,4 +241,5 @@ def test_questions_about_the_same_place_are_equal() -> None:
     assert Question(objective=PixelClass(1, (3, 4))) != Question(objective=PixelClass(1, (4, 3)))
     assert Question(objective=PixelClass(1, MASK)) == Question(objective=PixelClass(1, MASK.clone()))
     assert Question(objective=PixelClass(1)) != Question(objective=PixelValue())
-    assert Question(objective=PixelClass(1, (3, 4))).method_in_words == "guided relevance · class 1 at (3, 4)"
+    assert Question(objective=PixelClass(1, (3, 4))).objective_in_words == "class 1 at (3, 4)"
+    assert Question(objective=PixelClass(1)).objective_in_words == "class 1 where it is predicted"

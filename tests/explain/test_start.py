@@ -35,7 +35,7 @@ def trained(model: nn.Module) -> nn.Module:
     later = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in later.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
     return later
 
 
@@ -106,5 +106,5 @@ def test_what_cannot_be_compared_is_refused() -> None:
             model,
             images(),
             objective=Start().filled(starting),
-            forward=lambda batch: model.forward_features(batch),
+            forward=model.forward_features,
         )

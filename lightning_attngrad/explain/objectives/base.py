@@ -54,6 +54,8 @@ class Objective(ABC):
     """Φ as a function of one forward pass and, for most, of a class an image."""
 
     needs_target: bool = True
+    #: Whether it depends on what a class is, which ``task=`` says.
+    asks_task: bool = True
 
     @property
     def lacks(self) -> Literal["masks", "embeddings"] | None:

@@ -26,6 +26,7 @@ class OfOutput(ValueObjective):
 
     function: Callable[[Any], Tensor]
     needs_target: bool = field(default=False, init=False, repr=False)
+    asks_task: bool = field(default=False, init=False, repr=False)
 
     def value(self, forward: ForwardPass, target: Tensor | None) -> Tensor:  # noqa: ARG002
         value = self.function(forward.output)

@@ -80,13 +80,13 @@ class PixelClass(Objective):
         self.check()
         found = map_of_scores(forward.output, forward.batch)  # (B, K, h, w)
         rows = found.movedim(1, -1).flatten(0, -2)  # (B·h·w, K): each place is classified as an image would be
-        scores = forward.scores(rows, len(rows))
+        scores = forward.scores_of(rows)
         classes = torch.full_like(scores[:, 0], self.target, dtype=torch.long)
-        forward.task.check_target(classes[:1], scores.shape[1])
+        forward.task.of_rows.check_target(classes[:1], scores.shape[1])
         batch, _, height, width = found.shape
         of_class = scores[:, self.target].view(batch, height, width)
         if self.where is None:
-            predicted = forward.task.margin(scores.detach(), classes) > 0
+            predicted = forward.task.of_rows.margin(scores.detach(), classes) > 0
             weights = predicted.view(batch, height, width).to(of_class.dtype)
         else:
             weights = _weights(self.where, forward, of_class)
@@ -115,6 +115,7 @@ class PixelValue(Objective):
 
     where: Where = None
     needs_target: bool = field(default=False, init=False, repr=False)
+    asks_task: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "where", _checked(self.where))

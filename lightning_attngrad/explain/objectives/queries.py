@@ -125,8 +125,8 @@ def _of_class(forward: ForwardPass, target: int) -> Tensor:
     """The score of a class for each query, (B, Q)."""
     found = scores_of_queries(forward.output, forward.batch)  # (B, Q, K)
     rows = found.flatten(0, 1)  # each query is classified as an image would be
-    scores = forward.scores(rows, len(rows))
-    forward.task.check_target(torch.full_like(scores[:1, 0], target, dtype=torch.long), scores.shape[1])
+    scores = forward.scores_of(rows)
+    forward.task.of_rows.check_target(torch.full_like(scores[:1, 0], target, dtype=torch.long), scores.shape[1])
     return scores[:, target].view(found.shape[:2])
 
 

@@ -44,9 +44,6 @@ class Region(Objective):
     def filled(self, found: Tensor) -> Region:
         return replace(self, mask=found)
 
-    def in_words(self) -> str:
-        return "attention to a region"
-
     def check(self) -> None:
         if self.mask is None:
             raise ValueError(

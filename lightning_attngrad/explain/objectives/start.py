@@ -38,6 +38,7 @@ class Start(ValueObjective):
     starting: Tensor | None = None
     centre: Tensor | None = None
     needs_target: bool = field(default=False, init=False, repr=False)
+    asks_task: bool = field(default=False, init=False, repr=False)
 
     @property
     def lacks(self) -> Literal["embeddings"] | None:
