@@ -295,10 +295,9 @@ def _spatial(followed: Followed, ids: Tensor, change: Callable[[Tensor], Tensor]
 def _windowed(followed: Followed, ids: Tensor, out: Tensor, settings: tuple[Any, Any, Any, Any]) -> Tensor:
     """Places of outputs that each read a window, by its kernel, stride, padding and dilation."""
     axes = out.dim() - 2
-    if axes == 3:
-        followed.report("a layer over three dimensions", out)
-        return followed.table.reduce(ids, (1, 2, 3, 4)).narrow(1, 0, 1)
     by_axis = list(zip(*(each(value, axes) for value in settings), strict=True))
+    if axes == 3:
+        return _windowed_in_time(followed, ids, out, by_axis)
     found: list[Tensor] = []
     for late in (False, True):
         ranges: tuple[Ranges, ...] = tuple(
@@ -311,6 +310,30 @@ def _windowed(followed: Followed, ids: Tensor, out: Tensor, settings: tuple[Any,
             return found[0]
     early, later = found  # an even kernel without a stride: its middle is where the border was padded for it
     return later if int(later.eq(0).sum()) < int(early.eq(0).sum()) else early
+
+
+def _windowed_in_time(
+    followed: Followed, ids: Tensor, out: Tensor, by_axis: Sequence[tuple[int, int, int, int]]
+) -> Tensor:
+    """The same over (B, C, T, H, W), where the frames that one output reads lie at the same places of the image.
+
+    They do where an image holds the frames of a clip side by side, and those that are read together as channels; and
+    where channels are taken for time. Else an output lies at several places at once, and is reported.
+    """
+    ids = followed.table.reduce(ids, (1,)).narrow(1, 0, 1)[:, 0].expand(-1, *ids.shape[2:])  # (B, T, H, W)
+    kernel, stride, padding, dilation = by_axis[0]
+    begins = torch.arange(out.shape[2], device=ids.device) * stride - padding
+    taps = (begins[:, None] + torch.arange(kernel, device=ids.device) * dilation).clamp(0, ids.shape[1] - 1)  # (t, k)
+    read = ids[:, taps.flatten()].unflatten(1, taps.shape)  # (B, t, k, H, W)
+    frames = read[:, :, 0]
+    if bool((read != frames.unsqueeze(2)).any()):
+        followed.report("a layer over three dimensions", out)
+        return followed.table.reduce(ids, (1, 2, 3)).unsqueeze(1)
+    ranges = tuple(
+        windows(before, after, *of_axis)
+        for before, after, of_axis in zip(ids.shape[2:], out.shape[3:], by_axis[1:], strict=True)
+    )
+    return _read(followed, ranges, frames).unsqueeze(1)
 
 
 def _read(followed: Followed, ranges: tuple[Ranges, ...], flat: Tensor) -> Tensor:

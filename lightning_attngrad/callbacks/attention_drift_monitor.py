@@ -11,8 +11,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lightning_attngrad.callbacks.maps_monitor import MapsMonitor
-from lightning_attngrad.explain import Objective
+from lightning_attngrad.callbacks.maps_monitor import MapsMonitor, objective_and_images
+from lightning_attngrad.explain import Objective, Similarity
 from lightning_attngrad.measure.drift import (
     LEADING,
     MOVED,
@@ -111,7 +111,7 @@ class AttentionDriftMonitor(MapsMonitor):
         max_overhead: float | None = None,
         reference: str = "start",
         method: str | None = None,
-        objective: Literal["logit", "margin"] | Objective | Callable[[Any], Tensor] = "logit",
+        objective: Literal["logit", "margin", "start"] | Objective | Similarity | Callable[[Any], Tensor] = "logit",
         method_options: dict[str, Any] | None = None,
         memory_budget: int | None = None,
         alarm: float | None = None,
@@ -120,6 +120,7 @@ class AttentionDriftMonitor(MapsMonitor):
         name: str = "drift",
         on_error: Literal["log", "raise"] = "log",
     ) -> None:
+        objective, probe, num_images = objective_and_images(objective, probe, num_images)
         super().__init__(
             name=name,
             probe=probe,
@@ -270,6 +271,7 @@ class AttentionDriftMonitor(MapsMonitor):
     def history(self) -> dict[str, Any]:
         """The references and the curves."""
         return {
+            **super().history(),
             "references": {panel: reference.plain() for panel, reference in self._references.items()},
             "past": [one.plain() for one in self.past],
             "alarm": 0 if self.alarm is None else self.alarm.evaluations,
@@ -278,6 +280,7 @@ class AttentionDriftMonitor(MapsMonitor):
 
     def recall(self, history: Mapping[str, Any]) -> None:
         """Go on with the same references."""
+        super().recall(history)
         self._references = {panel: Reference(**reference) for panel, reference in history["references"].items()}
         self.past = [PastDrift(**one) for one in history["past"]]
         if self.alarm is not None:

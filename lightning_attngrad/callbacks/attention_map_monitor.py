@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from lightning_attngrad.callbacks.maps_monitor import MapsMonitor
-from lightning_attngrad.explain import Objective, within_area
+from lightning_attngrad.callbacks.maps_monitor import MapsMonitor, objective_and_images
+from lightning_attngrad.explain import Objective, Similarity, within_area
 from lightning_attngrad.measure.map_figures import Frame, caption_of, map_figures
 from lightning_attngrad.measure.map_scalars import completeness_scalars, head_scalars, mask_scalars
 from lightning_attngrad.measure.maps import explain_best_classes, explain_images, with_panels
@@ -57,8 +57,13 @@ class AttentionMapMonitor(MapsMonitor):
         method: any that :func:`lightning_attngrad.explain` knows. None is its default, or what stands in for that where
             the model does not permit it; one line then says so.
         objective: ``logit``, ``margin``, :class:`~lightning_attngrad.Contrast`, :class:`~lightning_attngrad.Mixture`,
-            :class:`~lightning_attngrad.Region` (without a mask it takes that of the images), or a function from the
-            model's output to one number an image: for regression, and for backbones without a classifier.
+            :class:`~lightning_attngrad.Region` (without a mask it takes that of the images); a place of segmentation
+            or depth, :class:`~lightning_attngrad.PixelClass`, :class:`~lightning_attngrad.PixelValue` (with
+            ``where="mask"`` over the masks of the images); a query of a detector,
+            :class:`~lightning_attngrad.QueryClass`, :class:`~lightning_attngrad.QueryBox`;
+            :class:`~lightning_attngrad.Similarity`, short for ``ProbeImages(task=…)`` of the same; ``start``, what
+            stays of the embedding that each image has at the first evaluation, which is kept in checkpoints; or a
+            function from the model's output to one number an image.
         method_options: of the method, as ``explain`` takes them: ``{"correction": ["positive", "negative"]}`` for
             ``gradient_guided``, ``{"combine": "product"}`` for ``guided_relevance``.
         memory_budget: bytes for the temporaries of a block of attention rows; None follows the device.
@@ -95,7 +100,7 @@ class AttentionMapMonitor(MapsMonitor):
         every_n_steps: int | None = None,
         max_overhead: float | None = None,
         method: str | None = None,
-        objective: Literal["logit", "margin"] | Objective | Callable[[Any], Tensor] = "logit",
+        objective: Literal["logit", "margin", "start"] | Objective | Similarity | Callable[[Any], Tensor] = "logit",
         method_options: dict[str, Any] | None = None,
         memory_budget: int | None = None,
         top_k: int = 3,
@@ -103,6 +108,7 @@ class AttentionMapMonitor(MapsMonitor):
         name: str = "maps",
         on_error: Literal["log", "raise"] = "log",
     ) -> None:
+        objective, probe, num_images = objective_and_images(objective, probe, num_images)
         super().__init__(
             name=name,
             probe=probe,
@@ -134,7 +140,9 @@ class AttentionMapMonitor(MapsMonitor):
             covered = within_area(masks, maps.area)
             scalars |= with_panels(maps, lambda panel: mask_scalars(panel.heatmap, covered))
         frame = Frame(
-            evaluation.label, times_uniform_share(maps.heatmap[:1])[0].clone(), caption_of(evaluation, maps, 0)
+            evaluation.label,
+            times_uniform_share(maps.heatmap[:1])[0].clone(),
+            caption_of(evaluation, question, maps, 0),
         )
         film = [*self.film, frame]
         if evaluation.in_history:
@@ -150,10 +158,11 @@ class AttentionMapMonitor(MapsMonitor):
 
     def history(self) -> dict[str, Any]:
         """The film strip so far."""
-        return {"film": [frame.plain() for frame in self.film]}
+        return {**super().history(), "film": [frame.plain() for frame in self.film]}
 
     def recall(self, history: Mapping[str, Any]) -> None:
         """The film strip goes on where it was."""
+        super().recall(history)
         self.film = [Frame.of(frame) for frame in history["film"]]
 
     def forget(self) -> None:

@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from matplotlib.figure import Figure
 
-from lightning_attngrad.callbacks.maps_monitor import MapsMonitor
-from lightning_attngrad.explain import Objective
+from lightning_attngrad.callbacks.maps_monitor import MapsMonitor, objective_and_images
+from lightning_attngrad.explain import Objective, Similarity
 from lightning_attngrad.measure.faithfulness import curves_of, sensitivity_of
 from lightning_attngrad.measure.maps import explain_images
 from lightning_attngrad.measure.questions import check_question
@@ -91,7 +91,7 @@ class FaithfulnessMonitor(MapsMonitor):
         every_n_steps: int | None = None,
         max_overhead: float | None = None,
         method: str | None = None,
-        objective: Literal["logit", "margin"] | Objective = "logit",
+        objective: Literal["logit", "margin"] | Objective | Similarity = "logit",
         method_options: dict[str, Any] | None = None,
         memory_budget: int | None = None,
         steps: int = 8,
@@ -99,6 +99,7 @@ class FaithfulnessMonitor(MapsMonitor):
         name: str = "faithfulness",
         on_error: Literal["log", "raise"] = "log",
     ) -> None:
+        objective, probe, num_images = objective_and_images(objective, probe, num_images)
         super().__init__(
             name=name,
             probe=probe,

@@ -10,6 +10,7 @@ from lightning_attngrad.explain import (  # importing registers methods
     patch_sum,  # noqa: F401
 )
 from lightning_attngrad.explain.attention_step import AttentionStep, attention_step
+from lightning_attngrad.explain.clips import ClipStrip
 from lightning_attngrad.explain.corrections import CORRECTIONS
 from lightning_attngrad.explain.default import DEFAULT_METHOD
 from lightning_attngrad.explain.explaining import explain
@@ -27,8 +28,13 @@ from lightning_attngrad.explain.objectives import (
     Margin,
     Mixture,
     Objective,
+    PixelClass,
+    PixelValue,
+    QueryBox,
+    QueryClass,
     Region,
     Seeds,
+    Start,
 )
 from lightning_attngrad.explain.outputs import (
     ONE_NUMBER,
@@ -40,6 +46,7 @@ from lightning_attngrad.explain.outputs import (
     Task,
     Undecided,
     check_task,
+    find_embedding_vector,
     find_logits,
     of_class,
     row_of_numbers,
@@ -59,6 +66,7 @@ __all__ = [
     "UNSAID",
     "WHAT_WOULD_DO",
     "AttentionStep",
+    "ClipStrip",
     "Contrast",
     "Explanation",
     "ForwardPass",
@@ -73,10 +81,15 @@ __all__ = [
     "NonFiniteGradientError",
     "NonFiniteOutputError",
     "Objective",
+    "PixelClass",
+    "PixelValue",
+    "QueryBox",
+    "QueryClass",
     "Question",
     "Region",
     "Seeds",
     "Similarity",
+    "Start",
     "Task",
     "TokenScores",
     "Undecided",
@@ -84,6 +97,7 @@ __all__ = [
     "attention_step",
     "check_task",
     "explain",
+    "find_embedding_vector",
     "find_logits",
     "of_class",
     "plain",

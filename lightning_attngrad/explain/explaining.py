@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_attngrad.explain.explanation import Explanation
 from lightning_attngrad.explain.objectives import Objective
-from lightning_attngrad.explain.outputs import Task, check_task
+from lightning_attngrad.explain.outputs import Similarity, Task, check_task
 from lightning_attngrad.explain.question import Question
 
 
@@ -19,7 +19,7 @@ def explain(
     target: int | Sequence[int] | Tensor | None = None,
     *,
     method: str | None = None,
-    objective: str | Objective | Callable[[Any], Tensor] = "logit",
+    objective: str | Objective | Similarity | Callable[[Any], Tensor] = "logit",
     forward: Callable[[Tensor], Any] | None = None,
     memory_budget: int | None = None,
     score_offsets: Sequence[Tensor | None] = (),
@@ -43,8 +43,11 @@ def explain(
             not permit it, ``gradient_guided`` (no embedding is found at which relevance can be measured, as with
             several towers) or ``attn_lrp`` (there is no attention), and a warning says so. A method that is named, or
             whose options are given, is that one or an error.
-        objective: ``"logit"``, ``"margin"``, ``Contrast(against)``, ``Mixture(weights)``, ``Region(mask)``, or a
-            function from the model's output to one number an image.
+        objective: ``"logit"``, ``"margin"``, ``Contrast(against)``, ``Mixture(weights)``, ``Region(mask)``; of outputs
+            beyond one row of logits an image ``PixelClass(class, where)`` and ``PixelValue(where)`` (segmentation,
+            depth), ``QueryClass(class, query)`` and ``QueryBox(coordinate, query)`` (detectors); ``Similarity(vectors,
+            names)``, short for ``task=`` of the same; or a function from the model's output to one number an image.
+            Monitors also take ``"start"``.
         forward: called instead of ``model(images)``, for keyword inputs or a precision context.
         memory_budget: bytes for the temporaries of a block of attention rows. None is 2 MiB on a CPU; on a GPU up to
             512 MiB, an eighth of what is free at most.
@@ -85,6 +88,12 @@ def explain(
         >>> attngrad.explain(model, torch.rand(2, 3, 160, 160), target=[0, 3]).heatmap.shape
         torch.Size([2, 2, 10, 10])
     """
+    if isinstance(objective, Similarity):
+        if task is not None:
+            raise ValueError(
+                "objective: got Similarity(…) beside task=; it says itself what the output means: leave task= out"
+            )
+        objective, task = "logit", objective
     question = Question(method, objective, options)
     return question.explain(
         model,

@@ -17,6 +17,7 @@ from lightning_attngrad.attention import (
     ImagePlaces,
     KnownPlaces,
     NoEmbeddingError,
+    Ruled,
     UnsupportedModelError,
     default_memory_budget,
 )
@@ -70,6 +71,7 @@ class ForwardPass:
         layer_output: of the module that was asked for, one map of features; empty where none was, or it did not
             run.
         task: what the output means.
+        rules: what replaces the plain gradient.
     """
 
     tap: AttentionTap
@@ -80,6 +82,7 @@ class ForwardPass:
     image_size: tuple[int, int]
     layer_output: tuple[Features, ...] = ()
     task: Task = UNSAID
+    rules: BackwardRules = PLAIN
 
     @property
     def places(self) -> ImagePlaces:
@@ -93,7 +96,16 @@ class ForwardPass:
         Raises:
             ValueError: if the output holds no such tensor.
         """
-        return self.task.scores(self.output, self.batch)
+        return self._scores(self.task, self.output, self.batch)
+
+    def scores_of(self, rows: Tensor) -> Tensor:
+        """The same of rows (R, K) that are of no image, see :attr:`Task.of_rows`."""
+        return self._scores(self.task.of_rows, rows, len(rows))
+
+    def _scores(self, task: Task, output: Any, rows: int) -> Tensor:
+        """Under the rules of the way back: a task may normalise, as a model would in its own forward."""
+        with Ruled(self.rules):
+            return task.scores(output, rows)
 
 
 @contextlib.contextmanager
@@ -178,7 +190,7 @@ def forward_pass(
                 _check_finite(output, type(model).__name__)
                 budget = default_memory_budget(images.device) if memory_budget is None else memory_budget
                 size = (images.shape[-2], images.shape[-1])
-                yield ForwardPass(tap, output, known, len(images), budget, size, tuple(of_layer), task)
+                yield ForwardPass(tap, output, known, len(images), budget, size, tuple(of_layer), task, rules)
                 return
             finally:
                 tap.release()
@@ -236,6 +248,8 @@ def _answers(output: Any) -> Iterator[Tensor]:
         yield found
         return
     parts = output.values() if isinstance(output, Mapping) else output
+    if not isinstance(parts, Iterable) and not isinstance(parts, Tensor):
+        parts = getattr(parts, "__dict__", {}).values()
     if isinstance(parts, Iterable) and not isinstance(parts, str | bytes | Tensor):
         for part in parts:
             yield from [part] if isinstance(part, Tensor) else _answers(part)

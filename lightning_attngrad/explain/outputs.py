@@ -37,6 +37,11 @@ class Task(ABC):
     name: ClassVar[str]
     has_classes: ClassVar[bool] = True
 
+    @property
+    def of_rows(self) -> Task:
+        """What rows of scores mean that are of no image: of its pixels, or of a detector's queries."""
+        return self
+
     @abstractmethod
     def scores(self, output: Any, batch: int) -> Tensor:
         """Score of each class, (B, K), float32 or wider, in the graph.
@@ -307,12 +312,17 @@ class Undecided(Embedding):
 
     Args:
         why: for the message.
+        said: what the user says that rows of scores mean, where the output is none of one row an image.
     """
 
     name = "undecided"
 
-    def __init__(self, why: str) -> None:
-        self.why = why
+    def __init__(self, why: str, said: Task | None = None) -> None:
+        self.why, self._said = why, said
+
+    @property
+    def of_rows(self) -> Task:
+        return UNSAID if self._said is None else self._said
 
     def scores(self, output: Any, batch: int) -> Tensor:  # noqa: ARG002
         raise ValueError(self.why)
@@ -439,11 +449,14 @@ def of_class(scores: Tensor, target: Tensor) -> Tensor:
 
 
 def find_logits(output: Any) -> Tensor | None:
-    """The tensor of class scores in a model's output: itself, its ``logits``, or the first of a tuple."""
+    """The tensor of class scores in a model's output: itself, its ``logits``, or the first of a tuple.
+
+    Of a model of images and texts, ``logits_per_image`` (CLIP, SigLIP): the texts are the classes.
+    """
     if isinstance(output, Tensor):
         return output
     if isinstance(output, Mapping):
-        output = output.get("logits")
+        output = output.get("logits", output.get("logits_per_image"))
     elif hasattr(output, "logits"):
         output = output.logits
     elif isinstance(output, list | tuple) and output:

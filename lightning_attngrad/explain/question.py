@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +39,7 @@ class Question:
         method: a registered method. None is the default, and what stands in for it where the model does not permit it,
             see :func:`~lightning_attngrad.explain.default.ask_by_default`; with ``options`` it is the default itself,
             which they are of.
-        objective: ``"logit"``, ``"margin"``, ``Contrast(against)``, ``Mixture(weights)``, ``Region(mask)``, or a
-            function from the model's output to one number an image.
+        objective: as :func:`lightning_attngrad.explain` takes it.
         options: the method's own options by name.
 
     Raises:
@@ -80,6 +79,16 @@ class Question:
         return self._objective.needs_target
 
     @property
+    def asks_task(self) -> bool:
+        """Whether it depends on what a class is."""
+        return self._objective.asks_task
+
+    @property
+    def objective_in_words(self) -> str:
+        """What is explained, for figures; empty where it is a class of the image."""
+        return self._objective.in_words()
+
+    @property
     def panels(self) -> tuple[str, ...] | None:
         """Names of the maps that each image gets, where the options ask for several."""
         return getattr(self._options, "panels", None)
@@ -93,6 +102,15 @@ class Question:
     def method_in_words(self) -> str:
         """For titles; where no method is asked for, the default's."""
         return self._method.name.replace("_", " ")
+
+    @property
+    def lacks(self) -> Literal["masks", "embeddings"] | None:
+        """What the objective has still to be given of its images, see :attr:`Objective.lacks`."""
+        return self._objective.lacks
+
+    def filled(self, found: Tensor) -> Question:
+        """The same question with what it :attr:`lacks`, one row an image."""
+        return replace(self, objective=self._objective.filled(found))
 
     def of_first_panel(self) -> Question:
         """The same question where the options ask for several maps of an image: for the first of them alone."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,7 +45,7 @@ class Frame:
     def plain(self) -> dict[str, Any]:
         """As a checkpoint can hold it."""
         said = self.caption
-        caption = [said.predicted, said.probability, said.true, said.true_probability, said.mapped]
+        caption = [said.predicted, said.probability, said.true, said.true_probability, said.mapped, said.what]
         return {"label": self.label, "map": self.map, "caption": caption}
 
     @classmethod
@@ -53,9 +54,12 @@ class Frame:
         return cls(plain["label"], plain["map"], Caption(*plain["caption"]))
 
 
-def caption_of(evaluation: Evaluation, maps: Maps, index: int) -> Caption:
+def caption_of(evaluation: Evaluation, question: Question, maps: Maps, index: int) -> Caption:
     """What an image is predicted to be, what it is, and of which class its map is where that is not plain."""
     task = evaluation.task
+    if said := question.objective_in_words:
+        value = float(maps.value[index])
+        return Caption(predicted="not there" if math.isnan(value) else f"{value:.3g}", probability=None, what=said)
     if maps.target is None or (task.has_classes and maps.logits.shape[1] < 2 and task.name != "multilabel"):
         return Caption(predicted=f"output {float(maps.value[index]):.3g}", probability=None)  # no class is predicted
     if not task.has_classes:
@@ -112,7 +116,7 @@ def map_figures(
             "overlay": map_grid(
                 pixels[:shown],
                 times_uniform_share(maps.heatmap[:shown]),
-                [caption_of(evaluation, maps, index) for index in range(shown)],
+                [caption_of(evaluation, question, maps, index) for index in range(shown)],
                 title=f"Where the model looks · {evaluation.label} · {method}",
                 scale=scale,
                 masks=None if masks is None else within_area(masks[:shown], maps.area),

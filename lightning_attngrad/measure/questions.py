@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 from weakref import ref
 
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from lightning_attngrad.explain import Explanation, NonFiniteError, Question, Region, UnsupportedModelError
+from lightning_attngrad.explain import Explanation, NonFiniteError, Question, UnsupportedModelError
 from lightning_attngrad.explain.default import ask_by_default, default_method
 from lightning_attngrad.probe import Evaluation
 
@@ -28,18 +27,22 @@ def check_question(
         ValueError: for what :func:`lightning_attngrad.explain` would refuse, and for a region without a mask.
     """
     question = Question(method, objective, dict(method_options or {}))
-    if isinstance(question.objective, Region) and question.objective.mask is None and not has_masks:
+    if question.lacks == "masks" and not has_masks:
+        kind = type(question.objective).__name__
+        mask, without = ("mask", "") if kind == "Region" else ("where=mask", "where='mask'")
         raise ValueError(
-            "objective: Region() takes its masks from the images; give probe=ProbeImages(mask=…), or Region(mask)"
+            f"objective: {kind}({without}) takes its masks from the images; give probe=ProbeImages(mask=…), or "
+            f"{kind}({mask})"
         )
     return question
 
 
 def with_masks(evaluation: Evaluation, question: Question) -> Question:
-    """A region without a mask of its own takes those of the images."""
-    if isinstance(question.objective, Region) and question.objective.mask is None:
-        return replace(question, objective=Region(evaluation.masks))
-    return question
+    """The question with the masks of the images, where its objective takes those."""
+    if question.lacks != "masks":
+        return question
+    assert evaluation.masks is not None
+    return question.filled(evaluation.masks)
 
 
 def settled(evaluation: Evaluation, question: Question) -> Question:

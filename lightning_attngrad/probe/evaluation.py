@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_attngrad.explain import UNSAID, Task
+from lightning_attngrad.explain import UNSAID, NonFiniteOutputError, Task, find_embedding_vector
 from lightning_attngrad.probe.normalisation import Normalisation
 from lightning_attngrad.probe.sharing import IMAGES_AT_ONCE, PartSharing, Processes
 from lightning_attngrad.state import held_still
@@ -160,6 +160,23 @@ class Evaluation:
         if self.targets is None or not (self.task.has_classes or self.targets.dim() == 1):
             return ()
         return tuple(self.class_name(index) for index in self.task.true_classes(self.targets[image]))
+
+    def embeddings(self) -> Tensor:
+        """The embedding of each image now, (N, D) float32 on the CPU; a collective operation.
+
+        Raises:
+            ValueError: if the output holds none, or they are not finite.
+        """
+
+        def work(part: Tensor) -> Tensor:
+            with torch.no_grad(), held_still(self.model):
+                output = self.forward(self.images[part.to(self.images.device)])
+                return find_embedding_vector(output, len(part)).float().cpu()
+
+        found: Tensor = self.once("embeddings", lambda: torch.cat(self.each(len(self.images), work)))
+        if not bool(torch.isfinite(found).all()):
+            raise NonFiniteOutputError("model: its embeddings are NaN or infinite; nothing can be compared with them")
+        return found
 
     def class_name(self, index: int) -> str:
         """The name of a class, or its number."""

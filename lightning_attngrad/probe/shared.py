@@ -239,7 +239,8 @@ class SharedProbe:
             asked = UNSAID if task is None else task
             rows = _outputs(evaluation, asked)
             if isinstance(rows, str):
-                task = Undecided(rows if task is not None else f"{rows} If it is an embedding: {WHAT_WOULD_DO}")
+                why = rows if task is not None else f"{rows} If it is an embedding: {WHAT_WOULD_DO}"
+                task = Undecided(why, said=task)
             elif task is None:
                 names = None if evaluation.class_names is None else len(evaluation.class_names)
                 seen = self.images.seen_labels(trainer)

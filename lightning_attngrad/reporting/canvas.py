@@ -126,7 +126,8 @@ class Canvas(Page):
         """Show a map (h, w); on a blended canvas, on the grey version of its image (3 or 1, H, W)."""
         tile = self.place(x, y, width, height)
         if not np.isfinite(heatmap).all():
-            self._not_finite(tile)
+            # In shares of its sum, a map that is zero everywhere is NaN everywhere.
+            self._hatched(tile, "no map" if np.isnan(heatmap).all() else "not finite")
         elif self._opacity == 1:
             self.region(tile)[:] = repeated(self.scale.colours_of(heatmap), tile)
         else:
@@ -150,12 +151,12 @@ class Canvas(Page):
         self.region(tile)[dark] = 0
         self.region(tile)[light] = 255
 
-    def _not_finite(self, tile: Tile) -> None:
+    def _hatched(self, tile: Tile, words: str) -> None:
         region = self.region(tile)
         height, width = region.shape[:2]
         stripes = np.add.outer(np.arange(height), np.arange(width)) % _STRIPES_APART < _STRIPE_WIDTH
         region[:] = np.where(stripes, _STRIPE, _BLANK)[..., None]
-        words, across = "not finite", width / DOTS_PER_INCH
+        across = width / DOTS_PER_INCH
         size = min(TEXT_SIZE, TEXT_SIZE * 0.9 * across / text_width(words, TEXT_SIZE))
         wide, high = text_width(words, size) + 0.04, 1.5 * size / 72
         x, y = tile.left / DOTS_PER_INCH + across / 2, (tile.top + tile.bottom) / 2 / DOTS_PER_INCH

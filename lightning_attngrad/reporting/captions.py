@@ -24,6 +24,7 @@ class Caption:
         true: Name of the true class, or of all true labels, where they are known.
         true_probability: The model's probability of the true class, or of each label, where it is known.
         mapped: Name of the class that the map is of, where the true class does not say it.
+        what: What ``predicted`` is, where it is a number of something else than a class of the image.
     """
 
     predicted: str | Sequence[str]
@@ -31,6 +32,7 @@ class Caption:
     true: str | Sequence[str] | None = None
     true_probability: float | Sequence[float] | None = None
     mapped: str = ""
+    what: str = "predicted"
 
     @property
     def correct(self) -> bool | None:
@@ -40,10 +42,15 @@ class Caption:
     @property
     def lines(self) -> list[tuple[str, str]]:
         """What is to be said, the prediction first: what it is, with the probability of one class, and the names."""
-        said = [_line("predicted", self.predicted, self.probability, self.mark)]
+        said = [_line(self.what, self.predicted, self.probability, self.mark)]
         if self.true is not None:
             said.append(_line("true", self.true, self.true_probability))
         return [*said, ("the map is of", self.mapped)] if self.mapped else said
+
+    @property
+    def subject(self) -> str:
+        """What the map is of, where that has to be said."""
+        return self.mapped or (self.what if self.what != "predicted" else "")
 
     @property
     def true_names(self) -> str:

@@ -271,8 +271,8 @@ def film_strip(
     notes = [shown]
     if last.true is not None:
         notes.append(f"true class: {last.true_names}")
-    if last.mapped:
-        notes.append(f"maps of {last.mapped}")
+    if last.subject:
+        notes.append(f"maps of {last.subject}")
     # Lines of equal length look better than a last line of one frame.
     lines = math.ceil(len(chosen) / columns)
     return _strips(

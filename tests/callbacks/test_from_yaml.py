@@ -75,6 +75,7 @@ QUESTIONS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
             "mask": "tests.callbacks.test_from_yaml:left_half",
         },
     ),
+    "start": ({"objective": "start"}, {"objective": "start"}),
     "a function": (
         {"objective": "tests.callbacks.test_from_yaml.mean_of_output"},
         {"objective": mean_of_output},
@@ -106,6 +107,31 @@ def test_whatever_explain_accepts_gives_the_numbers_of_the_same_in_python(
     assert one == pytest.approx(other, nan_ok=True)
     if question == "several corrections":
         assert any(name.endswith("/negative") for name in one)
+
+
+PLACES: dict[str, tuple[dict[str, Any], Any]] = {
+    "PixelClass": ({"target": 3, "where": [40, 60]}, attngrad.PixelClass(3, (40, 60))),
+    "PixelValue": ({}, attngrad.PixelValue()),
+    "QueryClass": ({"target": 2, "query": 7}, attngrad.QueryClass(2, query=7)),
+    "QueryBox": ({"coordinate": 1, "target": 2}, attngrad.QueryBox(1, target=2)),
+}
+
+
+@pytest.mark.parametrize("kind", ["AttentionMapMonitor", "AttentionDriftMonitor"])
+@pytest.mark.parametrize("objective", PLACES)
+def test_places_and_queries_are_asked_for(tmp_path: Path, kind: str, objective: str) -> None:
+    options, meant = PLACES[objective]
+    (monitor,) = parsed(tmp_path, entry(kind, objective=entry(objective, **options)))
+    assert monitor.question == getattr(attngrad, kind)(objective=meant).question
+
+
+def test_a_class_over_the_masks_of_the_images(tmp_path: Path) -> None:
+    inside = entry("PixelClass", target=3, where="mask")
+    probe = {"mask": "tests.callbacks.test_from_yaml:left_half"}
+    (monitor,) = parsed(tmp_path, entry("AttentionMapMonitor", objective=inside, probe=probe))
+    assert monitor.question.lacks == "masks"
+    with pytest.raises(Exception, match=r"give probe=ProbeImages\(mask=…\)"):
+        parsed(tmp_path, entry("AttentionMapMonitor", objective=inside))
 
 
 def test_equal_settings_in_yaml_share_one_probe(tmp_path: Path) -> None:

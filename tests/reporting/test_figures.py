@@ -171,6 +171,14 @@ def test_overlays_show_patches_without_smoothing():
     assert len(np.unique(inside, axis=0)) == 2
 
 
+def test_where_there_is_no_map_it_says_so():
+    heatmaps = np.ones((2, 4, 4))
+    heatmaps[1] = np.nan
+    figure = map_grid(np.zeros((2, 3, 8, 8)), heatmaps, [CAT] * 2, title="t")
+    assert words(figure).count("no map") == 1
+    assert "not finite" not in words(figure)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_maps_that_are_not_finite_are_hatched(bad):
     heatmaps = np.ones((2, 4, 4))

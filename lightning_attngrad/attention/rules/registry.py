@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
 
 from lightning_attngrad.attention.rules.normalisations import batch_norm, torch_batch_norm
 
@@ -49,6 +50,19 @@ def under_rules(function: Callable[..., Any], rules: BackwardRules) -> Callable[
     """What takes the place of a function of torch: itself where there is no rule for it."""
     rule = LINEARISED.get(function) if rules.linearise else None
     return rule or MENDED.get(function, function)
+
+
+class Ruled(TorchFunctionMode):
+    """While active, functions of torch are what they become under rules: for what is computed behind a model."""
+
+    def __init__(self, rules: BackwardRules) -> None:
+        super().__init__()
+        self._rules = rules
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        return under_rules(func, self._rules)(*args, **(kwargs or {}))
 
 
 def backward_rule(*functions: Callable[..., Any], normalisation: bool = False) -> Callable[[Rule], Rule]:
