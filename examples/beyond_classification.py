@@ -33,8 +33,11 @@ RED, BLUE = 1, 2
 
 
 class Scene(NamedTuple):
-    """Images (B, 3, 64, 64) of a red square and a blue disc; classes of pixels (B, 64, 64), 0 is neither; boxes
-    (B, 2, 4) of both: centre x, centre y, width, height as shares of the image."""
+    """A picture of a red square and a blue disc, and what is known of it.
+
+    Images (B, 3, 64, 64); classes of pixels (B, 64, 64), 0 is neither; boxes (B, 2, 4) of both: centre x, centre y,
+    width, height as shares of the image.
+    """
 
     images: Tensor
     classes: Tensor
