@@ -65,6 +65,8 @@ class CheckpointAudit(ProbeCallback):
         >>> # trainer = L.Trainer(callbacks=[audit, ModelCheckpoint(save_top_k=3, monitor="val_loss")])
     """
 
+    needs_pixels = True
+
     def __init__(
         self,
         *,
@@ -244,6 +246,8 @@ class CheckpointAudit(ProbeCallback):
                 "model": known.model,
                 "mean": _plain_key(known.mean),
                 "std": _plain_key(known.std),
+                "pixel_range": _plain_key(known.pixel_range),
+                "channels": _plain_key(known.channels),
                 "precision": str(trainer.precision),
                 "method": self.method,
             },

@@ -91,6 +91,7 @@ def map_figures(
 
     def draw() -> dict[str, Figure]:
         pixels, masks = within_area(evaluation.pixels, maps.area), evaluation.masks
+        shown_as = evaluation.display.words
         shown, some = min(len(maps.heatmap), _OVERLAID), pixels[:SHOWN_IN_STRIPS]
         figures = {
             "overlay": map_grid(
@@ -99,6 +100,7 @@ def map_figures(
                 [caption_of(evaluation, maps, index) for index in range(shown)],
                 title=f"Where the model looks · {evaluation.label} · {method}",
                 scale=scale,
+                shown_as=shown_as,
                 masks=None if masks is None else within_area(masks[:shown], maps.area),
             ),
             "film": film_strip(
@@ -108,6 +110,7 @@ def map_figures(
                 [frame.caption for frame in film],
                 title=f"One image through training · {method}",
                 scale=scale,
+                shown_as=shown_as,
             ),
         }
         if beside is not None:
@@ -119,6 +122,7 @@ def map_figures(
                 maps.logits[:SHOWN_IN_STRIPS].softmax(dim=1).gather(1, asked),
                 title=f"Evidence for each class · {evaluation.label} · {method}",
                 scale=scale,
+                shown_as=shown_as,
             )
         if maps.layers is not None:
             figures["layers"] = layer_strip(
@@ -127,6 +131,7 @@ def map_figures(
                 maps.layer_names,
                 title=f"What each part adds to the map · {evaluation.label} · {method}",
                 scale=scale,
+                shown_as=shown_as,
             )
         if maps.panel_names:
             figures["corrections"] = layer_strip(
@@ -135,6 +140,7 @@ def map_figures(
                 maps.panel_names,
                 title=f"The map by each correction · {evaluation.label} · {method}",
                 scale=scale,
+                shown_as=shown_as,
             )
         return figures
 
