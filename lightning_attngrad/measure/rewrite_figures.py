@@ -107,5 +107,5 @@ def _caption(
 def _shown_as(display: Display, count: int) -> str:
     """What figures say of the images; where not all channels are seen, neither is all that has changed."""
     unseen = count - len(display.channels or range(3 if count >= 3 else 1))
-    hidden = f"changes in {unseen} other{'s are' if unseen > 1 else ' is'} not shown" if unseen > 0 else ""
+    hidden = f"changes in {unseen} other{'s' if unseen > 1 else ''} not shown" if unseen > 0 else ""
     return "; ".join(words for words in (display.words, hidden) if words)

@@ -12,7 +12,7 @@ from lightning_attngrad.probe.normalisation import KnownPixels
 
 #: Shares of the values of an image, in its shown channels, below and above which all is black or white.
 _STRETCH = (0.02, 0.98)
-_STRETCHED = "each image is stretched: black and white are the 2 % and 98 % of its values"
+_STRETCHED = "each image stretched, 2–98 %"
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,9 +84,9 @@ def _words(channels: tuple[int, ...], count: int, *, chosen: bool) -> list[str]:
     if count in (1, 3) and not chosen:
         return []
     if len(channels) == 1:
-        return [f"channel {channels[0]} of {count} (0 to {count - 1}) in grey"]
+        return [f"channel {channels[0]} of 0 to {count - 1} in grey"]
     numbers = ", ".join(str(channel) for channel in channels)
-    return [f"channels {numbers} of {count} (0 to {count - 1}) are red, green and blue"]
+    return [f"channels {numbers} of 0 to {count - 1} as red, green, blue"]
 
 
 def _limits(image: Tensor) -> Tensor:

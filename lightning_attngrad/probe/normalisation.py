@@ -95,7 +95,7 @@ def find_pixels(
         found = require_normalisation(model, images, known, () if given is not None else hints)
     except ValueError as error:
         lacks_range = known is not None and known.certain and known.serves(images) and known.pixel_range is None
-        asked = "pixel_range=(…, …)" if lacks_range else "mean=[…], std=[…]"
+        asked = "pixel_range=(black, white)" if lacks_range else "mean=[…], std=[…]"
         values = known if lacks_range and bool(torch.isfinite(images).all()) else None
         return KnownPixels(None, values, f"{error}{more}. The line to write: {_LINE.format(asked)}")
     return KnownPixels(found, found)

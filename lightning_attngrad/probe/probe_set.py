@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_attngrad.probe.class_names import find_class_names
+from lightning_attngrad.probe.display import Display, shown_pixels
 from lightning_attngrad.probe.hook_effect import HookEffect, measure_hooks
 from lightning_attngrad.probe.isolation import hooks_of_batches, isolated, transfer_batch
 from lightning_attngrad.probe.loaders import release_loaders
@@ -29,6 +30,7 @@ logger = logging.getLogger("lightning_attngrad")
 
 #: Images of a stream beyond this size are not kept in a checkpoint.
 STATE_LIMIT_BYTES = 64 * 2**20
+_COLOURS_AND_ONE_MORE = 4  # channels: with an opacity, a depth or an infrared behind red, green and blue
 _TRANSFER_HOOKS = ("on_after_batch_transfer", "on_before_batch_transfer", "transfer_batch_to_device")
 _LIMIT_OF_BATCHES = {"validation": "limit_val_batches", "training": "limit_train_batches"}
 
@@ -301,13 +303,7 @@ class ProbeSet:
         def find() -> KnownPixels:
             given, stated = self.settings.normalisation, self.stated_normalisation(trainer, pl_module)
             if given is not None:
-                found = find_pixels(images, model=pl_module, given=given)
-                if found.why_not:
-                    self._say(
-                        trainer,
-                        f"figures show the images stretched, and their normalisation is not undone: {found.why_not}",
-                    )
-                return found
+                return find_pixels(images, model=pl_module, given=given)
             hooks = self._effect_of_hooks(trainer, pl_module)
             return find_pixels(
                 images,
@@ -320,6 +316,23 @@ class ProbeSet:
             )
 
         return self._find("pixels", find)
+
+    def shown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, images: Tensor) -> tuple[Tensor, Display]:
+        """The images as figures show them: see `shown_pixels`. What the user says, and does not fit them, is told."""
+
+        def show() -> tuple[Tensor, Display]:
+            known = self.known_pixels(trainer, pl_module, images)
+            if known.why_not and self.settings.normalisation is not None:
+                self._say(trainer, f"figures show stretched images, and undo no normalisation: {known.why_not}")
+            if self.settings.channels is None and images.shape[1] > _COLOURS_AND_ONE_MORE:
+                self._say(
+                    trainer,
+                    f"the images have {images.shape[1]} channels, and figures show the first three as red, green and "
+                    "blue; say which ones are, with ProbeImages(channels=(3, 2, 1)), or one to be shown in grey",
+                )
+            return shown_pixels(images, known, self.settings.channels)  # type: ignore[arg-type]  # numbers, as checked
+
+        return self._find("shown", show)
 
     def _effect_of_hooks(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> HookEffect | None:
         """What the user's transfer hooks do to the images; None where there are no hooks, or images skip them."""

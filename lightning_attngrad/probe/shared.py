@@ -10,7 +10,6 @@ from weakref import ref
 import lightning.pytorch as pl
 from torch import Tensor, nn
 
-from lightning_attngrad.probe.display import shown_pixels
 from lightning_attngrad.probe.evaluation import Evaluation, Kept
 from lightning_attngrad.probe.isolation import isolated, probe_forward
 from lightning_attngrad.probe.moment import Moment, fingerprint, is_fitting, moment
@@ -191,8 +190,7 @@ class SharedProbe:
         images, targets = self.images.to_device(trainer, pl_module)
         known = self.images.known_pixels(trainer, pl_module, images)
         call: Any = self.settings.forward  # imported by the settings, where it was a path
-        channels: Any = self.settings.channels  # three or one, as checked
-        pixels, display = self._in_this_run.once("pixels", lambda: shown_pixels(images, known, channels))
+        pixels, display = self.images.shown(trainer, pl_module, images)
         return Evaluation(
             model=model,
             forward=probe_forward(trainer, model, call=call),

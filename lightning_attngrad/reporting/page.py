@@ -98,7 +98,7 @@ class Page(Figure):
         room = width - 2 * MARGIN if room is None else room
         self.write(MARGIN, 0.24, title, width=room, size=TITLE_SIZE, bold=True)
         self.write(MARGIN, 0.48, notes, width=room, size=NOTE_SIZE, colour=SOFT_INK)
-        self.write(MARGIN, 0.68, shown_as, width=width - 2 * MARGIN, size=NOTE_SIZE, colour=SOFT_INK)
+        self.write(MARGIN, 0.7, shown_as, width=width - 2 * MARGIN, size=NOTE_SIZE, colour=SOFT_INK)
 
     def write(
         self,
