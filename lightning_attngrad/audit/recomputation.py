@@ -18,7 +18,7 @@ from lightning_attngrad.reporting.distances import Norm
 #: Settings of the images of an audit; all others are of the rewriting.
 IMAGE_ARGUMENTS = frozenset(
     (
-        *("num_images", "seed", "dataloader_idx", "model", "mean", "std"),
+        *("num_images", "seed", "dataloader_idx", "model", "mean", "std", "pixel_range", "channels"),
         *("image_key", "target_key", "batch_adapter", "task"),
     )
 )

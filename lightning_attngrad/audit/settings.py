@@ -10,8 +10,11 @@ from lightning_attngrad.audit.checkpoints import SavedCheckpoint
 from lightning_attngrad.audit.options import AuditError, AuditOptions
 
 #: What the hash of a record stands for, beside the images and classes themselves, and the precision.
-_HASHED = ("num_images", "seed", "dataloader_idx", "norm", "steps", "target", "radii", "model", "mean", "std", "task")
-_ARGUMENTS = (*_HASHED, "image_key", "target_key")
+_HASHED = (
+    *("num_images", "seed", "dataloader_idx", "norm", "steps", "target", "radii", "model"),
+    *("mean", "std", "pixel_range", "task"),
+)
+_ARGUMENTS = (*_HASHED, "image_key", "target_key", "channels")
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ def choose_settings(options: AuditOptions, checkpoints: Sequence[SavedCheckpoint
         "model": options.model_path,
         "mean": None if options.mean is None else list(options.mean),
         "std": None if options.std is None else list(options.std),
+        "pixel_range": None if options.pixel_range is None else list(options.pixel_range),
     }
     arguments = {name: run[name] for name in _ARGUMENTS if run.get(name) is not None}
     arguments |= {name: value for name, value in asked.items() if value is not None}

@@ -48,10 +48,13 @@ class ProbeCallback(Memory, ABC):
 
     Attributes:
         scalars: the last values, by name without what stands in front.
+        needs_pixels: whether its numbers are in units of pixels, so that the images' normalisation has to be certain;
+            where it is not, it is asked for before training.
         main_scalars: those that the summary at the end of a fit shows, and what each says in a few words.
         story: how the run began, and how many evaluations there were.
     """
 
+    needs_pixels = False
     main_scalars: Mapping[str, str] = MappingProxyType({})
 
     def __init__(
@@ -195,6 +198,7 @@ class ProbeCallback(Memory, ABC):
                 probe.after_sanity_check(trainer)
             for callback in callbacks_of(trainer):
                 callback._images_are_there(trainer)
+                callback._ask_for_normalisation(trainer, pl_module)
                 callback.begin_anew_where_conditions_differ(callback.conditions(trainer))
 
     def on_validation_batch_end(
@@ -277,6 +281,13 @@ class ProbeCallback(Memory, ABC):
         if self.shared.failure is not None and not self._off:
             self.fails(trainer, "its images", self.shared.failure)
         self._agree(trainer)
+
+    def _ask_for_normalisation(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Switch off now, and not at an evaluation hours from here, where it is needed and nothing tells."""
+        if self.needs_pixels and self.probe_set.is_frozen and not self._off:
+            with self.guarded(trainer, "its images"):
+                self.shared.known_pixels(trainer, pl_module).required()
+            self._agree(trainer)
 
     def images_state(self) -> dict[str, Any]:
         """Those of the Trainer's probe, or those that were restored and have not met a Trainer yet."""

@@ -67,6 +67,8 @@ class CheckpointAudit(ProbeCallback):
         >>> # trainer = L.Trainer(callbacks=[audit, ModelCheckpoint(save_top_k=3, monitor="val_loss")])
     """
 
+    needs_pixels = True
+
     def __init__(
         self,
         *,
@@ -252,6 +254,8 @@ class CheckpointAudit(ProbeCallback):
                 "mean": _plain_key(known.mean),
                 "std": _plain_key(known.std),
                 "task": known.task if isinstance(known.task, str) else self.task,
+                "pixel_range": _plain_key(known.pixel_range),
+                "channels": _plain_key(known.channels),
                 "precision": str(trainer.precision),
                 "method": self.method,
             },

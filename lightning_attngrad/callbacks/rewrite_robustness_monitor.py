@@ -55,9 +55,8 @@ class RewriteRobustnessMonitor(Monitor):
 
     Args:
         probe: the images and how they are read; None shares the default of the Trainer's other monitors. Distances are
-            in
-            pixels: where nothing tells for sure how the images were normalised, this monitor asks for
-            ``ProbeImages(mean=…, std=…)`` and is switched off.
+            in pixels: where nothing tells for sure how the images were normalised, this monitor asks for
+            ``ProbeImages(mean=…, std=…)`` before training starts, and is switched off.
         num_images: short for ``probe=ProbeImages(num_images=…)``.
         every_n_epochs: evaluate in every n-th epoch's validation; 1 where neither this nor ``every_n_steps`` is given.
         every_n_steps: evaluate after every n-th optimizer step instead.
@@ -89,6 +88,8 @@ class RewriteRobustnessMonitor(Monitor):
         >>> monitor = attngrad.RewriteRobustnessMonitor(every_n_epochs=5, norm="l2")
         >>> # trainer = L.Trainer(callbacks=[monitor])
     """
+
+    needs_pixels = True
 
     def __init__(
         self,

@@ -82,6 +82,7 @@ def drift_figures(
             images=len(evaluation.pixels),
             title=f"What moved most · {evaluation.label} {then}",
             scale=ColourScale("signed" if question.signed else "share"),
+            shown_as=evaluation.display.words,
         )
     return figures
 

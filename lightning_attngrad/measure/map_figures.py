@@ -111,6 +111,7 @@ def map_figures(
 
     def draw() -> dict[str, Figure]:
         pixels, masks = within_area(evaluation.pixels, maps.area), evaluation.masks
+        shown_as = evaluation.display.words
         shown, some = min(len(maps.heatmap), _OVERLAID), pixels[:SHOWN_IN_STRIPS]
         figures = {
             "overlay": map_grid(
@@ -119,6 +120,7 @@ def map_figures(
                 [caption_of(evaluation, question, maps, index) for index in range(shown)],
                 title=f"Where the model looks · {evaluation.label} · {method}",
                 scale=scale,
+                shown_as=shown_as,
                 masks=None if masks is None else within_area(masks[:shown], maps.area),
             ),
             "film": film_strip(
@@ -128,6 +130,7 @@ def map_figures(
                 [frame.caption for frame in film],
                 title=f"One image through training · {method}",
                 scale=scale,
+                shown_as=shown_as,
             ),
         }
         if beside is not None:
@@ -139,6 +142,7 @@ def map_figures(
                 evaluation.task.probabilities(maps.scores(evaluation)[:SHOWN_IN_STRIPS]).gather(1, asked),
                 title=f"Evidence for each class · {evaluation.label} · {method}",
                 scale=scale,
+                shown_as=shown_as,
             )
         if maps.layers is not None:
             figures["layers"] = layer_strip(
@@ -147,6 +151,7 @@ def map_figures(
                 maps.layer_names,
                 title=f"What each part adds to the map · {evaluation.label} · {method}",
                 scale=scale,
+                shown_as=shown_as,
             )
         if maps.panel_names:
             figures["corrections"] = layer_strip(
@@ -155,6 +160,7 @@ def map_figures(
                 maps.panel_names,
                 title=f"The map by each correction · {evaluation.label} · {method}",
                 scale=scale,
+                shown_as=shown_as,
             )
         return figures
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_attngrad.measure.rewriting import RewriteSettings, RewrittenPairs, ShownPair
 from lightning_attngrad.metrics.functional import median_matrix
-from lightning_attngrad.probe import Evaluation
+from lightning_attngrad.probe import Display, Evaluation
 from lightning_attngrad.reporting.class_matrix import class_matrix
 from lightning_attngrad.reporting.colour_scale import ColourScale
 from lightning_attngrad.reporting.curves import success_curves
@@ -55,16 +55,19 @@ def rewrite_figures(
         )
     }
     if shown:
+        display, of_images = evaluation.display, pairs.image[[pair.pair for pair in shown]]
         there = [pair.maps for pair in shown if pair.maps is not None]
         maps = torch.stack(there) if len(there) == len(shown) else None  # (N, 2, h, w)
         figures["rewrites"] = rewrite_panels(
-            torch.stack([_drawn_channels(pair.original) for pair in shown]),
-            torch.stack([_drawn_channels(pair.rewritten) for pair in shown]),
+            display.of_channels(torch.stack([pair.original for pair in shown])),
+            display.of_channels(torch.stack([pair.rewritten for pair in shown])),
             None if maps is None else maps[:, 0],
             None if maps is None else maps[:, 1],
             [_caption(evaluation, settings, pairs, pair) for pair in shown],
             title=f"Smallest change found · {evaluation.label}{warned}",
             scale=ColourScale("signed" if shown[0].signed else "share"),
+            limits=display.limits_of(of_images),
+            shown_as=_shown_as(display, shown[0].original.shape[0]),
         )
     classes = len(shown[0].before) if shown else 0
     if 0 < classes <= _MOST_CLASSES:
@@ -109,6 +112,8 @@ def _predicted(evaluation: Evaluation, scores: Tensor) -> tuple[str, float | Non
     return name, float(evaluation.task.probabilities(scores)[classes[0]]) if len(classes) == 1 else None
 
 
-def _drawn_channels(pixels: Tensor) -> Tensor:
-    """(3 or 1, H, W): of more than three channels the first three are shown, of two the first."""
-    return pixels[:3] if pixels.shape[0] >= 3 else pixels[:1]
+def _shown_as(display: Display, count: int) -> str:
+    """What figures say of the images; where not all channels are seen, neither is all that has changed."""
+    unseen = count - len(display.channels or range(3 if count >= 3 else 1))
+    hidden = f"changes in {unseen} other{'s' if unseen > 1 else ''} not shown" if unseen > 0 else ""
+    return "; ".join(words for words in (display.words, hidden) if words)

@@ -29,7 +29,6 @@ from lightning_attngrad.rewrite import (
     Rewrite,
     check_options,
     choose_targets,
-    require_normalisation,
     rewrite_to,
     survives_8_bits,
 )
@@ -251,7 +250,7 @@ def conditions_of(evaluation: Evaluation) -> dict[str, Any]:
     Raises:
         UnknownNormalisationError: where it is not certain how the images were normalised.
     """
-    known = require_normalisation(evaluation.model, evaluation.images, evaluation.normalisation)
+    known = evaluation.known_normalisation().in_pixels
     return {"mean": list(known.mean), "std": list(known.std)}
 
 
@@ -303,7 +302,7 @@ def rewrite_images(
 def _rewritten(
     evaluation: Evaluation, settings: RewriteSettings, frozen: FrozenTargets, shown: int, most: int | None
 ) -> tuple[RewrittenPairs, list[ShownPair]]:
-    known = require_normalisation(evaluation.model, evaluation.images, evaluation.normalisation)
+    known = evaluation.known_normalisation()
     index, targets = frozen.pairs()
     if most is not None:
         index, targets = index[:most], targets[:most]
@@ -322,6 +321,7 @@ def _rewritten(
                 top_share=settings.top_share,
                 mean=known.mean,
                 std=known.std,
+                pixel_range=known.pixel_range,
                 forward=evaluation.forward,
                 task=evaluation.task,
             )

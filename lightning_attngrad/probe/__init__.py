@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from lightning_attngrad.probe.class_names import check_class_names, find_class_names
 from lightning_attngrad.probe.clock import Account, Clock
-from lightning_attngrad.probe.evaluation import Evaluation, Findings, shown_pixels
+from lightning_attngrad.probe.display import Display, shown_pixels
+from lightning_attngrad.probe.evaluation import Evaluation, Findings
 from lightning_attngrad.probe.governor import Governor
 from lightning_attngrad.probe.isolation import isolated, probe_forward
 from lightning_attngrad.probe.jitter import jittered_copies
 from lightning_attngrad.probe.masks import MaskSource, load_mask_source, read_masks
-from lightning_attngrad.probe.normalisation import Normalisation, check_normalisation, find_normalisation
+from lightning_attngrad.probe.normalisation import KnownPixels, Normalisation, check_normalisation, find_pixels
 from lightning_attngrad.probe.probe_set import ProbeSet
 from lightning_attngrad.probe.resolve import (
     ModelPathError,
@@ -27,9 +28,11 @@ __all__ = [
     "Account",
     "Cadence",
     "Clock",
+    "Display",
     "Evaluation",
     "Findings",
     "Governor",
+    "KnownPixels",
     "MaskSource",
     "ModelPathError",
     "Normalisation",
@@ -44,7 +47,7 @@ __all__ = [
     "check_class_names",
     "check_normalisation",
     "find_class_names",
-    "find_normalisation",
+    "find_pixels",
     "isolated",
     "jittered_copies",
     "load_batch_adapter",

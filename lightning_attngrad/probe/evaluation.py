@@ -11,7 +11,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_attngrad.explain import UNSAID, NonFiniteOutputError, Task, find_embedding_vector
-from lightning_attngrad.probe.normalisation import Normalisation
+from lightning_attngrad.probe.display import Display
+from lightning_attngrad.probe.normalisation import KnownPixels, Normalisation
 from lightning_attngrad.probe.sharing import IMAGES_AT_ONCE, PartSharing, Processes
 from lightning_attngrad.state import held_still
 
@@ -60,7 +61,9 @@ class Evaluation:
             ``epoch 3 (averaged weights)``.
         in_history: whether this evaluation belongs to the history of the run: it does in ``fit``, and not in a
             ``validate`` or ``test`` of its own.
-        normalisation: how the images were normalised, where the user or a transform says so; no guess.
+        normalisation: how the images were normalised, for sure; None in doubt.
+        why_no_normalisation: what to write then.
+        display: how ``pixels`` were made of the images.
         seed: of whatever a monitor draws at random.
         model_path: of ``model`` in the LightningModule; None is the module itself.
         precision: of the run.
@@ -80,6 +83,8 @@ class Evaluation:
     label: str
     in_history: bool = True
     normalisation: Normalisation | None = None
+    why_no_normalisation: str = "mean, std: not known; pass ProbeImages(mean=…, std=…)"
+    display: Display = field(default_factory=Display)
     masks: Tensor | None = None
     seed: int = 0
     model_path: str | None = None
@@ -178,6 +183,14 @@ class Evaluation:
             raise NonFiniteOutputError("model: its embeddings are NaN or infinite; nothing can be compared with them")
         return found
 
+    def known_normalisation(self) -> Normalisation:
+        """How the images were normalised.
+
+        Raises:
+            UnknownNormalisationError: in doubt.
+        """
+        return KnownPixels(self.normalisation, None, self.why_no_normalisation).required()
+
     def class_name(self, index: int) -> str:
         """The name of a class, or its number."""
         if self.class_names is not None and 0 <= index < len(self.class_names):
@@ -196,25 +209,3 @@ class Findings:
 
     scalars: Mapping[str, float]
     figures: Callable[[], dict[str, Figure]] = dict
-
-
-def shown_pixels(images: Tensor, normalisation: Normalisation | None) -> Tensor:
-    """Images as they can be shown.
-
-    Where nothing tells how they were normalised, each is stretched to [0, 1]. Of more than three channels the first
-    three are shown, of two the first.
-
-    Args:
-        images: (N, C, H, W), as the model takes them.
-        normalisation: what to undo.
-
-    Returns:
-        (N, 3 or 1, H, W) in [0, 1], float32, on the CPU.
-    """
-    images = images.detach().float().cpu()
-    if normalisation is not None:
-        pixels = normalisation.to_pixels(images)
-    else:
-        low, high = images.amin(dim=(1, 2, 3), keepdim=True), images.amax(dim=(1, 2, 3), keepdim=True)
-        pixels = (images - low) / (high - low).clamp_min(1e-12)
-    return pixels[:, :3] if pixels.shape[1] >= 3 else pixels[:, :1]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -135,7 +135,14 @@ class _Called(nn.Module):
         return self.model(images) if self.call is None else self.call(self.model, images)
 
 
-def transfer_batch(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, dataloader_idx: int) -> Any:
+def transfer_batch(
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    batch: Any,
+    dataloader_idx: int,
+    *,
+    in_precision_of_run: bool = True,
+) -> Any:
     """What lightning's evaluation loop does to a batch before the step, in its order.
 
     ``on_before_batch_transfer`` has no public caller, hence the private method, which picks the datamodule's
@@ -148,13 +155,15 @@ def transfer_batch(trainer: pl.Trainer, pl_module: pl.LightningModule, batch: An
         pl_module: the LightningModule.
         batch: as collated; it is copied, since hooks may write into it.
         dataloader_idx: passed on to the hooks.
+        in_precision_of_run: whether the images are converted before the hooks see them, as they are in a run.
 
     Returns:
         The batch as ``validation_step`` would get it.
     """
     batch = copy.deepcopy(batch)
     with _validation_stage(trainer):
-        batch = trainer.precision_plugin.convert_input(batch)
+        if in_precision_of_run:
+            batch = trainer.precision_plugin.convert_input(batch)
         batch = pl_module._on_before_batch_transfer(batch, dataloader_idx=dataloader_idx)
         return trainer.strategy.batch_to_device(batch, dataloader_idx=dataloader_idx)
 
@@ -171,10 +180,14 @@ def _validation_stage(trainer: pl.Trainer) -> Iterator[None]:
         trainer.state.stage = stage
 
 
-def hooks_of_batches(trainer: pl.Trainer, pl_module: pl.LightningModule) -> str | None:
+def hooks_of_batches(
+    trainer: pl.Trainer,
+    pl_module: pl.LightningModule,
+    names: Sequence[str] = ("on_before_batch_transfer", "on_after_batch_transfer"),
+) -> str | None:
     """The user's own hooks that change a batch on its way to the step, such as ``Net.on_after_batch_transfer``."""
     for owner in (pl_module, getattr(trainer, "datamodule", None)):
-        for name in ("on_before_batch_transfer", "on_after_batch_transfer"):
+        for name in names:
             hook = getattr(type(owner), name, None)
             # By name: `pytorch_lightning` has classes of its own.
             if hook is not None and hook.__qualname__ != f"DataHooks.{name}":

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from lightning_attngrad.probe.class_names import find_class_names
-from lightning_attngrad.probe.isolation import isolated, transfer_batch
+from lightning_attngrad.probe.display import Display, shown_pixels
+from lightning_attngrad.probe.hook_effect import HookEffect, measure_hooks
+from lightning_attngrad.probe.isolation import hooks_of_batches, isolated, transfer_batch
 from lightning_attngrad.probe.loaders import release_loaders
-from lightning_attngrad.probe.normalisation import Normalisation, find_normalisation
+from lightning_attngrad.probe.normalisation import KnownPixels, Normalisation, find_pixels
 from lightning_attngrad.probe.origin import NAMES_OF_DATA, Source, find_origin, named_datasets, transforms_of
 from lightning_attngrad.probe.parts import Part, hash_of, joined, part_of
 from lightning_attngrad.probe.reading import read_ahead
@@ -23,6 +25,7 @@ from lightning_attngrad.probe.resolve import ProbeInputError
 from lightning_attngrad.probe.selection import known_targets
 from lightning_attngrad.probe.settings import ProbeImages
 from lightning_attngrad.probe.tasks import Seen
+from lightning_attngrad.probe.written_constants import of_datamodule, of_module, of_processors, of_transforms
 
 T = TypeVar("T")
 
@@ -30,6 +33,8 @@ logger = logging.getLogger("lightning_attngrad")
 
 #: Images of a stream beyond this size are not kept in a checkpoint.
 STATE_LIMIT_BYTES = 64 * 2**20
+_COLOURS_AND_ONE_MORE = 4  # channels: with an opacity, a depth or an infrared behind red, green and blue
+_TRANSFER_HOOKS = ("on_after_batch_transfer", "on_before_batch_transfer", "transfer_batch_to_device")
 _LIMIT_OF_BATCHES = {"validation": "limit_val_batches", "training": "limit_train_batches"}
 
 
@@ -255,16 +260,31 @@ class ProbeSet:
 
     def _moved(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batches: list[Any]) -> Part:
         """The images of collated batches as a validation step would get them; with their masks, on the CPU."""
+        return self._kept(
+            (trainer.strategy.root_device, str(trainer.precision), ref(pl_module)),
+            lambda: self._through_hooks(trainer, pl_module, batches),
+        )
 
-        def move() -> Part:
-            place = 0 if self.source == "given" else self.dataloader_idx
-            with isolated(trainer, pl_module, seed=self.settings.seed), torch.no_grad():
-                moved = [transfer_batch(trainer, pl_module, batch, place) for batch in batches]
-                names, say = partial(self.class_names, trainer), partial(self._say, trainer)
-                parts = [part_of(batch, self.settings, with_masks=True, class_names=names, say=say) for batch in moved]
-                return joined(parts, self.settings.num_images, NAMES_OF_DATA[self.source])
-
-        return self._kept((trainer.strategy.root_device, str(trainer.precision), ref(pl_module)), move)
+    def _through_hooks(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batches: list[Any],
+        *,
+        in_precision_of_run: bool = True,
+    ) -> Part:
+        place = 0 if self.source == "given" else self.dataloader_idx
+        with isolated(trainer, pl_module, seed=self.settings.seed), torch.no_grad():
+            moved = [
+                transfer_batch(trainer, pl_module, batch, place, in_precision_of_run=in_precision_of_run)
+                for batch in batches
+            ]
+            names, say = partial(self.class_names, trainer), partial(self._say, trainer)
+            parts = [
+                part_of(batch, self.settings, with_masks=in_precision_of_run, class_names=names, say=say)
+                for batch in moved
+            ]
+            return joined(parts, self.settings.num_images, NAMES_OF_DATA[self.source])
 
     def _kept(self, depends_on: Any, make: Callable[[], Part]) -> Part:
         if self._on_device is None or self._on_device[0] != depends_on:
@@ -298,32 +318,83 @@ class ProbeSet:
             return self._find("labels of the run", find)
         return self.seen
 
-    def normalisation(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, images: Tensor | None = None
-    ) -> Normalisation | None:
-        """What turns the images that the model takes back into pixels: see `find_normalisation`.
+    def stated_normalisation(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Normalisation | None:
+        """What the arguments, or a ``Normalize`` in transforms of the data, say. Looked for at the first call only."""
 
-        Looked for at the first call with images, and at the first without.
+        def find() -> Normalisation | None:
+            with isolated(trainer, pl_module):  # the user's loaders may be asked for
+                return of_transforms(transforms_of(trainer, self.settings, self.source))
+
+        return self.settings.normalisation or self._find("stated normalisation", find)
+
+    def known_pixels(self, trainer: pl.Trainer, pl_module: pl.LightningModule, images: Tensor) -> KnownPixels:
+        """What turns the images that the model takes back into pixels: see `find_pixels`. Found at the first call.
 
         Args:
             trainer: the Trainer.
             pl_module: the LightningModule.
-            images: as ``to_device`` gives them. Without them only what the settings or the data's transforms say
-                counts; with them also what the images and the model suggest.
-
-        Returns:
-            The normalisation, or None if nothing tells.
+            images: as ``to_device`` gives them.
         """
 
-        def find_stated() -> Normalisation | None:
-            with isolated(trainer, pl_module):  # the user's loaders may be asked for
-                transforms = transforms_of(trainer, self.settings, self.source)
-                return find_normalisation(trainer, pl_module, transforms=transforms)
+        def find() -> KnownPixels:
+            given, stated = self.settings.normalisation, self.stated_normalisation(trainer, pl_module)
+            if given is not None:
+                return find_pixels(images, model=pl_module, given=given)
+            hooks = self._effect_of_hooks(trainer, pl_module)
+            return find_pixels(
+                images,
+                model=pl_module,
+                pixel_range=self.settings.pixel_range,  # type: ignore[arg-type]  # two floats, as checked
+                stated=stated,
+                hints=self._written_constants(trainer, pl_module, hooks),
+                hooks=hooks,
+                collated=None if self._batches is None else self.images,
+            )
 
-        stated = self.settings.normalisation or self._find("stated normalisation", find_stated)
-        if stated is not None or images is None:
-            return stated
-        return self._find("normalisation", lambda: find_normalisation(trainer, pl_module, images=images, transforms=()))
+        return self._find("pixels", find)
+
+    def shown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, images: Tensor) -> tuple[Tensor, Display]:
+        """The images as figures show them: see `shown_pixels`. What the user says, and does not fit them, is told."""
+
+        def show() -> tuple[Tensor, Display]:
+            known = self.known_pixels(trainer, pl_module, images)
+            if known.why_not and self.settings.normalisation is not None:
+                self._say(trainer, f"figures show stretched images, and undo no normalisation: {known.why_not}")
+            if self.settings.channels is None and images.shape[1] > _COLOURS_AND_ONE_MORE:
+                self._say(
+                    trainer,
+                    f"the images have {images.shape[1]} channels, and figures show the first three as red, green and "
+                    "blue; say which ones are, with ProbeImages(channels=(3, 2, 1)), or one to be shown in grey",
+                )
+            return shown_pixels(images, known, self.settings.channels)  # type: ignore[arg-type]  # numbers, as checked
+
+        return self._find("shown", show)
+
+    def _effect_of_hooks(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> HookEffect | None:
+        """What the user's transfer hooks do to the images; None where there are no hooks, or images skip them."""
+        name = hooks_of_batches(trainer, pl_module, _TRANSFER_HOOKS)
+        if name is None or (self._batches is None and not self.is_stream):
+            return None
+        if self._batches is None:
+            return HookEffect(name, why_unknown=f"the images were gathered behind it as {self.source} went by")
+
+        def send(batches: list[Any]) -> Tensor:
+            return self._through_hooks(trainer, pl_module, batches, in_precision_of_run=False).images
+
+        def images_in(batch: Any) -> Tensor:
+            return part_of(batch, self.settings, as_collated=True).images
+
+        return measure_hooks(name, self._batches, images_in, send)
+
+    def _written_constants(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, hooks: HookEffect | None
+    ) -> list[Normalisation]:
+        datamodule = getattr(trainer, "datamodule", None)
+        found = list(of_datamodule(datamodule))
+        if hooks is not None and not hooks.is_identity:  # else what the module normalises, it does behind the images
+            found += of_module(pl_module, type(pl_module).__name__)
+        with isolated(trainer, pl_module):  # the user's loaders may be asked for
+            return [*found, *of_processors([pl_module, datamodule, *named_datasets(trainer)])]
 
     def _find(self, what: str, find: Callable[[], T]) -> T:
         if what not in self._found:

@@ -15,8 +15,8 @@ from lightning_attngrad.explain import Task, check_task
 from lightning_attngrad.probe.class_names import check_class_names
 from lightning_attngrad.probe.given import GivenImages, check_images
 from lightning_attngrad.probe.masks import MaskSource, load_mask_source
-from lightning_attngrad.probe.normalisation import Normalisation, check_normalisation
 from lightning_attngrad.probe.resolve import BatchAdapter, Key, import_callable, load_batch_adapter
+from lightning_attngrad.rewrite.pixels import Normalisation, check_normalisation, check_pixel_range
 from lightning_attngrad.state import check_seed
 
 ModelForward: TypeAlias = Callable[[nn.Module, Tensor], Any]
@@ -52,8 +52,15 @@ class ProbeImages:
             masks, or its import path with a colon (``"package.module:function"``). Only metrics of localisation
             need it.
         mean: by which the images were normalised, one number a channel, or one for all, in units of pixels in
-            [0, 1]. None looks for it in the transforms of the data.
+            [0, 1], or of ``pixel_range``. None looks for it: in the transforms of the data, in what the transfer hooks
+            do to a batch, on datamodule, processor and model.
         std: likewise; both or neither.
+        pixel_range: black and white in the units of the data before they are normalised: ``(0, 255)``, or ``(0,
+            10000)`` for reflectances. Distances of rewriting are in units of it. None is [0, 1], or [0, 255] where the
+            images tell.
+        channels: which channels figures show, from 0: three for red, green and blue, or one for grey; each image is
+            then stretched in these. None shows images of three channels or one as they are, and of more the first
+            three.
         class_names: what the classes are called, in the order of their numbers, or a mapping from number to name.
             None looks for them in the data and the model.
         model: the part of the LightningModule that is explained, as a path: ``"net"`` for ``self.net``. None is the
@@ -95,6 +102,8 @@ class ProbeImages:
     mask: MaskSource | None = None
     mean: Sequence[float] | float | None = None
     std: Sequence[float] | float | None = None
+    pixel_range: Sequence[float] | None = None
+    channels: Sequence[int] | int | None = None
     class_names: Sequence[str] | Mapping[int, str] | None = None
     model: str | None = None
     dataloader_idx: int = 0
@@ -117,7 +126,7 @@ class ProbeImages:
                 f"model: got {type(self.model).__name__} {self.model!r:.60}; expected the path of a part of the "
                 "LightningModule, such as 'net' for self.net, or None for the LightningModule itself"
             )
-        normalisation = check_normalisation(self.mean, self.std)
+        ends, normalisation = check_pixel_range(self.pixel_range), self.normalisation
         check_images(self.images)
         # In one form each, so that settings that say the same are equal.
         self._set(
@@ -128,6 +137,8 @@ class ProbeImages:
             mask=_as_tuple(load_mask_source(self.mask)),
             mean=None if normalisation is None else normalisation.mean,
             std=None if normalisation is None else normalisation.std,
+            pixel_range=ends,
+            channels=_checked_channels(self.channels),
             class_names=None if self.class_names is None else check_class_names(self.class_names),
             images=_as_tuple(self.images),
             transform=_load("transform", self.transform, _EXPECTED_TRANSFORM),
@@ -155,7 +166,9 @@ class ProbeImages:
     @cached_property
     def normalisation(self) -> Normalisation | None:
         """The normalisation that ``mean`` and ``std`` say, or None."""
-        return check_normalisation(self.mean, self.std)
+        if self.mean is None and self.std is None:
+            return None
+        return check_normalisation(self.mean, self.std, self.pixel_range)
 
     @cached_property
     def given(self) -> GivenImages | None:
@@ -200,6 +213,20 @@ def _checked_key(argument: str, key: Key | None) -> Key | None:
             "'inputs.image', or a list of names and indices such as [0, 0]"
         )
     return key if isinstance(key, str | int) else tuple(parts)
+
+
+def _checked_channels(channels: Sequence[int] | int | None) -> tuple[int, ...] | None:
+    if channels is None:
+        return None
+    chosen = [channels] if isinstance(channels, int) else list(channels) if isinstance(channels, Sequence) else []
+    if len(chosen) not in (1, 3) or any(
+        isinstance(channel, bool) or not isinstance(channel, int) or channel < 0 for channel in chosen
+    ):
+        raise ValueError(
+            f"channels: got {channels!r}; expected three numbers of channels, from 0, for red, green and blue, such as "
+            "(3, 2, 1), or one for grey"
+        )
+    return tuple(chosen)
 
 
 def _load(argument: str, value: Any, expected: str) -> Callable[..., Any] | None:

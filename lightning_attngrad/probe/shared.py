@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_attngrad.explain import UNSAID, WHAT_WOULD_DO, Task, Undecided, check_task
-from lightning_attngrad.probe.evaluation import Evaluation, Kept, shown_pixels
-from lightning_attngrad.probe.isolation import probe_forward
+from lightning_attngrad.probe.evaluation import Evaluation, Kept
+from lightning_attngrad.probe.isolation import isolated, probe_forward
 from lightning_attngrad.probe.moment import Moment, fingerprint, is_fitting, moment
+from lightning_attngrad.probe.normalisation import KnownPixels
 from lightning_attngrad.probe.probe_set import ProbeSet
 from lightning_attngrad.probe.resolve import resolve_model
 from lightning_attngrad.probe.settings import ProbeImages
@@ -184,6 +185,12 @@ class SharedProbe:
             word = None if other.task is None else task_in_a_word(other.task)
             self._restored = other.images.hash, other.classes, word
 
+    def known_pixels(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> KnownPixels:
+        """What is known of the normalisation of the frozen images, asked before the first evaluation."""
+        with self._charge(), isolated(trainer, pl_module, seed=self.settings.seed):
+            images, _ = self.images.to_device(trainer, pl_module)
+            return self.images.known_pixels(trainer, pl_module, images)
+
     def evaluation(self, trainer: pl.Trainer, pl_module: pl.LightningModule, label: str, whose: str = "") -> Evaluation:
         """What monitors are given now; a collective operation, to be called in the body of :func:`isolated`.
 
@@ -262,19 +269,21 @@ class SharedProbe:
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, label: str, model: nn.Module
     ) -> Evaluation:
         images, targets = self.images.to_device(trainer, pl_module)
-        stated = self.images.normalisation(trainer, pl_module)
+        known = self.images.known_pixels(trainer, pl_module, images)
         call: Any = self.settings.forward  # imported by the settings, where it was a path
-        shown = self.images.normalisation(trainer, pl_module, images)
+        pixels, display = self.images.shown(trainer, pl_module, images)
         return Evaluation(
             model=model,
             forward=probe_forward(trainer, model, call=call),
             images=images,
             targets=None if targets is None else targets.cpu(),
-            pixels=self._in_this_run.once("pixels", lambda: shown_pixels(images, shown)),
+            pixels=pixels,
             class_names=self.images.class_names(trainer),
             label=label,
             in_history=is_fitting(trainer),
-            normalisation=stated,
+            normalisation=known.normalisation,
+            why_no_normalisation=known.why_not,
+            display=display,
             masks=self.images.masks,
             seed=self.settings.seed,
             model_path=self.settings.model,

@@ -94,13 +94,22 @@ class Canvas(Page):
         notes: Second line.
         scale: Of all maps; None where there are none, and no bar has to explain it.
         blended: Whether a map lies on the grey version of its image, or stands alone.
+        shown_as: What was done to the images so that they can be seen.
     """
 
     def __init__(
-        self, width: float, height: float, *, title: str, notes: str, scale: ColourScale | None, blended: bool
+        self,
+        width: float,
+        height: float,
+        *,
+        title: str,
+        notes: str,
+        scale: ColourScale | None,
+        blended: bool,
+        shown_as: str = "",
     ) -> None:
         room = None if scale is None else width - 3 * MARGIN - BAR_WIDTH
-        super().__init__(width, height, title=title, notes=notes, room=room)
+        super().__init__(width, height, title=title, notes=notes, shown_as=shown_as, room=room)
         self.scale = ColourScale("share") if scale is None else scale
         self._opacity = _OPACITY if blended else 1.0
         if scale is not None:

@@ -71,6 +71,7 @@ def map_grid(
     title: str,
     scale: ColourScale = _SHARE,
     masks: ArrayLike | None = None,
+    shown_as: str = "",
 ) -> Figure:
     """One row an image: the image, its map on it, and what was predicted.
 
@@ -84,6 +85,7 @@ def map_grid(
         title: Head of the figure.
         scale: The colour scale, the same for every figure that is to be compared.
         masks: (N, H, W) in [0, 1], 1 on the object; its outline is drawn over the map.
+        shown_as: What was done to the images so that they can be seen, for the head; empty where nothing was.
 
     Returns:
         The figure; draw it with `figure_to_array`.
@@ -124,6 +126,7 @@ def map_grid(
             notes=" · ".join(notes),
             scale=scale,
             blended=True,
+            shown_as=shown_as,
         )
         for index in range(shown):
             x = MARGIN + (index // rows) * (page - 2 * MARGIN + 0.1) / groups
@@ -143,6 +146,7 @@ def layer_strip(
     *,
     title: str,
     scale: ColourScale = _SHARE,
+    shown_as: str = "",
 ) -> Figure:
     """One row an image, one column a part of its map: what each layer, or whatever else has a name, adds to it.
 
@@ -153,6 +157,7 @@ def layer_strip(
             apart.
         title: Head of the figure.
         scale: The colour scale, the same for every figure that is to be compared.
+        shown_as: What was done to the images so that they can be seen, for the head; empty where nothing was.
 
     Returns:
         The figure.
@@ -176,6 +181,7 @@ def layer_strip(
         title=title,
         notes=[],
         scale=scale,
+        shown_as=shown_as,
     )
 
 
@@ -187,6 +193,7 @@ def class_panels(
     *,
     title: str,
     scale: ColourScale = _SHARE,
+    shown_as: str = "",
 ) -> Figure:
     """Detail reading: the maps of several classes of an image side by side.
 
@@ -197,6 +204,7 @@ def class_panels(
         probabilities: (N, K) the model's probabilities.
         title: Head of the figure.
         scale: The colour scale, the same for every figure that is to be compared.
+        shown_as: What was done to the images so that they can be seen, for the head; empty where nothing was.
 
     Returns:
         The figure.
@@ -222,6 +230,7 @@ def class_panels(
         title=title,
         notes=[],
         scale=scale,
+        shown_as=shown_as,
     )
 
 
@@ -234,6 +243,7 @@ def film_strip(
     title: str,
     scale: ColourScale = _SHARE,
     columns: int = 8,
+    shown_as: str = "",
 ) -> Figure:
     """One image across training: a frame an evaluation, the starting weights first.
 
@@ -248,6 +258,7 @@ def film_strip(
         title: Head of the figure.
         scale: The colour scale, the same for every figure that is to be compared.
         columns: Frames a line.
+        shown_as: What was done to the images so that they can be seen, for the head; empty where nothing was.
 
     Returns:
         The figure.
@@ -285,6 +296,7 @@ def film_strip(
         title=title,
         notes=notes,
         scale=scale,
+        shown_as=shown_as,
     )
 
 
@@ -298,6 +310,7 @@ def _strips(
     title: str,
     notes: Sequence[str],
     scale: ColourScale,
+    shown_as: str,
     below: Sequence[Sequence[str]] | None = None,
 ) -> Figure:
     """Rows of an image and its T maps (N, T, h, w), in lines of ``columns`` tiles, named above and below."""
@@ -322,6 +335,7 @@ def _strips(
             notes=heading,
             scale=scale,
             blended=blended,
+            shown_as=shown_as,
         )
         for row in range(shown):
             top = HEADER_HEIGHT + head + row * row_height

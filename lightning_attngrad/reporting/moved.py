@@ -76,6 +76,7 @@ def moved_most(
     title: str,
     images: int | None = None,
     scale: ColourScale = _SHARE,
+    shown_as: str = "",
 ) -> Figure:
     """One row an image: the image, its map at the reference, its map now, and what was predicted.
 
@@ -89,6 +90,7 @@ def moved_most(
         title: Head of the figure.
         images: How many images these were chosen from; None if they are all.
         scale: The colour scale, the same for every figure that is to be compared.
+        shown_as: What was done to the images so that they can be seen, for the head; empty where nothing was.
 
     Returns:
         The figure; draw it with `reporting.canvas.figure_to_array`.
@@ -129,6 +131,7 @@ def moved_most(
             notes=" · ".join([counted(shown, total, "image"), grid_note(then), "drift: 1 − rank correlation"]),
             scale=scale,
             blended=True,
+            shown_as=shown_as,
         )
         for left, head in zip(lefts, ("image", "reference", "now"), strict=True):
             canvas.write(left + column / 2, HEADER_HEIGHT + _LINE / 2, head, width=column, align="center")

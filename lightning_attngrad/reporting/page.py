@@ -71,6 +71,7 @@ class Page(Figure):
         height: In inches.
         title: First line, cut to ``room``.
         notes: Second line, cut to ``room``.
+        shown_as: What was done to the images so that they can be seen, in a line of its own; empty where nothing was.
         room: In inches; None is the width without margins.
 
     Attributes:
@@ -81,7 +82,9 @@ class Page(Figure):
         inches: From inches to the pixels of whoever draws.
     """
 
-    def __init__(self, width: float, height: float, *, title: str, notes: str, room: float | None = None) -> None:
+    def __init__(
+        self, width: float, height: float, *, title: str, notes: str, shown_as: str = "", room: float | None = None
+    ) -> None:
         down, across = pixels(height), pixels(width)
         # A little more than whole pixels: matplotlib rounds down.
         super().__init__(figsize=((across + 0.01) / DOTS_PER_INCH, (down + 0.01) / DOTS_PER_INCH), dpi=DOTS_PER_INCH)
@@ -95,6 +98,7 @@ class Page(Figure):
         room = width - 2 * MARGIN if room is None else room
         self.write(MARGIN, 0.24, title, width=room, size=TITLE_SIZE, bold=True)
         self.write(MARGIN, 0.48, notes, width=room, size=NOTE_SIZE, colour=SOFT_INK)
+        self.write(MARGIN, 0.7, shown_as, width=width - 2 * MARGIN, size=NOTE_SIZE, colour=SOFT_INK)
 
     def write(
         self,

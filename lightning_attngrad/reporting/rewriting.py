@@ -112,6 +112,8 @@ def rewrite_panels(
     *,
     title: str,
     scale: ColourScale = _SHARE,
+    limits: ArrayLike | None = None,
+    shown_as: str = "",
 ) -> Figure:
     """One row an image and target: original, difference, rewritten, the maps before and after, and the words.
 
@@ -128,6 +130,9 @@ def rewrite_panels(
         captions: N captions.
         title: Head of the figure.
         scale: The colour scale of the maps, the same for every figure that is to be compared.
+        limits: (N, 2) the values of each pair that its images show as black and white; None are 0 and 1. Differences
+            are of the values themselves.
+        shown_as: What was done to the images so that they can be seen, for the head; empty where nothing was.
 
     Returns:
         The figure; draw it with `reporting.canvas.figure_to_array`.
@@ -146,6 +151,7 @@ def rewrite_panels(
     maps = _checked_maps_of_pairs(maps_before, maps_after, images)
     check_count("captions", captions, len(images))
 
+    seen = [_stretched(pictures, limits) for pictures in (images, changed)]
     shown = min(len(images), _MOST_ROWS)
     amplified = [_amplified(images[row], changed[row]) for row in range(shown)]
     largest = 1.5 if shown <= 5 else 1.05
@@ -165,6 +171,7 @@ def rewrite_panels(
             notes=" · ".join(notes),
             scale=scale if maps else None,
             blended=True,
+            shown_as=shown_as,
         )
         for row in range(shown):
             # The head of a row's difference stands in the room above its tiles.
@@ -172,10 +179,10 @@ def rewrite_panels(
             top = middle - height / 2
             tiles = [(left + (column - width) / 2, top, width, height) for left in lefts]
             difference, label = amplified[row]
-            canvas.image(images[row], *tiles[0])
+            canvas.image(seen[0][row], *tiles[0])
             _draw_difference(canvas, images[row], difference, tiles[1])
-            canvas.image(changed[row], *tiles[2])
-            for picture, heatmap, tile in zip((images, changed), maps, tiles[3:], strict=False):
+            canvas.image(seen[1][row], *tiles[2])
+            for picture, heatmap, tile in zip(seen, maps, tiles[3:], strict=False):
                 canvas.map(picture[row], heatmap[row], *tile)
             for index, head in enumerate([heads[0], label, *heads[2:]] if row == 0 else ["", label]):
                 canvas.write(lefts[index] + column / 2, top - _LINE / 2, head, width=column, align="center")
@@ -205,9 +212,20 @@ def _checked_maps_of_pairs(before: ArrayLike | None, after: ArrayLike | None, im
     return first, second
 
 
+def _stretched(images: Array, limits: ArrayLike | None) -> Array:
+    """Images (N, C, H, W) with the first limit of each as black and the second as white."""
+    if limits is None:
+        return images
+    ends = as_array(limits)
+    if ends.shape != (len(images), 2):
+        raise ValueError(f"limits: got shape {ends.shape}; expected {(len(images), 2)}, black and white of each pair")
+    low, high = (ends[:, end, None, None, None] for end in (0, 1))
+    return np.clip((images - low) / (high - low), 0.0, 1.0)
+
+
 def _amplified(original: Array, rewritten: Array) -> tuple[Array, str]:
     """The picture of a difference (C, H, W) and its label; the picture is not finite where an image is not."""
-    difference = np.clip(rewritten, 0.0, 1.0) - np.clip(original, 0.0, 1.0)  # of what the tiles beside it show
+    difference = np.clip(rewritten, 0.0, 1.0) - np.clip(original, 0.0, 1.0)  # as far as the tiles beside it show it
     largest = float(np.abs(difference).max())
     if not math.isfinite(largest):
         return difference, "difference"

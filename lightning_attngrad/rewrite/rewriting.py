@@ -38,6 +38,7 @@ def rewrite(
     top_share: float | None = None,
     mean: Sequence[float] | float | None = None,
     std: Sequence[float] | float | None = None,
+    pixel_range: Sequence[float] | None = None,
     forward: Forward | None = None,
     seed: int = 0,
     task: str | Task | None = None,
@@ -66,8 +67,10 @@ def rewrite(
         radius: the change may be this long, and no search for the shortest is made.
         top_share: only this share of the patches, in whole patches, may change, from the top of the gradient-guided map
             of the target.
-        mean: per channel, with which the images were normalised, in units of [0, 1] pixels.
+        mean: per channel, with which the images were normalised, in units of [0, 1] pixels, or of ``pixel_range``.
         std: likewise.
+        pixel_range: black and white in the units of ``mean`` and ``std``, such as ``(0, 255)``, or ``(0, 10000)`` for
+            reflectances; alone, the images lie in it as they are. Distances are in units of this range.
         forward: called instead of ``model(images)``, for keyword inputs or a precision context.
         seed: of random targets, which also depend on an image's place in the batch.
         task: what the output means, see :func:`lightning_attngrad.explain`. ``binary``: across z = 0. ``multilabel``:
@@ -100,7 +103,7 @@ def rewrite(
     def resolve(call: Forward, normalisation: Normalisation, pixels: Tensor) -> Tensor:
         return _resolve_target(target, call, normalisation, pixels, seed, meaning)
 
-    return _rewrite(model, images, resolve, norm, steps, radius, top_share, mean, std, forward, meaning)
+    return _rewrite(model, images, resolve, norm, steps, radius, top_share, mean, std, pixel_range, forward, meaning)
 
 
 def rewrite_to(
@@ -113,6 +116,7 @@ def rewrite_to(
     top_share: float | None = None,
     mean: Sequence[float] | float | None = None,
     std: Sequence[float] | float | None = None,
+    pixel_range: Sequence[float] | None = None,
     forward: Forward | None = None,
     task: Task = UNSAID,
 ) -> Rewrite:
@@ -131,6 +135,7 @@ def rewrite_to(
         top_share,
         mean,
         std,
+        pixel_range,
         forward,
         task,
     )
@@ -146,6 +151,7 @@ def _rewrite(
     top_share: float | None,
     mean: Sequence[float] | float | None,
     std: Sequence[float] | float | None,
+    pixel_range: Sequence[float] | None,
     forward: Forward | None,
     task: Task,
 ) -> Rewrite:
@@ -154,7 +160,7 @@ def _rewrite(
     call = in_type(model if forward is None else forward, dtype)
     with differentiable(), held_still(model):
         images = outside_inference(images.detach()).float()
-        normalisation = require_normalisation(model, images, check_normalisation(mean, std))
+        normalisation = require_normalisation(model, images, check_normalisation(mean, std, pixel_range))
         original = normalisation.to_pixels(images)
         targets = resolve(call, normalisation, original)  # (B, T)
         index = torch.arange(len(images), device=images.device).repeat_interleave(targets.shape[1])

@@ -294,7 +294,14 @@ class TestFrozenImages:
         assert done.figures[0] == pytest.approx(in_checkpoint(paths[0], "wide"), rel=1e-6, nan_ok=True)
 
     def test_how_the_run_read_its_images_is_known(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        reading = {"model": "net", "image_key": 0, "target_key": 1, "mean": 0.5, "std": 0.25}
+        reading = {
+            "model": "net",
+            "image_key": 0,
+            "target_key": 1,
+            "mean": 127.5,
+            "std": 63.75,
+            "pixel_range": (0, 255),
+        }
         paths = run(tmp_path / "run", small_audit(**reading), epochs=1)
         equals_log(audit(capsys, tmp_path / "out", paths, *CODE), paths)
 

@@ -319,7 +319,15 @@ def test_what_a_monitor_of_the_same_settings_has_measured_is_not_measured_twice(
 
 @pytest.mark.parametrize(
     "other",
-    [{"steps": 3}, {"norm": "l2"}, {"num_images": 4}, {"seed": 1}, {"target": "all"}, {"mean": 0.01, "std": 0.98}],
+    [
+        {"steps": 3},
+        {"norm": "l2"},
+        {"num_images": 4},
+        {"seed": 1},
+        {"target": "all"},
+        {"mean": 0.01, "std": 0.98},
+        {"pixel_range": (0, 2)},
+    ],
     ids=str,
 )
 def test_what_a_monitor_of_other_settings_has_measured_is_not_taken(tmp_path: Path, other: dict[str, Any]) -> None:

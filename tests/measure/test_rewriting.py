@@ -24,7 +24,7 @@ from lightning_attngrad.measure.rewriting import (
     comparison_hash,
     rewrite_images,
 )
-from lightning_attngrad.probe import Evaluation, Normalisation, PartSharing
+from lightning_attngrad.probe import Evaluation, Normalisation, PartSharing, find_pixels
 from lightning_attngrad.probe.evaluation import Kept
 from tests.callbacks.small_runs import Squares, tiny_vit
 
@@ -562,6 +562,7 @@ def test_what_is_asked_again_at_one_moment_is_there_already_and_what_differs_is_
 
 def test_in_doubt_about_the_normalisation_nothing_is_measured() -> None:
     images = 3 * (grey(2) - 0.5) / 0.1
-    probe = evaluation_of(Linear(), images, None, None)
+    known = find_pixels(images, model=Linear())
+    probe = dataclasses.replace(evaluation_of(Linear(), images, None, None), why_no_normalisation=known.why_not)
     with pytest.raises(ValueError, match=r"mean, std: the images lie in .*nothing says how they were normalised"):
         rewrite_images(probe, RewriteSettings(), FrozenTargets(torch.tensor([0, 0]), torch.tensor([[1], [1]])))

@@ -49,7 +49,7 @@ def evaluating(*probes: ProbeSet) -> list[pl.Callback]:
             assert probe.read(trainer, pl_module)
             images, _ = probe.to_device(trainer, pl_module)
             assert probe.class_names(trainer) == ("a", "b", "c")
-            assert probe.normalisation(trainer, pl_module, images) is not None
+            probe.shown(trainer, pl_module, images)
 
         return evaluate
 
@@ -154,7 +154,7 @@ def test_names_and_normalisation_of_images_from_a_checkpoint() -> None:
         before.append(rng_state())
         assert probe.read(trainer, pl_module)
         assert probe.class_names(trainer) == ("a", "b", "c")
-        assert probe.normalisation(trainer, pl_module) is not None
+        assert probe.stated_normalisation(trainer, pl_module) is not None
         before.append(rng_state())
 
     options = {"max_epochs": 2, "check_val_every_n_epoch": 2, "num_sanity_val_steps": 0}
@@ -172,7 +172,7 @@ def test_stated_names_and_numbers_ask_nobody() -> None:
     def body(trainer: pl.Trainer, pl_module: Any) -> None:
         probe.read(trainer, pl_module)
         answers.append(probe.class_names(trainer))
-        answers.append(probe.normalisation(trainer, pl_module, probe.images).mean)  # type: ignore[union-attr]
+        answers.append(probe.known_pixels(trainer, pl_module, probe.images).required().mean)
 
     run("fit", module, InHook("on_train_start", body), loader="the module's own", **options)
     assert answers == [("x",), (0.1,)]

@@ -124,7 +124,7 @@ def test_files_go_through_the_transform_of_the_validation_data(tmp_path: Path, p
     assert probe.images is not None
     assert sorted(levels_of(probe.images)) == [10, 20]
     assert said[0] == f"images: the folder {str(folder)!r} goes through the transform of the run's own data, {name}"
-    found = probe.normalisation(module.trainer, module)
+    found = probe.stated_normalisation(module.trainer, module)
     assert found is not None
     assert found.std == (0.25,) * 3
     assert found.certain == (place == "data set")
@@ -133,7 +133,7 @@ def test_files_go_through_the_transform_of_the_validation_data(tmp_path: Path, p
 def test_the_normalisation_of_a_transform_of_their_own() -> None:
     module = TinyModule()
     probe = read(ProbeImages(images=[grey(10)], transform=TRANSFORM), module=module)
-    found = probe.normalisation(module.trainer, module)
+    found = probe.stated_normalisation(module.trainer, module)
     assert found is not None
     assert (found.mean, found.certain) == ((0.5,) * 3, True)
     assert "ProbeImages(transform=…)" in found.source
@@ -142,7 +142,7 @@ def test_the_normalisation_of_a_transform_of_their_own() -> None:
 def test_tensors_need_not_be_normalised_as_the_validation_data_are() -> None:
     module = TinyModule()
     probe = read(ProbeImages(images=torch.rand(2, 3, 8, 8)), module=module, loader=DataLoader(WithTransform()))
-    found = probe.normalisation(module.trainer, module)
+    found = probe.stated_normalisation(module.trainer, module)
     assert found is not None
     assert not found.certain
 

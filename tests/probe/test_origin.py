@@ -28,7 +28,7 @@ def test_a_run_without_a_validation_loader_reads_its_training_data_and_says_so_o
     assert said[0].startswith("the run has no validation loader: the probe images come from the training data")
     assert "ProbeImages(images=…)" in said[0]
     assert probe.class_names(module.trainer) == ("a", "b", "c")
-    found = probe.normalisation(module.trainer, module)
+    found = probe.stated_normalisation(module.trainer, module)
     assert found is not None
     assert (found.source, found.certain) == ("Normalize in Views.transform", True)
 

@@ -416,3 +416,20 @@ def test_masks_of_another_size_are_refused() -> None:
     pixels, heatmaps = random_inputs(2)
     with pytest.raises(ValueError, match=r"masks: got shape \(2, 8, 8\); expected \(N, H, W\) = \(2, 32, 32\)"):
         map_grid(pixels, heatmaps, [CAT] * 2, title="a", masks=torch.zeros(2, 8, 8))
+
+
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_what_was_done_to_the_images_has_a_line_of_its_own(count):
+    said = "channels 3, 2, 1 of 0 to 12 as red, green, blue; normalisation unknown; each image stretched, 2–98 %"
+    pixels, maps = random_inputs(count)
+    captions = [Caption("cat", 0.9, "cat", 0.9)] * count
+    layers = torch.ones(count, 3, 4, 4)
+    figures = [
+        map_grid(pixels, maps, captions, title=LONG, shown_as=said),
+        layer_strip(pixels, layers, ["a", "b", "c"], title=LONG, shown_as=said),
+        class_panels(pixels, layers, [["a", "b", "c"]] * count, torch.ones(count, 3), title=LONG, shown_as=said),
+        film_strip(pixels[0], maps, ["start"] * count, captions, title=LONG, shown_as=said),
+    ]
+    for figure in figures:
+        assert said in words(figure)
+        assert_words_lie_inside_and_apart(figure)

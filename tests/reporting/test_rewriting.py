@@ -272,3 +272,18 @@ IMAGES, MAPS = flat(0.5, 0.5), np.ones((2, 2, 2))
 def test_bad_input_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         rewrite_panels(*arguments, title="t")
+
+
+def test_images_are_seen_between_their_limits_and_differences_are_of_the_values():
+    original, changed = flat(0.1, 0.2), flat(0.15, 0.2)
+    figure = panels(original, changed, limits=[[0.05, 0.25], [0.1, 0.3]], shown_as="channel 4 of 0 to 12 in grey")
+    shown, drawn = tiles(figure), figure_to_array(figure)
+    for row, (before, after) in enumerate(((0.25, 0.5), (0.5, 0.5))):
+        assert centre_colour(drawn, shown[TILES * row + ORIGINAL]) == pytest.approx([255 * before] * 3, abs=1)
+        assert centre_colour(drawn, shown[TILES * row + REWRITTEN]) == pytest.approx([255 * after] * 3, abs=1)
+    assert factors(figure) == [10]
+    assert centre_colour(drawn, shown[DIFFERENCE]) == pytest.approx([255] * 3, abs=1)
+    assert "channel 4 of 0 to 12 in grey" in words(figure)
+    assert_words_lie_inside_and_apart(figure)
+    with pytest.raises(ValueError, match=r"limits: got shape \(1, 2\); expected \(2, 2\)"):
+        panels(original, changed, limits=[[0.0, 1.0]])

@@ -228,3 +228,31 @@ def test_rows_do_not_depend_on_their_batch(norm: str) -> None:
         [rewrite(model, images[i : i + 1], target[i : i + 1], norm=norm, **PIXELS).distance for i in range(4)]
     )
     torch.testing.assert_close(together, apart, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("norm", NORM_NAMES)
+def test_the_distance_is_in_units_of_the_range_whatever_that_is(norm: str) -> None:
+    image, mean, std = photo(0), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    model, _ = two_classes(image, 0.03)
+    columns = [torch.tensor(values)[:, None, None] for values in (mean, std)]
+    images = ((image - columns[0]) / columns[1])[None]
+
+    def forward(images: Tensor) -> Tensor:
+        return model(images * columns[1] + columns[0])
+
+    in_pixels = rewrite(model, images, 1, norm=norm, forward=forward, mean=mean, std=std)
+    counts = {"mean": [-100 + 10_100 * value for value in mean], "std": [10_100 * value for value in std]}
+    in_counts = rewrite(model, images, 1, norm=norm, forward=forward, pixel_range=(-100, 10_000), **counts)
+    assert in_counts.success.all()
+    torch.testing.assert_close(in_counts.distance, in_pixels.distance, rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(in_counts.original, in_pixels.original, rtol=0, atol=1e-5)
+    torch.testing.assert_close(in_counts.images, in_pixels.images, rtol=1e-2, atol=1e-2)
+
+
+def test_images_that_lie_in_a_range_as_they_are() -> None:
+    image = photo(0)
+    model, _ = two_classes(image, 0.03)
+    plain = rewrite(model, image[None], 1, **PIXELS)
+    in_bytes = rewrite(model, 255 * image[None], 1, pixel_range=(0, 255), forward=lambda images: model(images / 255))
+    torch.testing.assert_close(in_bytes.distance, plain.distance, rtol=1e-3, atol=1e-6)
+    assert float(in_bytes.images.max()) > 1

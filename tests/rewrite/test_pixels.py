@@ -189,7 +189,7 @@ def test_a_normalisation_that_is_certain_is_found(model: nn.Module, images: Tens
         (CONFIGURED, span(0.2, 0.8), r"Pass mean=0, std=1 if the model takes pixels in \[0, 1\]"),
         (CONFIGURED, span(0.2, 1), "pretrained_cfg of net says mean=.*0.485.* and std="),
         (CONFIGURED, span(0, 0.9), "Pass mean=0, std=1"),
-        (CONFIGURED, span(0, 255), r"lie in \[0.00, 255.00\], and the pretrained_cfg of net does not fit; pass the"),
+        (CONFIGURED, span(0, 200), r"lie in \[0.00, 200.00\], and the pretrained_cfg of net does not fit; pass the"),
         (
             nn.Identity(),
             span(-2, 2),
@@ -232,3 +232,73 @@ def test_images_that_are_not_finite_are_named_as_such(value: float) -> None:
         with pytest.raises(ValueError, match="images: got NaN or infinite values") as error:
             require_normalisation(nn.Identity(), images, known)
         assert not isinstance(error.value, UnknownNormalisationError)  # no constants would help
+
+
+def test_units_of_mean_and_std() -> None:
+    """The same normalisation, written in three units."""
+    pixels = random(1, 3, 4, 4)
+    for low, high in ((0.0, 255.0), (0.0, 10_000.0), (-30.0, 5.0)):
+        mean, std = (
+            [low * shift + (high - low) * value for value in values] for values, shift in ((MEAN, 1), (STD, 0))
+        )
+        other = check_normalisation(mean, std, (low, high))
+        assert other is not None
+        torch.testing.assert_close(other.to_images(pixels), IMAGENET.to_images(pixels), rtol=0, atol=1e-4)
+        torch.testing.assert_close(other.to_pixels(IMAGENET.to_images(pixels)), pixels, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            other.undone(IMAGENET.to_images(pixels)), low + (high - low) * pixels, rtol=1e-4, atol=1e-3
+        )
+        assert other.in_pixels.mean == pytest.approx(MEAN)
+        assert not other.is_identity
+    assert check_normalisation(None, None, (0, 255)) == Normalisation(
+        (0.0,), (1.0,), "argument pixel_range", pixel_range=(0.0, 255.0)
+    )
+    assert not Normalisation((0.0,), (1.0,), "", pixel_range=(0, 255)).is_identity
+    assert Normalisation((0.0,), (255.0,), "", pixel_range=(0, 255)).is_identity
+
+
+def test_without_black_and_white_there_are_no_pixels() -> None:
+    nobody_says = Normalisation((900.0,), (200.0,), "a test", pixel_range=None)
+    for convert in (nobody_says.to_pixels, nobody_says.to_images, nobody_says.fits):
+        with pytest.raises(
+            UnknownNormalisationError, match=r"pixel_range: nothing says which values are black and white"
+        ):
+            convert(span(-1, 1))
+    assert nobody_says.undone(span(-1, 1)).aminmax() == (700.0, 1100.0)
+
+
+@pytest.mark.parametrize(
+    ("written", "images", "found"),
+    [
+        (Normalisation((0.0,), (255.0,), "", pixel_range=None), span(0.1, 0.6), (0.0, 255.0)),  # a division
+        (Normalisation((0.0,), (3000.0,), "", pixel_range=None), span(0.1, 2.0), (0.0, 3000.0)),
+        (Normalisation((124.0,), (58.0,), "", pixel_range=None), (span(0, 255) - 124) / 58, (0.0, 255.0)),
+        (Normalisation((0.4,), (0.3,), "", pixel_range=None), (span(0, 1) - 0.4) / 0.3, (0.0, 1.0)),
+        (Normalisation((124.0,), (58.0,), "", pixel_range=None), (span(0, 200) - 124) / 58, None),
+        (Normalisation((124.0,), (58.0,), "", pixel_range=(0, 300)), (span(0, 255) - 124) / 58, (0, 300)),
+    ],
+)
+def test_the_range_is_taken_from_the_images_only_where_it_is_certain(
+    written: Normalisation, images: Tensor, found: Any
+) -> None:
+    assert written.with_range_of(images).pixel_range == found
+
+
+def test_images_from_0_to_255_are_recognised() -> None:
+    found = require_normalisation(nn.Identity(), span(0, 255), None)
+    assert (found.pixel_range, found.source) == ((0.0, 255.0), "images that lie in [0, 255] already")
+    assert require_normalisation(CONFIGURED, span(3, 252), None).pixel_range == (0.0, 255.0)
+    for low, high in ((0, 200), (40, 255), (0, 300), (-20, 255)):
+        with pytest.raises(UnknownNormalisationError, match="mean, std: the images lie in"):
+            require_normalisation(nn.Identity(), span(low, high), None)
+
+
+def test_hints_are_believed_in_their_order_where_they_surely_fit() -> None:
+    target = Normalisation((3.2,), (1.1,), "constants of the targets", certain=False)
+    other = Normalisation((0.5,) * 4, (0.5,) * 4, "of other channels", certain=False)
+    right = Normalisation(MEAN, STD, "the right ones", certain=False)
+    images = IMAGENET.to_images(span(0, 1))
+    assert require_normalisation(None, images, None, [target, other, right]) is right
+    assert require_normalisation(None, span(0, 1), None, [right]).source == "images that lie in [0, 1] already"
+    with pytest.raises(UnknownNormalisationError, match="but the the right ones says mean="):
+        require_normalisation(None, span(0.2, 0.7), None, [right])
