@@ -47,7 +47,8 @@ def dino(folder: Path, callbacks: list[Any]) -> nn.Module:
         return pretrain("dino", folder)
 
 
-DINO = Client(
+CLIENTS = (
+    Client(
     name="lightly-train: DINO",
     packages=("lightly-train",),
     train=dino,
@@ -61,4 +62,5 @@ DINO = Client(
         }
         for kind in ("AttentionMapMonitor", "AttentionDriftMonitor")
     ],
+),
 )

@@ -1,4 +1,4 @@
-"""One client, trained twice in a process of its own: by itself and watched. ``python -m benchmarks.clients.trial NAME``.
+"""One client, trained twice in a process of its own: by itself and watched. ``python -m benchmarks.clients.trial FILE NAME FOLDER``.
 
 Prints its outcome as one line of JSON.
 """
@@ -29,6 +29,8 @@ from torch import nn
 
 from benchmarks.clients.client import Client
 
+#: The summary at the end of a fit, where nothing was switched off.
+_SUMMARY = r"^attngrad: what \d+ monitors? saw(?!.*switched off)"
 _OURS = ("attngrad", "Monitor", "Audit")
 _LOGGERS = ("lightning_attngrad", "lightning.pytorch.utilities.rank_zero", "lightning.pytorch", "pytorch_lightning")
 
@@ -78,12 +80,14 @@ def try_out(client: Client, folder: Path) -> Outcome:
         traceback.print_exc()
         return outcome
     outcome.untouched = watched == by_itself
+    if not outcome.untouched and _state_after(client.train, folder / "by itself again", []) != by_itself:
+        outcome.error = "two runs by itself differ: whether it is untouched cannot be told"
     outcome.said = list(dict.fromkeys(said))
     outcome.figures = figures_of(folder / "watched")
     outcome.missing = sorted(set(client.figures) - set(outcome.figures))
     if client.refused:
         outcome.refused = any(re.search(client.refused, message, re.DOTALL) for message in outcome.said)
-    expected = [*client.says, *([client.refused] if client.refused else [])]
+    expected = [_SUMMARY, *client.says, *([client.refused] if client.refused else [])]
     outcome.unexpected = [
         message for message in outcome.said if not any(re.search(one, message, re.DOTALL) for one in expected)
     ]
@@ -175,10 +179,10 @@ def figures_of(folder: Path) -> list[str]:
 
 
 def main() -> None:
-    module, folder = sys.argv[1:]
+    module, name, folder = sys.argv[1:]
     torch.set_num_threads(1)
-    found: Client = getattr(import_module(module.rpartition(".")[0]), module.rpartition(".")[2])
-    outcome = try_out(found, Path(folder))
+    client = next(one for one in import_module(f"benchmarks.clients.{module}").CLIENTS if one.name == name)
+    outcome = try_out(client, Path(folder))
     print(json.dumps(dataclasses.asdict(outcome)))
 
 
