@@ -15,6 +15,7 @@ from torch import nn
 
 from benchmarks.clients.client import Client
 from benchmarks.clients.photographs import CLASS_NAMES, crops
+from benchmarks.clients.reproducible import seeded_albumentations
 
 SIDE = 128
 
@@ -49,7 +50,7 @@ def train(folder: Path, callbacks: list[Any]) -> nn.Module:
     assert not callbacks
     # DINOv2's weights lie on a hub: here they are drawn at random.
     at_random = classmethod(lambda cls, *_, config, **__: cls(config))
-    with mock.patch.object(Backbone, "from_pretrained", at_random):
+    with mock.patch.object(Backbone, "from_pretrained", at_random), seeded_albumentations():
         detector = RFDETRNano(
             pretrain_weights=None,
             resolution=SIDE,
@@ -70,6 +71,7 @@ def train(folder: Path, callbacks: list[Any]) -> nn.Module:
             use_ema=False,
             run_test=False,
             tensorboard=True,
+            seed=0,
         )
     return detector.model.model  # type: ignore[no-any-return]
 
@@ -79,6 +81,8 @@ CLIENTS = (
         "rfdetr",
         ("rfdetr",),
         train,
+        figures=("maps/overlay", "maps/film", "drift/curves"),
+        says=("head_entropy and head_distance are left out.*grid_sampler_2d",),
         watched_by=[
             {
                 "class_path": f"lightning_attngrad.{kind}",
