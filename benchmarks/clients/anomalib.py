@@ -82,7 +82,7 @@ CLIENTS = (
         dinomaly,
         watch_score,
         figures=(),
-        refused=r"AttentionMapMonitor is switched off.*'model.decoder.0.attn' tokens mix by .* that is no softmax attention",
+        refused=r"switched off.*'model.decoder.0.attn' tokens mix by a product .* that is no softmax attention",
         says=(r"attngrad: what 1 monitor",),
     ),
 )

@@ -17,9 +17,8 @@ from benchmarks.clients.reproducible import seeded_albumentations
 
 def pretrain(method: str, folder: Path) -> nn.Module:
     """A ViT of timm, pretrained as lightly-train's documentation does it."""
-    import timm
-
     import lightly_train
+    import timm
 
     images = folder_of(folder / "images", 16, 96)
     network = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3, num_classes=0)
@@ -49,18 +48,18 @@ def dino(folder: Path, callbacks: list[Any]) -> nn.Module:
 
 CLIENTS = (
     Client(
-    name="lightly-train: DINO",
-    packages=("lightly-train",),
-    train=dino,
-    watched_by=[
-        {
-            "class_path": f"lightning_attngrad.{kind}",
-            "init_args": {
-                "objective": "start",
-                "probe": {"num_images": 4, "model": "student_embedding_model", "image_key": ["views", 0]},
-            },
-        }
-        for kind in ("AttentionMapMonitor", "AttentionDriftMonitor")
-    ],
-),
+        name="lightly-train: DINO",
+        packages=("lightly-train",),
+        train=dino,
+        watched_by=[
+            {
+                "class_path": f"lightning_attngrad.{kind}",
+                "init_args": {
+                    "objective": "start",
+                    "probe": {"num_images": 4, "model": "student_embedding_model", "image_key": ["views", 0]},
+                },
+            }
+            for kind in ("AttentionMapMonitor", "AttentionDriftMonitor")
+        ],
+    ),
 )

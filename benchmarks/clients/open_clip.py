@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import open_clip
 import torch
+from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.loss import ClipLoss
 from open_clip.model import CLIP
 from torch import Tensor, nn
@@ -70,7 +71,9 @@ def train(folder: Path, callbacks: list[Any]) -> nn.Module:
     loaders = []
     for seed in (0, 1):
         pixels, labels = crops(8, SIDE, seed)
-        mean, std = (torch.tensor(one)[:, None, None] for one in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD))
+        mean, std = (
+            torch.tensor(one)[:, None, None] for one in (open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD)
+        )
         texts = open_clip.tokenize([TEXTS[label] for label in labels])
         loaders.append(DataLoader(TensorDataset((pixels - mean) / std, texts), batch_size=4, shuffle=seed == 0))
     trainer.fit(module, *loaders)
@@ -88,8 +91,8 @@ def watch() -> list[Any]:
         num_images=4,
         forward=encode_image,
         task=attngrad.Similarity(texts, CLASS_NAMES),
-        mean=open_clip.OPENAI_DATASET_MEAN,
-        std=open_clip.OPENAI_DATASET_STD,
+        mean=OPENAI_DATASET_MEAN,
+        std=OPENAI_DATASET_STD,
     )
     return [attngrad.AttentionMapMonitor(probe=images), attngrad.AttentionDriftMonitor(probe=images)]
 

@@ -31,7 +31,8 @@ def _dataset(folder: Path) -> Path:
         box = [SIDE // 4, SIDE // 4, SIDE // 2, SIDE // 2]
         content = {
             "images": [
-                {"id": index, "file_name": f"{index}.jpg", "width": SIDE, "height": SIDE} for index in range(len(pixels))
+                {"id": index, "file_name": f"{index}.jpg", "width": SIDE, "height": SIDE}
+                for index in range(len(pixels))
             ],
             "annotations": [
                 {"id": i, "image_id": i, "category_id": label, "bbox": box, "area": SIDE**2 // 4, "iscrowd": 0}

@@ -1,6 +1,6 @@
-"""One client, trained twice in a process of its own: by itself and watched. ``python -m benchmarks.clients.trial FILE NAME FOLDER``.
+"""The clients of a file, each trained twice, by itself and watched: ``python -m benchmarks.clients.trial FILE FOLDER``.
 
-Prints its outcome as one line of JSON.
+Writes an outcome a client to ``FOLDER/outcomes.json``. In a process of its own: projects change what is global.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import entry_points, version
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,10 @@ class Outcome:
     """What came of a client.
 
     Attributes:
+        name: of the client.
+        versions: of its packages.
+        watched_by: how the user asks for monitors.
+        skipped: why it was not tried; empty where it was.
         error: with which it ended; empty where it did not.
         figures: names of those that were written.
         missing: names of those that were not and should have been.
@@ -49,6 +53,10 @@ class Outcome:
         said: every message.
     """
 
+    name: str
+    versions: str = ""
+    watched_by: str = ""
+    skipped: str = ""
     error: str = ""
     figures: list[str] = dataclasses.field(default_factory=list)
     missing: list[str] = dataclasses.field(default_factory=list)
@@ -60,7 +68,8 @@ class Outcome:
     @property
     def is_well(self) -> bool:
         """Whether all is as expected."""
-        return not (self.error or self.missing or self.unexpected or self.refused is False) and self.untouched
+        is_wrong = self.error or self.missing or self.unexpected or self.refused is False
+        return bool(self.skipped) or (self.untouched and not is_wrong)
 
 
 def try_out(client: Client, folder: Path) -> Outcome:
@@ -70,7 +79,11 @@ def try_out(client: Client, folder: Path) -> Outcome:
         client: the project.
         folder: for what the runs write.
     """
-    outcome = Outcome()
+    outcome = Outcome(
+        name=client.name,
+        versions=", ".join(f"{name} {version(name)}" for name in client.packages),
+        watched_by="environment" if client.watched_by else "callbacks",
+    )
     try:
         by_itself = _state_after(client.train, folder / "by itself", [])
         with _messages() as said, _environment(client, folder):
@@ -179,11 +192,15 @@ def figures_of(folder: Path) -> list[str]:
 
 
 def main() -> None:
-    module, name, folder = sys.argv[1:]
+    file, folder = sys.argv[1], Path(sys.argv[2])
     torch.set_num_threads(1)
-    client = next(one for one in import_module(f"benchmarks.clients.{module}").CLIENTS if one.name == name)
-    outcome = try_out(client, Path(folder))
-    print(json.dumps(dataclasses.asdict(outcome)))
+    try:
+        clients = import_module(f"benchmarks.clients.{file}").CLIENTS
+    except ImportError as error:
+        outcomes = [Outcome(name=file, skipped=f"{error}")]
+    else:
+        outcomes = [try_out(client, folder / re.sub(r"\W+", "-", client.name)) for client in clients]
+    (folder / "outcomes.json").write_text(json.dumps([dataclasses.asdict(one) for one in outcomes]), encoding="utf-8")
 
 
 if __name__ == "__main__":
