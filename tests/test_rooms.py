@@ -29,10 +29,11 @@ MAY_IMPORT = {
     "demo": {"callbacks", "models", "probe"},
     "audit": {"callbacks", "measure", "probe", "reporting"},
     "cli": {"audit", "demo", "callbacks"},
+    "callbacks_factory": {"callbacks"},
     "__init__": {"version", "attention", "callbacks", "explain", "probe", "rewrite"},
 }
 #: Rooms that may know Lightning.
-KNOW_LIGHTNING = {"probe", "measure", "reporting", "callbacks", "demo", "audit", "cli"}
+KNOW_LIGHTNING = {"probe", "measure", "reporting", "callbacks", "demo", "audit", "cli", "callbacks_factory"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities"}
 #: What the lowest rooms may use beside the standard library and this package.
 _BESIDE_TORCH = {"metrics": ("torchmetrics",), "models": ("timm",)}

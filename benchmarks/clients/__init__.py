@@ -1,0 +1,1 @@
+"""Third-party projects as clients: their own modules and trainers, with the callbacks of this package."""
