@@ -42,6 +42,7 @@ from lightning_attngrad.explain.placing import within_area
 from lightning_attngrad.explain.plain import plain
 from lightning_attngrad.explain.question import Question
 from lightning_attngrad.explain.registry import METHODS, Method, TokenScores, register_method
+from lightning_attngrad.explain.rows import ForwardOfRows, after, of_rows
 
 __all__ = [
     "CORRECTIONS",
@@ -53,6 +54,7 @@ __all__ = [
     "AttentionStep",
     "Contrast",
     "Explanation",
+    "ForwardOfRows",
     "ForwardPass",
     "Logit",
     "Margin",
@@ -72,10 +74,12 @@ __all__ = [
     "Task",
     "TokenScores",
     "UnsupportedModelError",
+    "after",
     "attention_step",
     "check_task",
     "explain",
     "find_logits",
+    "of_rows",
     "plain",
     "register_method",
     "within_area",

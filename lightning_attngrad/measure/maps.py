@@ -96,7 +96,7 @@ def explain_classes(
         asked = classes[part].to(images.device)
         return (
             single.of_images(part)
-            .explain(evaluation.model, images, asked, forward=evaluation.forward, memory_budget=memory_budget)
+            .explain(evaluation.model, images, asked, forward=evaluation.forward_of(part), memory_budget=memory_budget)
             .heatmap.cpu()
         )
 
@@ -140,7 +140,9 @@ def _explained(evaluation: Evaluation, question: Question, images: Tensor, memor
         classes = None if target is None else target[part].to(images.device)
         asked = question.of_images(part)
         return _maps(
-            asked.explain(evaluation.model, some, classes, forward=evaluation.forward, memory_budget=memory_budget)
+            asked.explain(
+                evaluation.model, some, classes, forward=evaluation.forward_of(part), memory_budget=memory_budget
+            )
         )
 
     # In two parts or more, which two processes can share.

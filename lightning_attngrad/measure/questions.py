@@ -102,7 +102,7 @@ def _method_for(evaluation: Evaluation, question: Question) -> tuple[str, str] |
 
         def ask(method: str) -> Explanation:
             by_method = asked.of_images(part).by(method)
-            return by_method.explain(evaluation.model, image, target, forward=evaluation.forward)
+            return by_method.explain(evaluation.model, image, target, forward=evaluation.forward_of(part))
 
         try:
             explanation, said = ask_by_default(ask, type(evaluation.model).__name__)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.explain import UNSAID, Task
+from lightning_attngrad.explain import UNSAID, Task, of_rows
 from lightning_attngrad.probe.normalisation import Normalisation
 from lightning_attngrad.probe.sharing import IMAGES_AT_ONCE, PartSharing, Processes
 from lightning_attngrad.state import held_still
@@ -48,7 +48,8 @@ class Evaluation:
 
     Attributes:
         model: the module to explain.
-        forward: runs it in the precision of the run, on images (B, C, H, W) on the device.
+        forward: runs it in the precision of the run, on images (B, C, H, W) on the device. Where the model is given
+            more of a sample than its image, it has to be asked for by :meth:`forward_of`.
         images: (N, C, H, W), on the device, as the model takes them.
         targets: (N,) true classes on the CPU, where the data has them.
         pixels: the same images to be shown, (N, 3 or 1, H, W) in [0, 1], on the CPU.
@@ -103,6 +104,18 @@ class Evaluation:
         """Let the processes share some work, part by part; a collective operation: see :meth:`PartSharing.each`."""
         return self.sharing.each(self.processes, count, work, at_most=at_most)
 
+    def forward_of(self, rows: Tensor) -> Forward:
+        """The forward pass of some of the samples, for models that are given their metadata or other images too.
+
+        Args:
+            rows: (R,) ints, the numbers of the samples whose images it will be called with, in their order; a sample
+                may be named more than once.
+
+        Returns:
+            From images (R, C, H, W), those of the samples or what has been made of them, to the model's output.
+        """
+        return of_rows(self.forward, rows)
+
     def with_weights(self, weights: Mapping[str, Tensor]) -> Evaluation:
         """The same evaluation of other weights, by the names of the model's ``state_dict()``; nothing is shared."""
         assert self.forward_with is not None
@@ -127,7 +140,7 @@ class Evaluation:
 
         def work(part: Tensor) -> Tensor:
             with torch.no_grad(), held_still(self.model):  # a compiled model would compile for so many images
-                output = self.forward(self.images[part.to(self.images.device)])
+                output = self.forward_of(part)(self.images[part.to(self.images.device)])
                 return self.task.scores(output, len(part)).float().cpu()
 
         return self.once("scores", lambda: torch.cat(self.each(len(self.images), work)))

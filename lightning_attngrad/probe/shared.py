@@ -11,12 +11,14 @@ import lightning.pytorch as pl
 from torch import Tensor, nn
 
 from lightning_attngrad.probe.evaluation import Evaluation, Kept, shown_pixels
-from lightning_attngrad.probe.isolation import probe_forward
+from lightning_attngrad.probe.finding import find_way
+from lightning_attngrad.probe.forward import ProbeForward
 from lightning_attngrad.probe.moment import Moment, fingerprint, is_fitting, moment
 from lightning_attngrad.probe.probe_set import ProbeSet
 from lightning_attngrad.probe.resolve import resolve_model
 from lightning_attngrad.probe.settings import ProbeImages
 from lightning_attngrad.probe.sharing import IMAGES_AT_ONCE, PartSharing, Processes
+from lightning_attngrad.probe.ways import Way
 
 
 class SharedProbe:
@@ -45,6 +47,7 @@ class SharedProbe:
     def forget(self) -> None:
         """Drop the images and classes of another run."""
         self.images = ProbeSet(self.settings)
+        self._way: Way | None = None  # in which the model runs on the images
         self._in_this_run: Kept[Any] = Kept()
         self._at_this_moment: Kept[Any] = Kept()
         self._when: tuple[Moment, tuple[float, ...], str] | None = None
@@ -62,7 +65,7 @@ class SharedProbe:
             ModelPathError: if the path in the settings leads to none.
         """
         self._model = ref(resolve_model(pl_module, self.settings.model, needs_forward=self.settings.forward is None))
-        self.streaming, self.failure, self._when = False, None, None
+        self.streaming, self.failure, self._when, self._way = False, None, None, None
 
     def freeze(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the images; later calls do nothing.
@@ -80,6 +83,26 @@ class SharedProbe:
         except Exception as error:
             self.failure = error
             raise
+
+    def find_way(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Way | None:
+        """How the model runs on the images, found once they are there; a collective operation.
+
+        Raises:
+            ProbeInputError: if it does in no way; the same error for every monitor that asks.
+        """
+        if self.failure is not None:
+            raise self.failure
+        if self._way is None and self.images.is_frozen:
+            assert self.model is not None
+            try:
+                with self._charge():
+                    self._way, said = find_way(trainer, pl_module, self.model, self.images)
+            except Exception as error:
+                self.failure = error
+                raise
+            if said:
+                self.images.say(trainer, said)
+        return self._way
 
     def streams(self, *, training: bool) -> bool:
         """Whether the images are gathered from the batches of training, or of validation, that go by."""
@@ -161,12 +184,14 @@ class SharedProbe:
         """
         model, processes = self.model, Processes.of(trainer)
         assert model is not None
+        way = self.find_way(trainer, pl_module)  # of a stream, only now
+        assert way is not None
         self._take_up_classes()
         with self._charge():
             # Together: where one process has an error, the others would wait for it in the work that follows.
             evaluation, now = processes.together(
                 lambda: (
-                    self._as_evaluation(trainer, pl_module, label, model),
+                    self._as_evaluation(trainer, pl_module, label, model, way),
                     (moment(trainer), fingerprint(model), whose if is_fitting(trainer) else label),
                 )
             )
@@ -178,15 +203,15 @@ class SharedProbe:
             return replace(evaluation, at_this_moment=self._at_this_moment)
 
     def _as_evaluation(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, label: str, model: nn.Module
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, label: str, model: nn.Module, way: Way
     ) -> Evaluation:
         images, targets = self.images.to_device(trainer, pl_module)
         stated = self.images.normalisation(trainer, pl_module)
-        call: Any = self.settings.forward  # imported by the settings, where it was a path
+        samples = self.images.samples
         shown = self.images.normalisation(trainer, pl_module, images)
         return Evaluation(
             model=model,
-            forward=probe_forward(trainer, model, call=call),
+            forward=ProbeForward(trainer, model, way=way, samples=samples),
             images=images,
             targets=None if targets is None else targets.cpu(),
             pixels=self._in_this_run.once("pixels", lambda: shown_pixels(images, shown)),
@@ -201,6 +226,6 @@ class SharedProbe:
             images_hash=self.images.hash,
             processes=Processes.of(trainer),
             sharing=self._sharing,
-            forward_with=lambda weights: probe_forward(trainer, model, weights, call=call),
+            forward_with=lambda weights: ProbeForward(trainer, model, weights, way=way, samples=samples),
             in_this_run=self._in_this_run,
         )
