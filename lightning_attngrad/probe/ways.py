@@ -48,23 +48,23 @@ def way_of_function(function: Callable[..., Any]) -> Way:
     It is given the batch where it needs a third argument, or has one that is called ``batch``.
     """
     name = getattr(function, "__name__", type(function).__name__)
-    by_name, third = _takes_batch(function)
-    if by_name:
-        return Way(f"{name}(model, images, batch=batch)", lambda *given: function(*given[:2], batch=given[2]))
+    third, by_name = _takes_batch(function)
     if third:
         return Way(f"{name}(model, images, batch)", function)
+    if by_name:
+        return Way(f"{name}(model, images, batch=batch)", lambda *given: function(*given[:2], batch=given[2]))
     return Way(f"{name}(model, images)", lambda model, images, _batch: function(model, images), needs_batch=False)
 
 
 def _takes_batch(function: Callable[..., Any]) -> tuple[bool, bool]:
-    """Whether a function takes a batch by its name; and whether it needs a third argument."""
+    """Whether a function needs a third argument; and whether it takes one by the name of ``batch``."""
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # of C
         return False, False
     positional = [one for one in parameters if one.kind in _POSITIONAL]
     named = any(one.name == "batch" and one.kind is not Parameter.POSITIONAL_ONLY for one in parameters[2:])
-    return named, len(positional) > 2 and positional[2].default is Parameter.empty
+    return len(positional) > 2 and positional[2].default is Parameter.empty, named
 
 
 def signature_of(model: nn.Module) -> Signature | None:

@@ -50,7 +50,7 @@ class Stream(IterableDataset[Any]):
 class Module(pl.LightningModule):
     """A backbone and what else goes into the output."""
 
-    def __init__(self, batch_of_step: bool = True) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.backbone = tiny_vit()
         self.of_numbers = nn.Linear(3, CLASSES)
@@ -242,6 +242,22 @@ def own_way_by_name(model: Any, images: Tensor, *, batch: Any) -> Tensor:
     return own_way(model, images, batch)
 
 
+def _entry(name: str) -> Callable[[Any, Tensor], Any]:
+    return lambda batch, images: {**batch, name: images}
+
+
+def _place(place: int) -> Callable[[Any, Tensor], Any]:
+    return lambda batch, images: [images if index == place else one for index, one in enumerate(batch)]
+
+
+def _view(view: int) -> Callable[[Any, Tensor], Any]:
+    return lambda batch, images: [_place(view)(batch[0], images), batch[1]]
+
+
+def _field(batch: Any, images: Tensor) -> Any:
+    return batch._replace(image=images) if isinstance(batch, tuple) else dataclasses.replace(batch, image=images)
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """One of them.
@@ -249,16 +265,19 @@ class Kind:
     Attributes:
         module: the LightningModule.
         form: of an item.
+        with_images: a batch with other images in the place of those that are explained.
         says: what is said of the way in which it is run; empty where that is ``model(images)``.
         options: of ``ProbeImages``.
+        pixels: likewise, how the images are normalised.
         collate: of items.
-        place: what a step's batch holds of the image that is explained.
     """
 
     module: type[Module]
     form: Item
+    with_images: Callable[[Any, Tensor], Any]
     says: str = ""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
+    pixels: dict[str, float] = dataclasses.field(default_factory=lambda: {"mean": 0.0, "std": 1.0})
     collate: Any = default_collate
 
     def loader(self, *, stream: bool = False, length: int = 8, seed: int = 2) -> Any:
@@ -266,7 +285,7 @@ class Kind:
         return DataLoader(Stream(items) if stream else items, batch_size=BATCH, collate_fn=self.collate)
 
     def batch(self, indices: list[int]) -> Any:
-        """Of these items, as a validation step gets it but for its hooks."""
+        """Of these items, as it is collated."""
         items = Items(self.form)
         return self.collate([items[index] for index in indices])
 
@@ -276,47 +295,73 @@ def _as_bytes(image: Tensor) -> Tensor:
 
 
 KINDS: dict[str, Kind] = {
-    "whole dict": Kind(WholeDict, lambda i, o, n, y: {"image": i, "numbers": n, "label": y}, "model(batch)"),
-    "whole tuple": Kind(WholeTuple, lambda i, o, n, y: (i, n, y), "model(batch)"),
-    "annotated": Kind(Annotated, lambda i, o, n, y: (i, n, y), "model(batch)"),
+    "whole dict": Kind(
+        WholeDict, lambda i, o, n, y: {"image": i, "numbers": n, "label": y}, _entry("image"), "model(batch)"
+    ),
+    "whole tuple": Kind(WholeTuple, lambda i, o, n, y: (i, n, y), _place(0), "model(batch)"),
+    "annotated": Kind(Annotated, lambda i, o, n, y: (i, n, y), _place(0), "model(batch)"),
     "keywords": Kind(
         Keywords,
         lambda i, o, n, y: {"pixel_values": i, "input_ids": n, "labels": y},
+        _entry("pixel_values"),
         "model(pixel_values=batch['pixel_values'], input_ids=batch['input_ids'])",
     ),
     "any keywords": Kind(
-        AnyKeywords, lambda i, o, n, y: {"pixel_values": i, "labels": y}, "model(pixel_values=images)"
+        AnyKeywords,
+        lambda i, o, n, y: {"pixel_values": i, "labels": y},
+        _entry("pixel_values"),
+        "model(pixel_values=images)",
     ),
-    "left and right": Kind(LeftAndRight, lambda i, o, n, y: (i, o, y), "model(*batch[:2])"),
-    "right and left": Kind(LeftAndRight, lambda i, o, n, y: (i, o, y), "model(*batch[:2])", {"image_key": 1}),
+    "left and right": Kind(LeftAndRight, lambda i, o, n, y: (i, o, y), _place(0), "model(*batch[:2])"),
+    "right and left": Kind(
+        LeftAndRight, lambda i, o, n, y: (i, o, y), _place(1), "model(*batch[:2])", {"image_key": 1}
+    ),
     "colour and depth": Kind(
         ColourAndDepth,
         lambda i, o, n, y: {"depth": o, "rgb": i, "label": y},
+        _entry("rgb"),
         "model(depth=batch['depth'], rgb=batch['rgb'])",
         {"image_key": "rgb"},
     ),
-    "numbers": Kind(WithNumbers, lambda i, o, n, y: (i, n, y), "model(*batch[:2])"),
+    "numbers": Kind(WithNumbers, lambda i, o, n, y: (i, n, y), _place(0), "model(*batch[:2])"),
     "numbers by name": Kind(
         WithNumbersByName,
         lambda i, o, n, y: {"image": i, "numbers": n, "label": y},
+        _entry("image"),
         "model(images, numbers=batch['numbers'])",
     ),
-    "views": Kind(Views, lambda i, o, n, y: ([i, o], y), "model(batch[0])"),
-    "second view": Kind(Views, lambda i, o, n, y: ([i, o], y), "model(batch[0])", {"image_key": [0, 1]}),
+    "views": Kind(Views, lambda i, o, n, y: ([i, o], y), _view(0), "model(batch[0])"),
+    "second view": Kind(Views, lambda i, o, n, y: ([i, o], y), _view(1), "model(batch[0])", {"image_key": [0, 1]}),
     "inner": Kind(
         Inner,
         lambda i, o, n, y: {"inputs": {"image": i, "numbers": n}, "y": y},
+        lambda batch, images: {**batch, "inputs": {**batch["inputs"], "image": images}},
         "model(batch['inputs'])",
         {"image_key": "inputs.image"},
     ),
     "fields": Kind(
-        WithNumbers, lambda i, o, n, y: Fields(i, n, torch.tensor(y)), "model(image=batch.image, numbers=batch.numbers)"
+        WithNumbers,
+        lambda i, o, n, y: Fields(i, n, torch.tensor(y)),
+        _field,
+        "model(image=batch.image, numbers=batch.numbers)",
     ),
-    "records": Kind(OfRecords, lambda i, o, n, y: Record(i, n, ["n" * (y + 1)]), "model(batch)", collate=_records),
-    "bytes inside": Kind(BytesInside, lambda i, o, n, y: (_as_bytes(i), y)),
-    "bytes in a hook": Kind(BytesInAHook, lambda i, o, n, y: (_as_bytes(i), y)),
-    "own way": Kind(OwnWay, lambda i, o, n, y: {"image": i, "more": [n], "label": y}, options={"forward": own_way}),
+    "records": Kind(
+        OfRecords, lambda i, o, n, y: Record(i, n, ["n" * (y + 1)]), _field, "model(batch)", collate=_records
+    ),
+    "bytes inside": Kind(BytesInside, lambda i, o, n, y: (_as_bytes(i), y), _place(0), pixels={}),
+    "bytes in a hook": Kind(
+        BytesInAHook, lambda i, o, n, y: (_as_bytes(i), y), _place(0), pixels={"mean": 0.5, "std": 0.25}
+    ),
+    "own way": Kind(
+        OwnWay,
+        lambda i, o, n, y: {"image": i, "more": [n], "label": y},
+        _entry("image"),
+        options={"forward": own_way},
+    ),
     "own way by name": Kind(
-        OwnWay, lambda i, o, n, y: {"image": i, "more": [n], "label": y}, options={"forward": own_way_by_name}
+        OwnWay,
+        lambda i, o, n, y: {"image": i, "more": [n], "label": y},
+        _entry("image"),
+        options={"forward": "tests.integration.input_kinds.own_way_by_name"},
     ),
 }
