@@ -181,6 +181,7 @@ class ProbeCallback(Memory, ABC):
                     callback._begin(pl_module)
             self._freeze(trainer, pl_module)
             self._agree(trainer)
+            self._find_way(trainer, pl_module)
         elif trainer.sanity_checking:
             self._freeze(trainer, pl_module)
 
@@ -198,6 +199,7 @@ class ProbeCallback(Memory, ABC):
                 probe.after_sanity_check(trainer)
             for callback in callbacks_of(trainer):
                 callback._images_are_there(trainer)
+                callback._find_way(trainer, pl_module)
                 callback._ask_for_normalisation(trainer, pl_module)
                 callback.begin_anew_where_conditions_differ(callback.conditions(trainer))
 
@@ -275,6 +277,12 @@ class ProbeCallback(Memory, ABC):
         if not self._off:
             with self.guarded(trainer, "its images"):
                 self.shared.freeze(trainer, pl_module)
+
+    def _find_way(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Find how the model runs on the images, before training needs to know; a collective operation."""
+        if not self._off:
+            with self.guarded(trainer, "its images"):
+                self.shared.find_way(trainer, pl_module)
 
     def _images_are_there(self, trainer: pl.Trainer) -> None:
         """Switch off where one process could not read them: the others must not go on alone."""

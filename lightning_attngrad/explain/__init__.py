@@ -55,6 +55,7 @@ from lightning_attngrad.explain.placing import within_area
 from lightning_attngrad.explain.plain import plain
 from lightning_attngrad.explain.question import Question
 from lightning_attngrad.explain.registry import METHODS, Method, TokenScores, register_method
+from lightning_attngrad.explain.rows import ForwardOfRows, after, of_rows
 
 __all__ = [
     "CORRECTIONS",
@@ -69,6 +70,7 @@ __all__ = [
     "ClipStrip",
     "Contrast",
     "Explanation",
+    "ForwardOfRows",
     "ForwardPass",
     "Logit",
     "Margin",
@@ -94,12 +96,14 @@ __all__ = [
     "TokenScores",
     "Undecided",
     "UnsupportedModelError",
+    "after",
     "attention_step",
     "check_task",
     "explain",
     "find_embedding_vector",
     "find_logits",
     "of_class",
+    "of_rows",
     "plain",
     "register_method",
     "row_of_numbers",

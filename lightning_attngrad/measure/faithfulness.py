@@ -43,7 +43,7 @@ def curves_of(evaluation: Evaluation, maps: Maps, steps: int, replacement: Liter
             # In proportion to the images: so every part, also a smaller one, takes as many passes as any other, on
             # which the processes of a sharded model have to agree.
             batch=_CHANGED_AT_ONCE * len(part),
-            forward=evaluation.forward,
+            forward=evaluation.forward_of(part),
             task=evaluation.task,
         )
         return Faithfulness(found.shares.cpu(), found.morf.cpu(), found.lerf.cpu())

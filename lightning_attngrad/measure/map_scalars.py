@@ -57,7 +57,7 @@ def head_scalars(evaluation: Evaluation) -> dict[str, float]:
     def work(part: Tensor) -> HeadStatistics | str:
         images = evaluation.images[part.to(evaluation.images.device)]
         try:
-            return head_statistics(evaluation.model, images, forward=evaluation.forward)
+            return head_statistics(evaluation.model, images, forward=evaluation.forward_of(part))
         except UnsupportedModelError as error:
             return str(error)
 

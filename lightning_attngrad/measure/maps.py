@@ -106,7 +106,7 @@ def explain_classes(
                 evaluation.model,
                 images,
                 asked,
-                forward=evaluation.forward,
+                forward=evaluation.forward_of(part),
                 memory_budget=memory_budget,
                 task=evaluation.task,
             )
@@ -157,7 +157,7 @@ def _explained(evaluation: Evaluation, question: Question, images: Tensor, memor
                 evaluation.model,
                 some,
                 classes,
-                forward=evaluation.forward,
+                forward=evaluation.forward_of(part),
                 memory_budget=memory_budget,
                 task=evaluation.task,
             )

@@ -105,7 +105,8 @@ def _method_for(evaluation: Evaluation, question: Question) -> tuple[str, str] |
 
         def ask(method: str) -> Explanation:
             by_method = asked.of_images(part).by(method)
-            return by_method.explain(evaluation.model, image, target, forward=evaluation.forward, task=evaluation.task)
+            forward = evaluation.forward_of(part)
+            return by_method.explain(evaluation.model, image, target, forward=forward, task=evaluation.task)
 
         try:
             explanation, said = ask_by_default(ask, evaluation.model)

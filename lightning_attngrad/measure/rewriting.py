@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from typing import Any
@@ -311,6 +311,7 @@ def _rewritten(
 
     def work(part: Tensor) -> tuple[RewrittenPairs, list[ShownPair]]:
         images = evaluation.images[index[part].to(evaluation.images.device)]
+        forward = evaluation.forward_of(index[part])
         try:
             result = rewrite_to(
                 evaluation.model,
@@ -322,22 +323,24 @@ def _rewritten(
                 mean=known.mean,
                 std=known.std,
                 pixel_range=known.pixel_range,
-                forward=evaluation.forward,
+                forward=forward,
                 task=evaluation.task,
             )
         except NonFiniteOutputError:
             # Of these images only, perhaps: other processes go on, and a sharded model waits for the passes they make.
             grey = torch.zeros_like(images)
             with torch.no_grad():
-                evaluation.forward(grey)
+                forward(grey)
             if question is None:
                 raise
             with contextlib.suppress(ValueError):  # the first error is the one to be told
-                _map_shares(evaluation, question, grey, grey if there is None else there[index[part]])
+                _map_shares(evaluation, question, forward, grey, grey if there is None else there[index[part]])
             raise
-        survives = survives_8_bits(evaluation.model, result, known, forward=evaluation.forward)
+        survives = survives_8_bits(evaluation.model, result, known, forward=forward)
         before = known.to_images(result.original) if there is None else there[index[part]]
-        maps, area = (None, None) if question is None else _map_shares(evaluation, question, result.images, before)
+        maps, area = (
+            (None, None) if question is None else _map_shares(evaluation, question, forward, result.images, before)
+        )
         found = _found(result, survives, maps, index[part], frozen.own_of(index[part], targets[part]))
         signed = question is not None and question.signed
         return found, [
@@ -372,25 +375,28 @@ def _maps_that_are_there(evaluation: Evaluation, question: Question) -> Tensor |
 
         def work(part: Tensor) -> Tensor:
             images = evaluation.images[others[part].to(evaluation.images.device)]
-            by_now = question.explain(evaluation.model, images, forward=evaluation.forward, task=evaluation.task)
-            return by_now.heatmap.cpu()
+            forward = evaluation.forward_of(others[part])
+            return question.explain(evaluation.model, images, forward=forward, task=evaluation.task).heatmap.cpu()
 
         heatmaps[others] = torch.cat(evaluation.each(len(others), work))
     return heatmaps
 
 
-def _map_shares(evaluation: Evaluation, question: Question, after: Tensor, before: Tensor) -> tuple[Tensor, Area]:
+def _map_shares(
+    evaluation: Evaluation, question: Question, forward: Callable[[Tensor], Any], after: Tensor, before: Tensor
+) -> tuple[Tensor, Area]:
     """Maps (M, 2, h, w) of the predicted classes, in times the uniform share, and what part of the images they cover.
 
     Args:
         evaluation: for the model.
         question: by which the maps are made.
+        forward: of the samples that the images are of.
         after: images (M, C, H, W).
         before: likewise, or their maps (M, h, w) where they are known.
     """
 
     def of(images: Tensor) -> Explanation:
-        return question.explain(evaluation.model, images, forward=evaluation.forward, task=evaluation.task)
+        return question.explain(evaluation.model, images, forward=forward, task=evaluation.task)
 
     first, second = before if before.dim() == 3 else of(before).heatmap, of(after)
     shares = torch.stack([times_uniform_share(first).cpu(), times_uniform_share(second.heatmap).cpu()], dim=1)

@@ -6,8 +6,9 @@ from lightning_attngrad.probe.class_names import check_class_names, find_class_n
 from lightning_attngrad.probe.clock import Account, Clock
 from lightning_attngrad.probe.display import Display, shown_pixels
 from lightning_attngrad.probe.evaluation import Evaluation, Findings
+from lightning_attngrad.probe.forward import ProbeForward, UnknownSamplesError
 from lightning_attngrad.probe.governor import Governor
-from lightning_attngrad.probe.isolation import isolated, probe_forward
+from lightning_attngrad.probe.isolation import isolated
 from lightning_attngrad.probe.jitter import jittered_copies
 from lightning_attngrad.probe.masks import MaskSource, load_mask_source, read_masks
 from lightning_attngrad.probe.normalisation import KnownPixels, Normalisation, check_normalisation, find_pixels
@@ -38,12 +39,14 @@ __all__ = [
     "Normalisation",
     "PartSharing",
     "PartTooLargeError",
+    "ProbeForward",
     "ProbeImages",
     "ProbeInputError",
     "ProbeSet",
     "Processes",
     "SharedProbe",
     "Timetable",
+    "UnknownSamplesError",
     "check_class_names",
     "check_normalisation",
     "find_class_names",
@@ -52,7 +55,6 @@ __all__ = [
     "jittered_copies",
     "load_batch_adapter",
     "load_mask_source",
-    "probe_forward",
     "read_masks",
     "resolve_model",
     "shown_pixels",

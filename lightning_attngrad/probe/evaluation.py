@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lightning_attngrad.explain import UNSAID, NonFiniteOutputError, Task, find_embedding_vector
+from lightning_attngrad.explain import UNSAID, NonFiniteOutputError, Task, find_embedding_vector, of_rows
 from lightning_attngrad.probe.display import Display
 from lightning_attngrad.probe.normalisation import KnownPixels, Normalisation
 from lightning_attngrad.probe.sharing import IMAGES_AT_ONCE, PartSharing, Processes
@@ -50,7 +50,8 @@ class Evaluation:
 
     Attributes:
         model: the module to explain.
-        forward: runs it in the precision of the run, on images (B, C, H, W) on the device.
+        forward: runs it in the precision of the run, on images (B, C, H, W) on the device. Where the model is given
+            more of a sample than its image, it has to be asked for by :meth:`forward_of`.
         images: (N, C, H, W), on the device, as the model takes them.
         targets: (N,) true classes on the CPU, where the data has them, −1 for none; in multi-label classification
             (N, K) bool, which labels are there; in regression (N, K) float32, the numbers to be given.
@@ -112,6 +113,18 @@ class Evaluation:
         """Let the processes share some work, part by part; a collective operation: see :meth:`PartSharing.each`."""
         return self.sharing.each(self.processes, count, work, at_most=at_most)
 
+    def forward_of(self, rows: Tensor) -> Forward:
+        """The forward pass of some of the samples, for models that are given their metadata or other images too.
+
+        Args:
+            rows: (R,) ints, the numbers of the samples whose images it will be called with, in their order; a sample
+                may be named more than once.
+
+        Returns:
+            From images (R, C, H, W), those of the samples or what has been made of them, to the model's output.
+        """
+        return of_rows(self.forward, rows)
+
     def with_weights(self, weights: Mapping[str, Tensor]) -> Evaluation:
         """The same evaluation of other weights, by the names of the model's ``state_dict()``; nothing is shared."""
         assert self.forward_with is not None
@@ -138,7 +151,7 @@ class Evaluation:
 
         def work(part: Tensor) -> Tensor:
             with torch.no_grad(), held_still(self.model):  # a compiled model would compile for so many images
-                output = self.forward(self.images[part.to(self.images.device)])
+                output = self.forward_of(part)(self.images[part.to(self.images.device)])
                 return self.task.scores(output, len(part)).float().cpu()
 
         return self.once("scores", lambda: torch.cat(self.each(len(self.images), work)))
@@ -175,7 +188,7 @@ class Evaluation:
 
         def work(part: Tensor) -> Tensor:
             with torch.no_grad(), held_still(self.model):
-                output = self.forward(self.images[part.to(self.images.device)])
+                output = self.forward_of(part)(self.images[part.to(self.images.device)])
                 return find_embedding_vector(output, len(part)).float().cpu()
 
         found: Tensor = self.once("embeddings", lambda: torch.cat(self.each(len(self.images), work)))

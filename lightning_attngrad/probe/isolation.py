@@ -1,16 +1,14 @@
-"""A safe place for a gradient computation inside any Lightning hook, and what the run does to batch and model there."""
+"""A safe place for a gradient computation inside any Lightning hook, and what the run does to a batch there."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
 
 from lightning_attngrad.state import preserved_flags, seeded_rng, untouched
 
@@ -83,56 +81,6 @@ def _owner_of_results(trainer: pl.Trainer) -> Any:
     if trainer.sanity_checking or trainer.evaluating:
         return trainer._evaluation_loop
     return None
-
-
-def probe_forward(
-    trainer: pl.Trainer,
-    model: nn.Module,
-    weights: Mapping[str, Tensor] | None = None,
-    *,
-    call: Callable[[nn.Module, Tensor], Any] | None = None,
-) -> Callable[[Tensor], Any]:
-    """The forward pass in the precision of the run.
-
-    Autocast is off in hooks: a bare ``model(images)`` under ``bf16-mixed`` would explain another, float32,
-    model.
-
-    Args:
-        trainer: the Trainer, whose precision plugin converts the images and holds the forward context.
-        model: the module to run: ``pl_module`` or a part of it, never ``trainer.strategy.model``, whose
-            wrapper would wait for gradients that a probe does not deliver.
-        weights: parameters and buffers to run it with instead of its own, by the names of its ``state_dict()``, on its
-            device; those that are missing stay its own. The model itself is not touched.
-        call: runs the model on images where ``model(images)`` is not the way.
-
-    Returns:
-        A function from images (B, C, H, W) to whatever ``model`` returns. Take gradients of it after it has
-        returned, outside the precision context, and convert logits to float32 first.
-    """
-    precision = trainer.precision_plugin
-    run = _Called(model, call)
-    swapped = None if weights is None else {f"model.{name}": value for name, value in weights.items()}
-
-    def forward(images: Tensor) -> Any:
-        if images.is_inference():
-            images = images.clone()
-        images = precision.convert_input(images)
-        with precision.forward_context():
-            return run(images) if swapped is None else functional_call(run, swapped, (images,))
-
-    return forward
-
-
-class _Called(nn.Module):
-    """A model and the way in which it is run."""
-
-    def __init__(self, model: nn.Module, call: Callable[[nn.Module, Tensor], Any] | None) -> None:
-        super().__init__()
-        self.model = model
-        self.call = call
-
-    def forward(self, images: Tensor) -> Any:
-        return self.model(images) if self.call is None else self.call(self.model, images)
 
 
 def transfer_batch(

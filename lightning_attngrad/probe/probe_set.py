@@ -22,8 +22,10 @@ from lightning_attngrad.probe.origin import NAMES_OF_DATA, Source, find_origin, 
 from lightning_attngrad.probe.parts import Part, hash_of, joined, part_of
 from lightning_attngrad.probe.reading import read_ahead
 from lightning_attngrad.probe.resolve import ProbeInputError
+from lightning_attngrad.probe.samples import Path, Samples, path_in_words, path_to
 from lightning_attngrad.probe.selection import known_targets
 from lightning_attngrad.probe.settings import ProbeImages
+from lightning_attngrad.probe.stream import GatheredBatches
 from lightning_attngrad.probe.tasks import Seen
 from lightning_attngrad.probe.written_constants import of_datamodule, of_module, of_processors, of_transforms
 
@@ -61,14 +63,15 @@ class ProbeSet:
         settings: which images.
         source: which data they come from: ``"validation"``, ``"training"`` or ``"given"``; certain after ``read``.
         is_stream: whether they are gathered as batches of ``source`` go by; certain after ``read``.
-        images: (N, C, H, W), on the CPU. From a map-style loader: as collated, before any transfer hook,
-            perhaps uint8. From a stream: as the step saw them.
+        images: (N, C, H, W), on the CPU, perhaps uint8. From a map-style loader: as collated, before any transfer
+            hook. From a stream: as the step saw them.
         targets: labels in a form of `probe.labels`, on the CPU, or None.
         seen: what is known of labels beyond those of the images; None where nothing is.
         masks: (N, H, W) float32 in [0, 1], on the CPU, 1 on the object; they have been through the transfer
             hooks, as the images that the model takes. None where ``settings.mask`` is.
         indices: positions in the data set; None for a stream, and for images that no position indexes.
         hash: SHA-256 of images and targets, and of masks if there are any.
+        are_bytes: whether a step gets the images as uint8; certain after ``to_device``.
     """
 
     def __init__(self, settings: ProbeImages | None = None) -> None:
@@ -83,12 +86,15 @@ class ProbeSet:
         self.hash: str | None = None
         self._batches: list[Any] | None = None  # as collated; None where the images are as the model takes them
         self._gathered: list[Part] = []
+        self._stream = GatheredBatches()
+        self._keeps_batches = False
+        self.are_bytes = False
         self._dataset_length: int | None = None
         self._resumed: dict[str, Any] | None = None
         self._said: set[str] = set()
         self._unsaid: list[str] = []  # of batches that went by
         self._found: dict[str, Any] = {}
-        self._on_device: tuple[Any, Part] | None = None  # what it depends on, and the images
+        self._on_device: tuple[Any, Part, Samples | None] | None = None  # what it depends on, and the images
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the images on the device, which belong to a running Trainer."""
@@ -130,25 +136,28 @@ class ProbeSet:
             origin = find_origin(trainer, self.settings)
         self.source = origin.source
         for remark in origin.remarks:
-            self._say(trainer, remark)
+            self.say(trainer, remark)
         split = partial(self._split, trainer)
         found = read_ahead(trainer, pl_module, origin, self.settings, self._indices_of_state, split)
         self.is_stream = found is None
         if found is None:
             self.class_names(trainer)  # labels that go by may be words
-            self._say(
+            self.say(
                 trainer,
                 f"the {self.source} loader ({type(origin.loader).__name__}) cannot be read ahead: the "
                 f"{self.settings.num_images} probe images are gathered as {self.source} goes by",
             )
             return False
         for remark in found.remarks:
-            self._say(trainer, remark)
+            self.say(trainer, remark)
         self.seen = found.seen
         self._batches, self._dataset_length, self.indices = found.batches, found.dataset_length, found.indices
         part = found.part
         if self.settings.mask is not None:  # where the hooks have put them: they may crop images and masks alike
             part = part._replace(masks=self._moved(trainer, pl_module, found.batches or []).masks)
+        if found.batches:
+            first = found.batches[0]
+            self._say_if_view(trainer, first, path_to(first, part_of(first, self.settings, as_collated=True).images))
         self._set(part)
         self._compare_with_state(trainer)
         self._say_if_masks_are_useless(trainer)
@@ -173,14 +182,23 @@ class ProbeSet:
         missing = self.settings.num_images - sum(len(part.images) for part in self._gathered)
         with torch.no_grad():
             names: Any = self.settings.class_names or self._found.get("class names")
-            part = part_of(batch, self.settings, with_masks=True, class_names=lambda: names, say=self._unsaid.append)
+            part = part_of(
+                batch,
+                self.settings,
+                as_collated=True,
+                with_masks=True,
+                class_names=lambda: names,
+                say=self._unsaid.append,
+            )
             # Cloned, since the memory of a batch may be reused; freeze() makes normal tensors of inference ones.
             kept = [None if values is None else values[:missing].detach().clone().cpu() for values in part]
             self._gathered.append(Part(*kept))  # type: ignore[arg-type]  # there are images
+            self._stream.add(batch, part.images, missing)
 
     def start_over(self) -> None:
         """Drop what has been gathered: the stream begins again, and its first images would be taken twice."""
         self._gathered = []
+        self._stream = GatheredBatches()
 
     def freeze(self, trainer: pl.Trainer) -> None:
         """End the gathering: rank 0's images become those of all ranks. A collective: every rank calls it.
@@ -196,12 +214,13 @@ class ProbeSet:
             received: Any = trainer.strategy.broadcast(mine, src=0)
         self._gathered = []
         for message in self._unsaid[:1]:  # of all batches alike
-            self._say(trainer, message)
+            self.say(trainer, message)
         self._unsaid = []
+        self._say_if_view(trainer, *self._stream.first)
         if isinstance(received, str):
             raise ProbeInputError(received)
         if len(received[0]) < self.settings.num_images:
-            self._say(
+            self.say(
                 trainer,
                 f"{self.settings.num_images} probe images were asked for, {len(received[0])} went by: using those",
             )
@@ -246,6 +265,9 @@ class ProbeSet:
                 images, targets, _ = self._moved(trainer, pl_module, self._batches).clone()
             else:
                 images, targets, _ = self._sent(trainer.strategy.root_device).clone()
+            self.are_bytes = images.dtype == torch.uint8
+            if self.are_bytes:
+                images = images.float()  # the same numbers, of which there are gradients
             if targets is None and self.targets is not None:
                 targets = self.targets.to(images.device)
             return images, targets
@@ -254,9 +276,13 @@ class ProbeSet:
         """Images that are as the model takes them already, on the device."""
         assert self.images is not None
         images, targets = self.images, self.targets
-        return self._kept(
-            device, lambda: Part(images.to(device), None if targets is None else targets.to(device), None)
-        )
+
+        def send() -> tuple[Part, Samples | None]:
+            samples = self._stream.samples if self._keeps_batches else None
+            part = Part(images.to(device), None if targets is None else targets.to(device), None)
+            return part, None if samples is None else samples.map(lambda tensor: tensor.to(device))
+
+        return self._kept(device, send)
 
     def _moved(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batches: list[Any]) -> Part:
         """The images of collated batches as a validation step would get them; with their masks, on the CPU."""
@@ -272,24 +298,61 @@ class ProbeSet:
         batches: list[Any],
         *,
         in_precision_of_run: bool = True,
-    ) -> Part:
+    ) -> tuple[Part, Samples | None]:
         place = 0 if self.source == "given" else self.dataloader_idx
         with isolated(trainer, pl_module, seed=self.settings.seed), torch.no_grad():
             moved = [
                 transfer_batch(trainer, pl_module, batch, place, in_precision_of_run=in_precision_of_run)
                 for batch in batches
             ]
-            names, say = partial(self.class_names, trainer), partial(self._say, trainer)
+            names, say = partial(self.class_names, trainer), partial(self.say, trainer)
             parts = [
-                part_of(batch, self.settings, with_masks=in_precision_of_run, class_names=names, say=say)
+                part_of(
+                    batch,
+                    self.settings,
+                    as_collated=True,
+                    with_masks=in_precision_of_run,
+                    class_names=names,
+                    say=say,
+                )
                 for batch in moved
             ]
-            return joined(parts, self.settings.num_images, NAMES_OF_DATA[self.source])
+            part = joined(parts, self.settings.num_images, NAMES_OF_DATA[self.source])
+            if not self._keeps_batches or not in_precision_of_run:
+                return part, None
+            sizes = [len(one.images) for one in parts]
+            paths = [path_to(batch, one.images) for batch, one in zip(moved, parts, strict=True)]
+            return part, Samples.of(moved, sizes, paths)
 
-    def _kept(self, depends_on: Any, make: Callable[[], Part]) -> Part:
+    def _kept(self, depends_on: Any, make: Callable[[], tuple[Part, Samples | None]]) -> Part:
         if self._on_device is None or self._on_device[0] != depends_on:
-            self._on_device = depends_on, make()
+            self._on_device = depends_on, *make()
         return self._on_device[1]
+
+    def keep_batches(self, trainer: pl.Trainer) -> None:
+        """Keep all that the batches hold of the samples, not only their images; a collective operation.
+
+        Raises:
+            ProbeInputError: on every process, if the images of a stream are there without their batches.
+        """
+        if self._keeps_batches:
+            return
+        self._keeps_batches, self._on_device = True, None
+        if self.is_stream:
+            with torch.inference_mode(False):
+                self._stream.share(trainer)
+
+    def leave_batches(self) -> None:
+        """Images are enough: let go of what else a stream's batches hold."""
+        self._stream = GatheredBatches()
+
+    @property
+    def samples(self) -> Samples | None:
+        """What the batches hold of the samples, with the images that ``to_device`` gave last.
+
+        None where they are not kept, and for images that were given without a batch.
+        """
+        return None if self._on_device is None else self._on_device[2]
 
     def class_names(self, trainer: pl.Trainer) -> tuple[str, ...] | None:
         """What the classes are called: see `find_class_names`. Looked for at the first call only.
@@ -359,9 +422,9 @@ class ProbeSet:
         def show() -> tuple[Tensor, Display]:
             known = self.known_pixels(trainer, pl_module, images)
             if known.why_not and self.settings.normalisation is not None:
-                self._say(trainer, f"figures show stretched images, and undo no normalisation: {known.why_not}")
+                self.say(trainer, f"figures show stretched images, and undo no normalisation: {known.why_not}")
             if self.settings.channels is None and images.shape[1] > _COLOURS_AND_ONE_MORE:
-                self._say(
+                self.say(
                     trainer,
                     f"the images have {images.shape[1]} channels, and figures show the first three as red, green and "
                     "blue; say which ones are, with ProbeImages(channels=(3, 2, 1)), or one to be shown in grey",
@@ -379,7 +442,7 @@ class ProbeSet:
             return HookEffect(name, why_unknown=f"the images were gathered behind it as {self.source} went by")
 
         def send(batches: list[Any]) -> Tensor:
-            return self._through_hooks(trainer, pl_module, batches, in_precision_of_run=False).images
+            return self._through_hooks(trainer, pl_module, batches, in_precision_of_run=False)[0].images
 
         def images_in(batch: Any) -> Tensor:
             return part_of(batch, self.settings, as_collated=True).images
@@ -412,7 +475,11 @@ class ProbeSet:
         if self.images is None:
             return dict(self._resumed or {})
         size = sum(values.nbytes for values in (self.images, self.masks) if values is not None)
-        keep_images = self.is_stream and size <= STATE_LIMIT_BYTES
+        batches = self._stream.plain() if self._keeps_batches and self.is_stream else None
+        if batches is not None:
+            size += batches["bytes"]
+        complete = not self._keeps_batches or batches is not None
+        keep_images = self.is_stream and size <= STATE_LIMIT_BYTES and complete
         return {
             "num_images": self.settings.num_images,
             "seed": self.settings.seed,
@@ -424,6 +491,7 @@ class ProbeSet:
             "images": self.images if keep_images else None,
             "targets": self.targets if keep_images else None,
             "masks": self.masks if keep_images else None,
+            "batches": batches if keep_images else None,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -442,6 +510,7 @@ class ProbeSet:
         if state["images"] is not None and fits and self.settings.given is None:
             self.source, self.is_stream = state.get("source", "validation"), True
             self._set(Part(state["images"], state["targets"], masks))
+            self._stream = GatheredBatches.restored(state.get("batches"))
 
     def _same_settings(self, state: dict[str, Any]) -> bool:
         return all(state[name] == getattr(self.settings, name) for name in ("num_images", "seed", "dataloader_idx"))
@@ -456,7 +525,7 @@ class ProbeSet:
 
     def _compare_with_state(self, trainer: pl.Trainer) -> None:
         if self._resumed is not None and self._resumed["hash"] != self.hash:
-            self._say(
+            self.say(
                 trainer,
                 "the probe images are not those of the run that is resumed (the data set, its transforms or "
                 "the settings num_images, seed, dataloader_idx, mask, images have changed): figures and numbers before "
@@ -472,13 +541,22 @@ class ProbeSet:
 
     def _say_if_masks_are_useless(self, trainer: pl.Trainer) -> None:
         if self.masks is not None and not bool((self.masks.flatten(1).amax(1) != self.masks.flatten(1).amin(1)).any()):
-            self._say(
+            self.say(
                 trainer,
                 f"mask: those of all {len(self)} probe images are empty or full, and do not say where the object is; "
                 "give other masks, or a larger num_images",
             )
 
-    def _say(self, trainer: pl.Trainer, message: str) -> None:
+    def _say_if_view(self, trainer: pl.Trainer, batch: Any, path: Path | None) -> None:
+        """Images that lie further inside than at the top of a batch, where nobody has said so, are one of its views."""
+        if self.settings.image_key is None and path is not None and len(path) > 1:
+            self.say(
+                trainer,
+                f"the images are {path_in_words(path, batch)}, the first of several views; image_key="
+                f"{[*path[:-1], 1]} is the second",
+            )
+
+    def say(self, trainer: pl.Trainer, message: str) -> None:
         """Once a set, on rank zero. As a warning, since Python shows nothing below that unless asked to."""
         if message not in self._said and trainer.is_global_zero:
             logger.warning(message)

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lightning_attngrad.probe.attention_parts import attention_parts
 from lightning_attngrad.probe.labels import LabelsError, read_labels
 
 Key: TypeAlias = str | int | Sequence[str | int]
@@ -53,7 +54,7 @@ def resolve_model(pl_module: nn.Module, path: str | None, *, needs_forward: bool
             raise ModelPathError(
                 f"model: got None, but {type(pl_module).__name__} defines no forward(); expected the path of the part "
                 f"that maps images to logits, one of {list(dict(pl_module.named_children()))} or a part of theirs; or "
-                "a function (model, images) -> output as forward"
+                "a function (model, images) -> output as forward" + _parts_in_words(pl_module)
             )
         return pl_module
     here: Any = pl_module
@@ -73,6 +74,12 @@ def resolve_model(pl_module: nn.Module, path: str | None, *, needs_forward: bool
             f"model: got {path!r}, which is a {type(here).__name__}; expected the path of an nn.Module"
         )
     return here
+
+
+def _parts_in_words(pl_module: nn.Module) -> str:
+    parts = attention_parts(pl_module)
+    named = ", ".join(f"ProbeImages(model={part.path!r}) for {part.kind}" for part in parts)
+    return f". Parts that contain attention: {named}" if parts else ""
 
 
 def _has_a_forward(pl_module: nn.Module) -> bool:
@@ -129,9 +136,10 @@ def split_batch(
 ) -> tuple[Tensor, Tensor | None]:
     """Find images and labels in a batch.
 
-    Without arguments: a tensor is the images; in a tuple or list the first image tensor is, and what follows
-    it the target; in a mapping (also Hugging Face ones), dataclass, named tuple or other object the
-    well-known names are tried (``image``, ``pixel_values``, …; ``label``, ``target``, …).
+    Without arguments: a tensor is the images; in a tuple or list the first image tensor is, or the first of a list of
+    views, and what follows it the target; in a mapping (also Hugging Face ones), dataclass, named tuple or other
+    object the well-known names are tried (``image``, ``pixel_values``, …; ``label``, ``target``, …), then the first
+    of its list of views, if it has one.
 
     Args:
         batch: as the loader or a validation hook gives it.
@@ -197,7 +205,7 @@ def describe(batch: Any, depth: int = 2) -> str:
     """What a batch contains, in one line: keys, types, shapes."""
     if isinstance(batch, Tensor):
         return f"{str(batch.dtype).removeprefix('torch.')}{list(batch.shape)}"
-    entries = _entries(batch)
+    entries = entries_of(batch)
     if entries is None or depth == 0:
         return type(batch).__name__
     shown = [
@@ -209,7 +217,7 @@ def describe(batch: Any, depth: int = 2) -> str:
     return f"{type(batch).__name__}({', '.join(shown)})"
 
 
-def _entries(batch: Any) -> list[tuple[str | int, Any]] | None:
+def entries_of(batch: Any) -> list[tuple[str | int, Any]] | None:
     """(key, value) pairs of a container, None for anything else."""
     if isinstance(batch, Mapping):
         return list(batch.items())
@@ -225,7 +233,7 @@ def _entries(batch: Any) -> list[tuple[str | int, Any]] | None:
 
 def _named(batch: Any, names: Iterable[str]) -> list[Any]:
     """Values under the well-known names, in the order of the names."""
-    entries = None if isinstance(batch, Tensor) else _entries(batch)
+    entries = None if isinstance(batch, Tensor) else entries_of(batch)
     by_name = {key: value for key, value in entries or [] if isinstance(key, str)}
     return [by_name[name] for name in names if name in by_name]
 
@@ -233,6 +241,16 @@ def _named(batch: Any, names: Iterable[str]) -> list[Any]:
 def _is_image_batch(value: Any) -> bool:
     """Four axes, floating or uint8; the dtype is judged later, so that uint8 gets an error of its own."""
     return isinstance(value, Tensor) and value.ndim == 4 and (value.is_floating_point() or value.dtype == torch.uint8)
+
+
+def _are_views(value: Any) -> bool:
+    """Several images of each sample: a list of batches of them, of as many samples and channels each."""
+    return (
+        isinstance(value, tuple | list)
+        and bool(value)
+        and all(map(_is_image_batch, value))
+        and len({view.shape[:2] for view in value}) == 1
+    )
 
 
 def _search_images(batch: Any, require_float: bool) -> tuple[Tensor, Any]:
@@ -244,10 +262,14 @@ def _search_images(batch: Any, require_float: bool) -> tuple[Tensor, Any]:
         if _is_image_batch(value):
             return _checked_images(value, batch, "image_key", require_float), None
     if isinstance(batch, tuple | list):
-        for index, value in enumerate(batch):
-            if _is_image_batch(value):
-                neighbour = batch[index + 1] if index + 1 < len(batch) else None
-                return _checked_images(value, batch, "image_key", require_float), neighbour
+        for of_kind in (_is_image_batch, _are_views):
+            for index, value in enumerate(batch):
+                if of_kind(value):
+                    neighbour = batch[index + 1] if index + 1 < len(batch) else None
+                    images = value if isinstance(value, Tensor) else value[0]
+                    return _checked_images(images, batch, "image_key", require_float), neighbour
+    elif len(views := [value for _, value in entries_of(batch) or () if _are_views(value)]) == 1:
+        return _checked_images(views[0][0], batch, "image_key", require_float), None
     raise ProbeInputError(
         f"batch: no images (B, C, H, W) found in {describe(batch)}; set image_key to the name, index or path of the "
         f"images, such as {_deeper_path(batch) or [0, 0]}, or batch_adapter to a function batch -> (images, targets)"
@@ -256,7 +278,7 @@ def _search_images(batch: Any, require_float: bool) -> tuple[Tensor, Any]:
 
 def _deeper_path(batch: Any, depth: int = _DEEPEST_PATH) -> list[str | int] | None:
     """Where the first tensor that can be images is, further inside than is looked at unasked."""
-    for key, value in (_entries(batch) or []) if depth else []:
+    for key, value in (entries_of(batch) or []) if depth else []:
         if _is_image_batch(value):
             return [key]
         if not isinstance(value, Tensor) and (path := _deeper_path(value, depth - 1)) is not None:

@@ -9,19 +9,23 @@ from os import PathLike
 from types import MethodType
 from typing import Any, TypeAlias
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_attngrad.explain import Task, check_task
 from lightning_attngrad.probe.class_names import check_class_names
 from lightning_attngrad.probe.given import GivenImages, check_images
 from lightning_attngrad.probe.masks import MaskSource, load_mask_source
 from lightning_attngrad.probe.resolve import BatchAdapter, Key, import_callable, load_batch_adapter
+from lightning_attngrad.probe.ways import way_of_function
 from lightning_attngrad.rewrite.pixels import Normalisation, check_normalisation, check_pixel_range
 from lightning_attngrad.state import check_seed
 
-ModelForward: TypeAlias = Callable[[nn.Module, Tensor], Any]
+ModelForward: TypeAlias = Callable[..., Any]
 
-_EXPECTED_FORWARD = "expected a callable (model, images) -> output, or its import path 'package.module.function'"
+_EXPECTED_FORWARD = (
+    "expected a callable (model, images) -> output or (model, images, batch) -> output, or its import path "
+    "'package.module.function'"
+)
 _EXPECTED_TRANSFORM = "expected a callable picture -> tensor (C, H, W), or its import path 'package.module.function'"
 # Where a batch holds what: images without a batch have no use for them.
 _OF_A_BATCH = ("image_key", "target_key", "batch_adapter", "mask")
@@ -40,14 +44,17 @@ class ProbeImages:
 
     Args:
         num_images: how many images; fewer where the data hold fewer.
-        image_key: where in a batch the images are: a name (``"pixel_values"``), an index (``0``), a dotted path
-            (``"inputs.image"``) or a list of names and indices (``[0, 0]``: the first of several views). None tries
-            the places that are common.
+        image_key: where in a batch the images that are explained are: a name (``"pixel_values"``), an index (``0``), a
+            dotted path (``"inputs.image"``) or a list of names and indices (``[0, 0]``: the first of several views).
+            None tries the places that are common. Other images of the batch are held as they are.
         target_key: where the class targets are, likewise.
         batch_adapter: a function from a batch to ``(images, targets or None)``, or its import path; it replaces both
             keys.
-        forward: how the model is run, where calling it with images is not the way: a function ``(model, images) ->
-            output``, or its import path.
+        forward: how the model is run, where none of the ways that are tried unasked is the right one: a function
+            ``(model, images) -> output``, or ``(model, images, batch) -> output``, or its import path. ``batch`` is the
+            batch of just these samples as the step gets it, with ``images`` in the place of their own; where a
+            ``batch_adapter`` has made the images, it holds what they were made of. What is said of a sample must not
+            depend on the others.
         mask: where in a batch the mask of each image's object is, as ``image_key``, or a function from a batch to
             masks, or its import path with a colon (``"package.module:function"``). Only metrics of localisation
             need it.
@@ -162,6 +169,12 @@ class ProbeImages:
                     f"{name}: got {value!r:.60}, but images= is {_kind(given)}, without a batch in which to look; "
                     f"leave {name} out, or give a loader whose batches hold both"
                 )
+        forward: Any = self.forward
+        if forward is not None and way_of_function(forward).needs_batch:
+            raise ValueError(
+                f"forward: {way_of_function(forward).words} takes a batch, but images= is {_kind(given)}, without one; "
+                "give a function (model, images), or a loader as images="
+            )
 
     @cached_property
     def normalisation(self) -> Normalisation | None:

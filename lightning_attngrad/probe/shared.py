@@ -14,7 +14,9 @@ from torch import Tensor, nn
 
 from lightning_attngrad.explain import UNSAID, WHAT_WOULD_DO, Task, Undecided, check_task
 from lightning_attngrad.probe.evaluation import Evaluation, Kept
-from lightning_attngrad.probe.isolation import isolated, probe_forward
+from lightning_attngrad.probe.finding import find_way
+from lightning_attngrad.probe.forward import ProbeForward
+from lightning_attngrad.probe.isolation import isolated
 from lightning_attngrad.probe.moment import Moment, fingerprint, is_fitting, moment
 from lightning_attngrad.probe.normalisation import KnownPixels
 from lightning_attngrad.probe.probe_set import ProbeSet
@@ -22,6 +24,7 @@ from lightning_attngrad.probe.resolve import resolve_model
 from lightning_attngrad.probe.settings import ProbeImages
 from lightning_attngrad.probe.sharing import IMAGES_AT_ONCE, PartSharing, Processes
 from lightning_attngrad.probe.tasks import find_task, labels_for, task_in_a_word, task_of_a_word
+from lightning_attngrad.probe.ways import Way
 from lightning_attngrad.state import held_still
 
 
@@ -38,7 +41,7 @@ def _outputs(evaluation: Evaluation, task: Task) -> Tensor | str:
 
     def work(part: Tensor) -> Tensor | str:
         with torch.no_grad(), held_still(evaluation.model):
-            output = evaluation.forward(evaluation.images[part.to(evaluation.images.device)])
+            output = evaluation.forward_of(part)(evaluation.images[part.to(evaluation.images.device)])
             try:
                 return task.scores(output, len(part)).float().cpu()
             except ValueError as error:
@@ -81,6 +84,7 @@ class SharedProbe:
     def forget(self) -> None:
         """Drop the images and classes of another run."""
         self.images = ProbeSet(self.settings)
+        self._way: Way | None = None  # in which the model runs on the images
         self._in_this_run: Kept[Any] = Kept()
         self._at_this_moment: Kept[Any] = Kept()
         self._when: tuple[Moment, tuple[float, ...], str] | None = None
@@ -99,7 +103,7 @@ class SharedProbe:
             ModelPathError: if the path in the settings leads to none.
         """
         self._model = ref(resolve_model(pl_module, self.settings.model, needs_forward=self.settings.forward is None))
-        self.streaming, self.failure, self._when = False, None, None
+        self.streaming, self.failure, self._when, self._way = False, None, None, None
 
     def freeze(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Read the images; later calls do nothing.
@@ -117,6 +121,26 @@ class SharedProbe:
         except Exception as error:
             self.failure = error
             raise
+
+    def find_way(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Way | None:
+        """How the model runs on the images, found once they are there; a collective operation.
+
+        Raises:
+            ProbeInputError: if it does in no way; the same error for every monitor that asks.
+        """
+        if self.failure is not None:
+            raise self.failure
+        if self._way is None and self.images.is_frozen:
+            assert self.model is not None
+            try:
+                with self._charge():
+                    self._way, said = find_way(trainer, pl_module, self.model, self.images)
+            except Exception as error:
+                self.failure = error
+                raise
+            if said:
+                self.images.say(trainer, said)
+        return self._way
 
     def streams(self, *, training: bool) -> bool:
         """Whether the images are gathered from the batches of training, or of validation, that go by."""
@@ -204,11 +228,13 @@ class SharedProbe:
         """
         model, processes = self.model, Processes.of(trainer)
         assert model is not None
+        way = self.find_way(trainer, pl_module)  # of a stream, only now
+        assert way is not None
         with self._charge():
             # Together: where one process has an error, the others would wait for it in the work that follows.
             evaluation, now = processes.together(
                 lambda: (
-                    self._as_evaluation(trainer, pl_module, label, model),
+                    self._as_evaluation(trainer, pl_module, label, model, way),
                     (moment(trainer), fingerprint(model), whose if is_fitting(trainer) else label),
                 )
             )
@@ -266,15 +292,15 @@ class SharedProbe:
         return _OutputMeaning(task, count, about)
 
     def _as_evaluation(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, label: str, model: nn.Module
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, label: str, model: nn.Module, way: Way
     ) -> Evaluation:
         images, targets = self.images.to_device(trainer, pl_module)
         known = self.images.known_pixels(trainer, pl_module, images)
-        call: Any = self.settings.forward  # imported by the settings, where it was a path
         pixels, display = self.images.shown(trainer, pl_module, images)
+        samples = self.images.samples
         return Evaluation(
             model=model,
-            forward=probe_forward(trainer, model, call=call),
+            forward=ProbeForward(trainer, model, way=way, samples=samples),
             images=images,
             targets=None if targets is None else targets.cpu(),
             pixels=pixels,
@@ -291,6 +317,6 @@ class SharedProbe:
             images_hash=self.images.hash,
             processes=Processes.of(trainer),
             sharing=self._sharing,
-            forward_with=lambda weights: probe_forward(trainer, model, weights, call=call),
+            forward_with=lambda weights: ProbeForward(trainer, model, weights, way=way, samples=samples),
             in_this_run=self._in_this_run,
         )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_attngrad.explain import UNSAID, Task, find_logits
+from lightning_attngrad.explain import UNSAID, Task, after, find_logits
 from lightning_attngrad.rewrite.pixels import Normalisation
 
 #: A success has to lead by this share of the largest logit: the rounding of another batch size must not undo it.
@@ -91,7 +91,7 @@ class TargetMargin:
 
 def in_type(forward: Callable[[Tensor], Any], dtype: torch.dtype) -> Callable[[Tensor], Any]:
     """``forward`` of images in the floating type in which the user gave them, that of the model's weights."""
-    return lambda images: forward(images.to(dtype))
+    return after(lambda images: images.to(dtype), forward)
 
 
 def class_scores(

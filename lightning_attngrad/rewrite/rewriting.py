@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.explain import UNSAID, Multilabel, NonFiniteOutputError, Task, check_task
+from lightning_attngrad.explain import UNSAID, Multilabel, NonFiniteOutputError, Task, check_task, of_rows
 from lightning_attngrad.rewrite.fixed_radius import fixed_radius
 from lightning_attngrad.rewrite.margins import TargetMargin, class_scores, in_type
 from lightning_attngrad.rewrite.minimal_norm import minimal_norm
@@ -168,7 +168,7 @@ def _rewrite(
         parts = [
             _rewritten(
                 model,
-                TargetMargin(call, normalisation, classes, task),
+                TargetMargin(of_rows(call, which), normalisation, classes, task),
                 dtype,
                 original[which],
                 which,

@@ -168,7 +168,7 @@ def set_of(num_images: int = 16, seed: int = 0, **options: Any) -> ProbeSet:
 def listening(probe: ProbeSet) -> list[str]:
     """What the set says, in order."""
     said: list[str] = []
-    probe._say = lambda trainer, message: said.append(message)  # type: ignore[method-assign]
+    probe.say = lambda trainer, message: said.append(message)  # type: ignore[method-assign]
     return said
 
 

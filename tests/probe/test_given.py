@@ -51,7 +51,7 @@ class WithTransform(Images):
 def read(settings: ProbeImages, said: list[str] | None = None, **options: Any) -> ProbeSet:
     probe = ProbeSet(settings)
     if said is not None:
-        probe._say = lambda trainer, message: said.append(message)  # type: ignore[method-assign]
+        probe.say = lambda trainer, message: said.append(message)  # type: ignore[method-assign]
     options = {"loader": DataLoader(Images(), batch_size=4), "max_epochs": 1, "module": TinyModule(), **options}
     run("fit", options.pop("module"), InHook("on_train_start", probe.read), **options)
     assert probe.is_frozen
@@ -296,7 +296,7 @@ def test_other_images_after_a_resume_are_said() -> None:
     probe = ProbeSet(ProbeImages(images=torch.rand(2, 3, SIDE, SIDE)))
     probe.load_state_dict(state)
     said: list[str] = []
-    probe._say = lambda trainer, message: said.append(message)  # type: ignore[method-assign]
+    probe.say = lambda trainer, message: said.append(message)  # type: ignore[method-assign]
     run("fit", TinyModule(), InHook("on_train_start", probe.read), max_epochs=1)
     assert len(said) == 1
     assert "not those of the run that is resumed" in said[0]

@@ -11,7 +11,7 @@ import torch
 import torchmetrics
 from torch import Tensor, nn
 
-from lightning_attngrad.probe import isolated, probe_forward
+from lightning_attngrad.probe import ProbeForward, isolated
 from tests.probe.runs import HOOKS, InHook, TinyModule, everything, fail, run
 
 
@@ -20,7 +20,7 @@ def take_gradients(trainer: Any, pl_module: Any) -> None:
     with isolated(trainer, pl_module):
         random.random(), np.random.rand(), torch.rand(3)  # noqa: NPY002
         images = torch.rand(2, 3, 8, 8, requires_grad=True)
-        logits = probe_forward(trainer, pl_module)(images)
+        logits = ProbeForward(trainer, pl_module)(images)
         gradients = torch.autograd.grad(logits.float().sum(), [images, *pl_module.net.parameters()])
         assert all(gradient.isfinite().all() for gradient in gradients)
         assert gradients[0].abs().sum() > 0
@@ -60,7 +60,7 @@ def test_an_image_from_a_validation_hook_can_be_differentiated_after_a_clone_ins
                 images = batch[0] * 1.0
             assert images.is_inference()
             with isolated(trainer, pl_module):
-                logits = probe_forward(trainer, pl_module)(images)  # clones for itself
+                logits = ProbeForward(trainer, pl_module)(images)  # clones for itself
                 gradient = torch.autograd.grad(logits.sum(), pl_module.net[0].weight)[0]
                 assert gradient.abs().sum() > 0
             self.calls += 1
@@ -155,7 +155,7 @@ def test_probe_forward_uses_the_precision_of_the_run() -> None:
         with isolated(trainer, pl_module):
             images = torch.rand(2, 3, 8, 8)
             seen.append(pl_module(images).dtype)
-            seen.append(probe_forward(trainer, pl_module)(images).dtype)
+            seen.append(ProbeForward(trainer, pl_module)(images).dtype)
             assert not torch.is_autocast_enabled("cpu")  # gradients are taken outside
 
     run("validate", TinyModule(), InHook("on_validation_start", body), precision="bf16-mixed")
@@ -173,7 +173,7 @@ def test_probe_forward_converts_the_images_of_a_half_precision_run() -> None:
     def body(trainer: Any, pl_module: Any) -> None:
         seen.clear()
         with isolated(trainer, pl_module):
-            probe_forward(trainer, pl_module)(torch.rand(2, 3, 8, 8))
+            ProbeForward(trainer, pl_module)(torch.rand(2, 3, 8, 8))
         assert seen == [torch.bfloat16]
 
     inside_trainer = InHook("on_validation_epoch_end", body)
@@ -232,10 +232,10 @@ def test_other_weights_are_run_in_the_place_of_the_models_own() -> None:
                     value.copy_(value + 1)  # buffers as well
             weights = {name: value.clone() for name, value in other.state_dict().items()}
             with isolated(trainer, pl_module):
-                found = probe_forward(trainer, pl_module, weights)(images)
-                own = probe_forward(trainer, pl_module)(images)
+                found = ProbeForward(trainer, pl_module, weights)(images)
+                own = ProbeForward(trainer, pl_module)(images)
             with isolated(trainer, other):
-                expected = probe_forward(trainer, other)(images)
+                expected = ProbeForward(trainer, other)(images)
             assert torch.equal(found, expected)
             assert not torch.equal(found, own)
             assert all(torch.equal(before[name], value) for name, value in pl_module.state_dict().items())

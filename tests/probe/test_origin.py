@@ -50,10 +50,15 @@ def test_reading_training_data_leaves_the_run_as_it_was() -> None:
     assert outcomes[0] == outcomes[1]
 
 
-def test_several_views_are_pointed_to_where_nothing_says_where_the_images_are() -> None:
-    probe = ProbeSet(ProbeImages(6))
-    with pytest.raises(ProbeInputError, match=r"set image_key to the name, .* images, such as \[0, 0\]"):
-        run("fit", TrainingOnly(Views()), InHook("on_train_start", probe.read), loader="the module's own")
+def test_the_first_of_several_views_is_taken_where_nothing_says_where_the_images_are() -> None:
+    probe, second = set_of(6), set_of(6, image_key=[0, 1])
+    said = listening(probe)
+    for one in (probe, second):
+        run("fit", TrainingOnly(Views()), InHook("on_train_start", one.read), loader="the module's own")
+    assert probe.images is not None
+    assert second.images is not None
+    assert torch.equal(probe.images, second.images.flip(-1))
+    assert said[-1] == "the images are batch[0][0], the first of several views; image_key=[0, 1] is the second"
 
 
 def test_a_stream_of_training_data_is_gathered_as_it_goes_by() -> None:

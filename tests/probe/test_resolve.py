@@ -136,7 +136,6 @@ def test_a_batch_adapter_must_return_a_pair_with_images() -> None:
 @pytest.mark.parametrize(
     ("batch", "path"),
     [
-        ([[IMAGES, IMAGES], TARGETS], r"such as \[0, 0\]"),
         ({"views": {"one": IMAGES}, "y": TARGETS}, r"such as \['views', 'one'\]"),
         ((TARGETS, [{"deep": [TARGETS, IMAGES]}]), r"such as \[1, 0, 'deep', 1\]"),
         ({"photo": IMAGES}, r"such as \['photo'\]"),

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_attngrad.explain import TASKS, UNSAID, Task, check_task
+from lightning_attngrad.explain import TASKS, UNSAID, Task, check_task, of_rows
 from lightning_attngrad.metrics.functional.precision import full_precision
 from lightning_attngrad.state import held_still
 
@@ -177,7 +177,7 @@ def _curves(
         places = place[image]
         gone = (places >= begin[variant, None, None, None]) & (places < end[variant, None, None, None])
         shown = torch.where(gone, instead[image], images[image])  # (R, C, H, W)
-        found[start : start + batch] = _probability(forward(shown), target[image], task)
+        found[start : start + batch] = _probability(of_rows(forward, image)(shown), target[image], task)
     broken = ~heatmap.flatten(1).isfinite().all(dim=1)
     whole, none, first, last = (
         found.view(count, len(begin))
