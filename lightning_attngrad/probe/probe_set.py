@@ -165,7 +165,7 @@ class ProbeSet:
 
     def _split(self, trainer: pl.Trainer, batch: Any, *, quietly: bool = False) -> Part:
         """A collated batch into its parts; labels that cannot be read are told of, unless quietly."""
-        say = None if quietly else partial(self._say, trainer)
+        say = None if quietly else partial(self.say, trainer)
         names = partial(self.class_names, trainer)
         return part_of(batch, self.settings, as_collated=True, class_names=names, say=say)
 
