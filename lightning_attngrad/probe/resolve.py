@@ -183,9 +183,22 @@ def split_batch(
     if target_key is not None:
         return images, _first_labels(images, [follow_key(batch, target_key, "target_key")], class_names, say)
     candidates = [neighbour, *_named(batch, TARGET_KEYS)]
-    if image_key is not None and isinstance(batch, tuple | list) and not hasattr(batch, "_fields"):
-        candidates += batch  # images were pointed to: the first entry that can be labels is that
+    if isinstance(batch, tuple | list) and not hasattr(batch, "_fields"):
+        if image_key is not None:
+            candidates += batch  # images were pointed to: the first entry that can be labels is that
+        elif isinstance(neighbour, Tensor) and neighbour.is_floating_point():
+            candidates = [*_class_numbers_behind(batch, neighbour), *candidates]  # numbers beside images, then classes
     return images, _first_labels(images, candidates, class_names, say)
+
+
+def _class_numbers_behind(batch: Sequence[Any], numbers: Tensor) -> list[Tensor]:
+    """Whole numbers, one an image, that stand behind numbers of another kind: those are then no labels."""
+    place = next(index for index, value in enumerate(batch) if value is numbers)
+    is_class = [
+        isinstance(value, Tensor) and value.shape == numbers.shape[:1] and value.dtype in (torch.int64, torch.int32)
+        for value in batch
+    ]
+    return [value for index, value in enumerate(batch) if index > place and is_class[index]]
 
 
 def _first_labels(
