@@ -116,9 +116,11 @@ def _against_classes(output: Tensor, largest: int, seen: Seen | None, names: int
         return f"and there is a label {largest}"
     if names is not None:
         return ""
+    if sign := sign_of_embedding(model, output):
+        return sign
     if largest >= 0 and seen is not None and _far_too_many(outputs, largest + 1, seen.count):
         return f"and the labels are 0 to {largest}"
-    return sign_of_embedding(model, output)
+    return ""
 
 
 def labels_for(task: Task, labels: Tensor | None, count: int | None) -> tuple[Tensor | None, str]:
@@ -159,20 +161,19 @@ def labels_for(task: Task, labels: Tensor | None, count: int | None) -> tuple[Te
 def sign_of_embedding(model: nn.Module, output: Tensor) -> str:
     """What tells that an output (N, K) is an embedding, in words; empty if nothing does."""
     width = output.shape[1]
-    length = output.norm(dim=1)
-    if width >= 2 and torch.allclose(length, torch.ones_like(length), atol=1e-3):
-        return "whose squares sum to 1, as those of a normalised embedding do"
-    if width >= _LEAST_NORMED:
-        mean, variance = output.mean(dim=1), output.var(dim=1, unbiased=False)
-        normed = torch.allclose(mean, torch.zeros_like(mean), atol=1e-3)
-        if normed and torch.allclose(variance, torch.ones_like(variance), atol=1e-2):
-            return "which a layer norm has made alike in mean and variance, as it does with embeddings"
     for module in model.modules():
         ends = getattr(module, "num_classes", None) == 0 or any(
             isinstance(getattr(module, head, None), nn.Identity) for head in _HEADS
         )
         if ends and width in [getattr(module, name, None) for name in _WIDTHS]:
             return f"as many as its {type(module).__name__}, which ends without a classifier, has features"
+    length = output.norm(dim=1)
+    if torch.allclose(length, torch.ones_like(length), atol=1e-3):
+        return "whose squares sum to 1, as those of a normalised embedding do"
+    mean, variance = output.mean(dim=1), output.var(dim=1, unbiased=False)
+    normed = torch.allclose(mean, torch.zeros_like(mean), atol=1e-3)
+    if width >= _LEAST_NORMED and normed and torch.allclose(variance, torch.ones_like(variance), atol=1e-2):
+        return "which a layer norm has made alike in mean and variance, as it does with embeddings"
     return ""
 
 
