@@ -13,10 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lightning as L
 import torch
 import torch.nn.functional as F
 import transformers
 from matplotlib.figure import Figure
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import lightning_attngrad as attngrad
@@ -33,10 +35,12 @@ RED, BLUE = 1, 2
 
 
 class Scene(NamedTuple):
-    """A picture of a red square and a blue disc, and what is known of it.
+    """A red square and a blue disc on noise.
 
-    Images (B, 3, 64, 64); classes of pixels (B, 64, 64), 0 is neither; boxes (B, 2, 4) of both: centre x, centre y,
-    width, height as shares of the image.
+    Attributes:
+        images: (B, 3, 64, 64).
+        classes: of pixels (B, 64, 64); 0 is neither.
+        boxes: of both, (B, 2, 4): centre x, centre y, width, height as shares of the image.
     """
 
     images: Tensor
@@ -45,7 +49,7 @@ class Scene(NamedTuple):
 
 
 def scene(count: int) -> Scene:
-    """One shape in the left half and the other in the right, on noise."""
+    """One shape in the left half and the other in the right."""
     rows = torch.arange(SIZE)[:, None]
     columns = torch.arange(SIZE)[None]
     images, classes = 0.4 + 0.05 * torch.randn(count, 3, SIZE, SIZE), torch.zeros(count, SIZE, SIZE, dtype=torch.long)
@@ -73,9 +77,7 @@ def train(model: nn.Module, loss: Callable[[], Tensor], steps: int) -> nn.Module
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=1.5e-3, total_steps=steps + 1)
     for _ in range(steps):
         optimizer.zero_grad()
-        value = loss()
-        value.backward()
-        print(f"{float(value):.3f}", end=" ")
+        loss().backward()
         optimizer.step()
         schedule.step()
     return model.eval()
@@ -95,14 +97,20 @@ def segmentation(steps: int) -> Figure:
     train(model, loss, steps)
     one = scene(1)
     row, column = centre(one, BLUE)
-    pixel = attngrad.explain(model, one.images, objective=attngrad.PixelClass(BLUE, where=(row, column)))
-    red = attngrad.explain(model, one.images, objective=attngrad.PixelClass(RED, where=one.classes == RED))
-    predicted = attngrad.explain(model, one.images, objective=attngrad.PixelClass(BLUE))
+    asked = {
+        "blue, at the cross": attngrad.PixelClass(BLUE, where=(row, column)),
+        "red, over the square": attngrad.PixelClass(RED, where=one.classes == RED),
+        "blue, where predicted": attngrad.PixelClass(BLUE),
+    }
+    # Most attention of a SegFormer reads few, coarse keys: relevance alone has the finer map.
+    maps = [
+        attngrad.explain(model, one.images, objective=each, method="attn_lrp").heatmap[0] for each in asked.values()
+    ]
     return draw(
         "SegFormer: which patches give a place its class",
         [one.images[0]] * 4,
-        [None, pixel.heatmap[0], red.heatmap[0], predicted.heatmap[0]],
-        ["image", "blue, at the cross", "red, over the square", "blue, where predicted"],
+        [None, *maps],
+        ["image", *asked],
         marks=[None, (row, column), None, None],
     )
 
@@ -110,10 +118,10 @@ def segmentation(steps: int) -> Figure:
 def depth(steps: int) -> Figure:
     """DPT: what says how near this point is? The square is near (3), the disc further (2), the rest far (1)."""
     config = transformers.DPTConfig(
-        **SMALL,
+        **{**SMALL, "num_hidden_layers": 4},
         image_size=SIZE,
         patch_size=8,
-        backbone_out_indices=[0, 0, 1, 2],
+        backbone_out_indices=[0, 1, 2, 3],
         neck_hidden_sizes=[32, 32, 32, 32],
         fusion_hidden_size=32,
         reassemble_factors=[2, 1, 1, 0.5],
@@ -155,12 +163,11 @@ def detection(steps: int) -> Figure:
     one = scene(1)
     asked = {
         "query 0 is a square": attngrad.QueryClass(0, query=0),
-        "its box: centre x": attngrad.QueryBox(0, query=0),
         "its box: centre y": attngrad.QueryBox(1, query=0),
         "the best query for a disc": attngrad.QueryClass(1),
     }
     maps = [attngrad.explain(model, one.images, objective=objective).heatmap[0] for objective in asked.values()]
-    return draw("YOLOS: which patches a query goes by", [one.images[0]] * 5, [None, *maps], ["image", *asked])
+    return draw("YOLOS: which patches a query goes by", [one.images[0]] * 4, [None, *maps], ["image", *asked])
 
 
 def texts(steps: int) -> Figure:
@@ -241,8 +248,6 @@ def clip(steps: int) -> Figure:
 
 def start(steps: int) -> None:
     """A backbone without a classifier, watched: what stays of each image's own starting embedding?"""
-    import lightning as L
-    from timm.models.vision_transformer import VisionTransformer
 
     class Features(L.LightningModule):
         def __init__(self) -> None:
@@ -270,13 +275,7 @@ def start(steps: int) -> None:
     images = attngrad.ProbeImages(num_images=6, mean=0.0, std=1.0)
     maps = attngrad.AttentionMapMonitor(probe=images, objective="start", every_n_epochs=2)
     drift = attngrad.AttentionDriftMonitor(probe=images, objective="start", every_n_epochs=2)
-    trainer = L.Trainer(
-        max_epochs=4,
-        limit_train_batches=max(1, steps // 4),
-        logger=False,
-        enable_checkpointing=False,
-        callbacks=[maps, drift],
-    )
+    trainer = L.Trainer(max_epochs=4, logger=False, enable_checkpointing=False, callbacks=[maps, drift])
     trainer.fit(Features(), loader(16 * max(1, steps // 4)), loader(16))
 
 

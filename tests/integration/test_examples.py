@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+from PIL import Image
 from safetensors import safe_open
 
 ROOT = Path(__file__).parents[2]
@@ -59,6 +61,20 @@ def test_pretraining_writes_a_backbone_without_its_head(tmp_path: Path) -> None:
         names = set(state.keys())
     assert "blocks.3.attn.qkv.weight" in names
     assert not any(name.startswith("head.") for name in names)
+
+
+@pytest.mark.parametrize("example", ["segmentation", "depth", "detection", "texts", "clip"])
+def test_beyond_classification(tmp_path: Path, example: str) -> None:
+    said = run_example("beyond_classification.py", example, "--steps", "1", cwd=tmp_path)
+    assert f"{example}.png was written" in said
+    with Image.open(tmp_path / f"{example}.png") as figure:
+        assert min(figure.size) > 300
+
+
+def test_a_start_that_is_watched(tmp_path: Path) -> None:
+    run_example("beyond_classification.py", "start", "--steps", "4", cwd=tmp_path)
+    for monitor, figure in (("maps", "overlay"), ("maps", "film"), ("drift", "curves")):
+        assert list(tmp_path.glob(f"attngrad/{monitor}/{figure}/*.png"))
 
 
 def test_robustness_lost(tmp_path: Path) -> None:
