@@ -60,9 +60,9 @@ def find_way(trainer: pl.Trainer, pl_module: pl.LightningModule, model: nn.Modul
         way = way_of_function(own)
         if way.needs_batch:
             probe.keep_batches(trainer)
-            processes.together(lambda: _try_own(way, trial(), probe))
         else:
             probe.leave_batches()
+        processes.together(lambda: _try_own(way, trial(), probe))
         return way, ""
     plain = Tried(PLAIN_WAY, "its argument is annotated as a batch or a list")
     if not takes_one_container(model):
@@ -79,6 +79,8 @@ def find_way(trainer: pl.Trainer, pl_module: pl.LightningModule, model: nn.Modul
 
 
 def _try_own(way: Way, trial: Trial, probe: ProbeSet) -> None:
+    if not way.needs_batch and not trial.are_bytes:  # nothing to be found out that an evaluation does not tell
+        return
     tried = trial.of(way, probe.samples)
     if tried.error:
         raise NoWayError(

@@ -299,6 +299,24 @@ def test_nothing_stands_in_for_a_default_that_the_model_permits(outcome: Outcome
     assert outcome(scenario, rank)["method"] == "guided_relevance"
 
 
+@pytest.mark.parametrize("rank", RANKS)
+@pytest.mark.parametrize("scenario", ["more_than_images", "more_than_images_of_a_stream"])
+def test_more_than_images_is_explained_alike_on_both(outcome: Outcome, scenario: str, rank: int) -> None:
+    left = outcome(scenario, rank)
+    assert left["without"] == left["fingerprint"]
+    assert left["labels"][-1] == "epoch 1"  # whoever mixes up samples has raised before
+    assert left["hash"] == outcome(scenario, 0)["hash"]
+    assert left["switched off"] == []
+
+
+@pytest.mark.parametrize("rank", RANKS)
+def test_where_nothing_fits_both_are_switched_off_and_train_on(outcome: Outcome, rank: int) -> None:
+    left = outcome("nothing_fits", rank)
+    assert left["without"] == left["fingerprint"]
+    assert all("no way was found to run OwnWay" in one for one in left["switched off"])
+    assert len(left["switched off"]) == (rank == 0)
+
+
 def test_where_one_process_runs_out_of_memory_both_go_on_with_half(outcome: Outcome) -> None:
     enough = outcome("shared_maps", 0)
     for rank in RANKS:

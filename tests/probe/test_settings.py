@@ -280,3 +280,16 @@ def test_a_wrong_value_in_yaml_ends_with_our_words(
     except (SystemExit, ValueError) as error:
         said = f"{error} {capsys.readouterr().err}"
     assert "num_images: got 0; expected an int of at least 1" in said
+
+
+@pytest.mark.parametrize(
+    "forward", [lambda model, images, batch: 0, lambda model, images, *, batch: 0], ids=["by place", "by name"]
+)
+def test_a_function_of_a_batch_needs_one(forward: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"takes a batch, but images= is a tensor, without one; give a function \(model"
+    ):
+        ProbeImages(forward=forward, images=torch.rand(2, 3, 8, 8))
+    assert ProbeImages(forward=forward).forward is forward
+    loader = [(torch.rand(2, 3, 8, 8), torch.tensor([0, 1]))]
+    assert ProbeImages(forward=forward, images=loader).forward is forward
