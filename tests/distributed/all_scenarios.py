@@ -12,6 +12,7 @@ import torch
 from tests.distributed import (
     drift_scenarios,
     faithfulness_scenarios,
+    labels_scenarios,
     rewriting_scenarios,
     scenarios,
     sharing_scenarios,
@@ -23,6 +24,7 @@ SCENARIOS = (
     *rewriting_scenarios.SCENARIOS,
     *drift_scenarios.SCENARIOS,
     *faithfulness_scenarios.SCENARIOS,
+    *labels_scenarios.SCENARIOS,
 )
 
 
