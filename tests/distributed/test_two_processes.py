@@ -581,3 +581,19 @@ def test_faithfulness_of_two_processes_is_that_of_one(outcome: Outcome, scenario
         for left in (first, second):
             logged = {name: left["logged"][f"attngrad/faithfulness/{name}"] for name in alone}
             assert logged == pytest.approx(alone, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize("scenario", ["several_labels", "several_labels_of_a_stream"])
+def test_both_processes_have_the_labels_and_the_task_of_the_first(outcome: Outcome, scenario: str) -> None:
+    first, second = (outcome(scenario, rank) for rank in RANKS)
+    assert first["switched off"] == ""
+    assert first["task"] == second["task"] == "multilabel"
+    assert first["hash"] == second["hash"]
+    assert first["targets"].dtype == torch.bool
+    assert first["targets"].shape == (5, 4)
+    for name in ("targets", "classes"):
+        assert torch.equal(first[name], second[name])
+    costs = ("seconds", "overhead")
+    numbers = [{name: one["scalars"][name] for name in one["scalars"] if name not in costs} for one in (first, second)]
+    assert "also_changed" in numbers[0]
+    assert numbers[1] == pytest.approx(numbers[0], nan_ok=True)

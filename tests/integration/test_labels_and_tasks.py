@@ -266,7 +266,7 @@ def test_of_a_regression_what_needs_classes_is_switched_off_in_words_and_all_els
             NAMES,
             "32 numbers an image, and 3 classes",
         ),
-        (lambda: nn.Sequential(tiny_vit(num_classes=0), nn.LayerNorm(32)), None, "layer norm"),
+        (lambda: nn.Sequential(tiny_vit(num_classes=9), nn.LayerNorm(9)), None, "layer norm"),
         (TwoAnswers, None, "rows of numbers an image, of 32 and 3"),
     ],
     ids=["a backbone", "a projection", "behind a layer norm", "an embedding and logits"],
