@@ -12,11 +12,8 @@ import torch
 from tests.distributed import (
     drift_scenarios,
     faithfulness_scenarios,
-<<<<<<< HEAD
     inputs_scenarios,
-=======
     labels_scenarios,
->>>>>>> r-labels
     rewriting_scenarios,
     scenarios,
     sharing_scenarios,
@@ -28,11 +25,8 @@ SCENARIOS = (
     *rewriting_scenarios.SCENARIOS,
     *drift_scenarios.SCENARIOS,
     *faithfulness_scenarios.SCENARIOS,
-<<<<<<< HEAD
     *inputs_scenarios.SCENARIOS,
-=======
     *labels_scenarios.SCENARIOS,
->>>>>>> r-labels
 )
 
 
