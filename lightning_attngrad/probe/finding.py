@@ -16,6 +16,7 @@ from lightning_attngrad.probe.trial import Trial, Tried
 from lightning_attngrad.probe.ways import (
     PLAIN_WAY,
     Way,
+    looks_like_labels,
     signature_in_words,
     takes_one_container,
     way_of_function,
@@ -122,6 +123,18 @@ def _first_samples(trial: Trial, samples: Samples | None) -> Any:
     return None if samples is None else samples.rows(trial.rows)
 
 
+def _of_labels(samples: Samples, target_key: Any) -> str:
+    """What was not handed over, as it may be labels."""
+    if target_key is not None or not isinstance(samples.batch, tuple | list):
+        return ""
+    entries = entries_of(samples.batch) or ()
+    places = [key for key, value in entries if isinstance(key, int) and looks_like_labels(value, samples.size)]
+    named = " and ".join(path_in_words((place,), samples.batch) for place in places)
+    return (
+        f", of which {named} may be labels, which are never handed over (target_key says which are)" if places else ""
+    )
+
+
 def _nothing_fits(trial: Trial, probe: ProbeSet, failed: list[Tried]) -> str:
     """What there is, what was tried, and what to write."""
     samples, kind = probe.samples, type(trial.model).__name__
@@ -134,6 +147,7 @@ def _nothing_fits(trial: Trial, probe: ProbeSet, failed: list[Tried]) -> str:
         holds = f"; the batch of {len(trial.images)} samples is {describe(_first_samples(trial, samples), depth=3)}"
         others = [(key,) for key, _ in entries_of(samples.batch) or () if samples.path and key != samples.path[0]]
         other = path_in_words(others[0], samples.batch) if others else other
+        holds += _of_labels(samples, probe.settings.target_key)
     parts = attention_parts(trial.model, trial.attends)[:_NAMED]
     prefix = f"{probe.settings.model}." if probe.settings.model else ""
     contain = ", ".join(f"'{prefix}{one.path}' ({one.kind})" for one in parts)

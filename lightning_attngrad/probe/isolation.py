@@ -28,7 +28,7 @@ def isolated(trainer: pl.Trainer, pl_module: pl.LightningModule, *, seed: int = 
     again inside itself.
 
     Tensors made in inference mode (the batch of a validation hook) must be cloned **inside** the body;
-    ``probe_forward`` does that for its images.
+    ``ProbeForward`` does that for its images.
 
     Args:
         trainer: the Trainer whose hook is running.
@@ -95,7 +95,7 @@ def transfer_batch(
 
     ``on_before_batch_transfer`` has no public caller, hence the private method, which picks the datamodule's
     hook or the module's; the strategy's ``batch_to_device`` calls the other two hooks in the same way. The
-    hooks see images that the precision plugin has converted, so they do here; ``probe_forward`` converting
+    hooks see images that the precision plugin has converted, so they do here; ``ProbeForward`` converting
     again changes nothing.
 
     Args:

@@ -401,6 +401,8 @@ class ProbeSet:
 
         def find() -> KnownPixels:
             given, stated = self.settings.normalisation, self.stated_normalisation(trainer, pl_module)
+            if given is None and self.are_bytes:
+                given = Normalisation((0.0,), (1.0,), "images that are bytes", pixel_range=(0.0, 255.0))
             if given is not None:
                 return find_pixels(images, model=pl_module, given=given)
             hooks = self._effect_of_hooks(trainer, pl_module)

@@ -10,9 +10,9 @@ from functools import partial
 from inspect import Parameter, Signature
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from lightning_attngrad.probe.labels import exclusive_classes, is_whole
 from lightning_attngrad.probe.resolve import TARGET_KEYS, entries_of
 from lightning_attngrad.probe.samples import Path, follow, path_in_words
 
@@ -196,11 +196,15 @@ def _is_label_name(name: str) -> bool:
 
 def _is_label(name: str | int, value: Any, count: int) -> bool:
     """Whether an entry of a batch may be the labels: by its name, or in a sequence, which has none, by its values."""
-    if isinstance(name, str):
-        return _is_label_name(name)
+    return _is_label_name(name) if isinstance(name, str) else looks_like_labels(value, count)
+
+
+def looks_like_labels(value: Any, count: int) -> bool:
+    """Whether these are whole numbers, or shares that add up to one, for each of so many samples."""
     if not isinstance(value, Tensor) or value.ndim not in (1, 2) or len(value) != count:
         return False
     if not value.is_floating_point():
         return not value.is_complex()
-    shares = value.ndim == 2 and value.shape[1] > 1 and bool((value >= 0).all())
-    return shares and torch.allclose(value.float().sum(1), torch.ones(len(value), device=value.device), atol=1e-2)
+    if is_whole(value):
+        return True
+    return value.ndim > 1 and exclusive_classes(value) is not None

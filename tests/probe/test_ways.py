@@ -45,6 +45,8 @@ def keywords(**kwargs: Any) -> Any: ...
         (two, (IMAGES, NUMBERS, LABELS), ["model(*batch[:2])"]),
         (two, (IMAGES, LABELS), []),  # labels are nobody's second argument
         (two, (IMAGES, torch.eye(2)), []),  # nor one-hot ones
+        (two, (IMAGES, torch.ones(2, 5)), []),  # nor several an image
+        (two, (IMAGES, torch.tensor([3.0, 1.0])), []),  # nor in floating-point clothes
         (two, (IMAGES, LABELS, NUMBERS), []),  # which of the two they are is not known
         (three, (IMAGES, OTHERS, NUMBERS, LABELS), ["model(*batch[:3])"]),
         (optional, (IMAGES, OTHERS), ["model(*batch[:2])", "model(batch)"]),
