@@ -142,13 +142,14 @@ class Normalisation:
     def with_range_of(self, images: Tensor) -> Normalisation:
         """The same with black and white, where only the images tell them for sure; else as it is.
 
-        A mean of 0 and one large std for all channels is a division, by white. Otherwise the values reach from black to
-        white in one of the usual units.
+        A mean of 0 and one large std for all channels is a division by white, unless something is whiter. Otherwise the
+        values reach from black to white in one of the usual units.
         """
         if self.pixel_range is not None or not self.serves(images):
             return self
         if not any(self.mean) and len(set(self.std)) == 1 and self.std[0] > 1:
-            return replace(self, pixel_range=(0.0, self.std[0]))
+            divided = replace(self, pixel_range=(0.0, self.std[0]))
+            return divided if divided.fits(images) else self
         ranged = (replace(self, pixel_range=usual) for usual in (_UNIT, _BYTES))
         return next((one for one in ranged if one.reaches_both_ends(images)), self)
 

@@ -271,7 +271,7 @@ def test_without_black_and_white_there_are_no_pixels() -> None:
     ("written", "images", "found"),
     [
         (Normalisation((0.0,), (255.0,), "", pixel_range=None), span(0.1, 0.6), (0.0, 255.0)),  # a division
-        (Normalisation((0.0,), (3000.0,), "", pixel_range=None), span(0.1, 2.0), (0.0, 3000.0)),
+        (Normalisation((0.0,), (3000.0,), "", pixel_range=None), span(0.1, 2.0), None),
         (Normalisation((124.0,), (58.0,), "", pixel_range=None), (span(0, 255) - 124) / 58, (0.0, 255.0)),
         (Normalisation((0.4,), (0.3,), "", pixel_range=None), (span(0, 1) - 0.4) / 0.3, (0.0, 1.0)),
         (Normalisation((124.0,), (58.0,), "", pixel_range=None), (span(0, 200) - 124) / 58, None),
