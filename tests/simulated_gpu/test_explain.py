@@ -11,11 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from lightning_attngrad.attention import budget
-from lightning_attngrad.explain import Contrast, Explanation, Mixture, Region, attention_step, explain
+from lightning_attngrad.explain import (
+    Contrast,
+    Explanation,
+    Mixture,
+    PixelClass,
+    PixelValue,
+    QueryBox,
+    QueryClass,
+    Region,
+    Similarity,
+    Start,
+    attention_step,
+    explain,
+)
 from lightning_attngrad.metrics.functional import head_statistics
 from tests.methods import OF_ANY_MODEL
 from tests.simulated_gpu.device import SimulatedGpu, on_host
-from tests.zoo import ZOO
+from tests.zoo import CLASSES, ZOO
 
 TARGET = torch.tensor([2, 5])
 MODELS = ["vit", "vit_unfused", "vit_registers_mean", "deit_distilled", "siglip", "torchvision", "hf_vit", "eva02"]
@@ -76,6 +89,39 @@ def test_every_objective_keeps_to_the_device(name: str, objective: str) -> None:
     expected = explain(ZOO[name].build(), ZOO[name].images(), target, **asked)
     found, _ = on_gpu(name, lambda model, images, gpu: explain(model, images, target, **asked))
     assert_same(found, expected)
+
+
+EMBEDDINGS = torch.randn(2, CLASSES, generator=torch.Generator().manual_seed(1))
+#: Objectives of other outputs than one row an image, and how the model's row (B, 7) becomes such an output.
+OF_OTHER_OUTPUTS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+    "pixel": (PixelClass(3, (10, 20)), lambda row: row[:, :, None, None].repeat(1, 1, 4, 4)),
+    "region": (PixelClass(3, PLACES), lambda row: row[:, :, None, None].repeat(1, 1, 4, 4)),
+    "predicted": (PixelClass(3), lambda row: torch.stack([row, -row], dim=2).unsqueeze(3)),
+    "value": (PixelValue(PLACES), lambda row: row[:, :4].unflatten(1, (2, 2))),
+    "query": (QueryClass(1), lambda row: {"logits": row[:, :6].unflatten(1, (2, 3))}),
+    "queries": (QueryClass(1, query=[0, 1]), lambda row: {"logits": row[:, :6].unflatten(1, (2, 3))}),
+    "box": (QueryBox(1, query=0), lambda row: {"pred_boxes": row[:, None, :4]}),
+    "start": (Start().filled(EMBEDDINGS), lambda row: row),
+    "vectors": (Similarity(EMBEDDINGS), lambda row: row),
+}
+
+
+@pytest.mark.filterwarnings("ignore:objective. the class is predicted nowhere")
+@pytest.mark.parametrize("objective", OF_OTHER_OUTPUTS)
+def test_objectives_of_other_outputs_keep_to_the_device(objective: str) -> None:
+    goal, shaped = OF_OTHER_OUTPUTS[objective]
+
+    def asked(model: nn.Module, images: Tensor) -> Any:
+        return explain(
+            model, images, method="gradient_guided", objective=goal, forward=lambda batch: shaped(model(batch))
+        )
+
+    expected = asked(ZOO["vit"].build(), ZOO["vit"].images())
+    found, _ = on_gpu("vit", lambda model, images, gpu: asked(model, images))
+    torch.testing.assert_close(on_host(found.value), expected.value, rtol=1e-4, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(
+        on_host(found.heatmap), expected.heatmap, rtol=1e-4, atol=1e-5 * float(expected.heatmap.abs().max())
+    )
 
 
 @pytest.mark.parametrize("name", ["vit", "vit_unfused", "siglip"])
