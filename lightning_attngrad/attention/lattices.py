@@ -55,7 +55,7 @@ class PlaceReader:
         if not bool(boxed.any()):
             place = torch.where(slot >= 0, slot, -1)
             return TokenPlaces(image, place, None)
-        families = torch.unique(table.family[lines[boxed]]).tolist()
+        families = torch.unique(table.family[lines[boxed]]).cpu().tolist()
         lattices = [self._lattice(family) for family in families]
         grids = {lattice.grid for lattice in lattices}
         if len(grids) > 1:
@@ -103,7 +103,7 @@ class PlaceReader:
         everywhere = torch.full_like(table.family, -1, dtype=torch.long)
         everywhere[of_family] = cells
         edges = boxes[:, 0].min(), boxes[:, 2].min(), boxes[:, 1].max(), boxes[:, 3].max()
-        top, left, bottom, right = (round(edge) for edge in torch.stack(edges).tolist())
+        top, left, bottom, right = (round(edge) for edge in torch.stack(edges).cpu().tolist())
         return _Lattice((height, width), everywhere, (top, left, bottom, right))
 
 
@@ -112,7 +112,7 @@ def _every_other(cells: Tensor, boxed: Tensor, grid: Grid) -> tuple[Tensor, Grid
     rows, columns = torch.unique(cells[boxed] // grid[1]), torch.unique(cells[boxed] % grid[1])
     steps, coarse = [], []
     for kept, length in ((rows, grid[0]), (columns, grid[1])):
-        between = torch.unique(kept.diff()).tolist()
+        between = torch.unique(kept.diff()).cpu().tolist()
         step = between[0] if len(between) == 1 and len(kept) == -(-length // between[0]) else 1
         steps.append(step)
         coarse.append(len(kept) if step > 1 else length)

@@ -80,11 +80,13 @@ class TensorPlaces:
         tokens: R = 1 row of all the tensor's T tokens in order, channels left out.
         owners: to which image each token belongs, padding included, (T,) int64; None where that of padding is not
             known.
+        padded: whether there is any padding.
     """
 
     channel_axis: int | None
     tokens: TokenPlaces
     owners: Tensor | None = None
+    padded: bool = False
 
 
 @dataclass(frozen=True, eq=False)

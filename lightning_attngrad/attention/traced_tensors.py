@@ -25,6 +25,7 @@ class TracedTensors:
         self._reader, self._batch = reader, batch
         self._lines: dict[int, _Line] = {}
         self._read: dict[int, tuple[TokenPlaces, int | None] | None] = {}  # by the line that they were read off
+        self._known: dict[tuple[int, int], TensorPlaces | None] = {}
         same: dict[Hashable, _Line] = {}
         for number, of_tensor in ids.items():
             key = (of_tensor.data_ptr(), of_tensor.shape, of_tensor.stride())
@@ -34,8 +35,17 @@ class TracedTensors:
 
     def places(self, number: int | None, batch: int) -> TensorPlaces | None:
         """Places of the tensor of this number for so many images; None where they are not known."""
-        found = self._tokens(number)
-        if number is None or found is None:
+        line = None if number is None else self._lines.get(number)
+        if line is None:
+            return None
+        key = id(line), batch
+        if key not in self._known:
+            self._known[key] = self._places(line, batch)
+        return self._known[key]
+
+    def _places(self, line: _Line, batch: int) -> TensorPlaces | None:
+        found = self._tokens(line)
+        if found is None:
             return None
         tokens, stride = found
         if batch != self._batch:
@@ -45,18 +55,17 @@ class TracedTensors:
         owners = None
         if stride is not None:
             owners = torch.arange(len(tokens.image), device=tokens.image.device) // stride % batch
-        return TensorPlaces(self._lines[number].channel_axis, _turned(tokens), owners)
+        padded = bool((tokens.place < 0).any())
+        return TensorPlaces(line.channel_axis, _turned(tokens), owners, padded)
 
     def holds_for(self, number: int | None, batch: int) -> bool:
         """Whether places for so many images follow from those of the traced ones, if there are any."""
-        found = self._tokens(number)
+        line = None if number is None else self._lines.get(number)
+        found = None if line is None else self._tokens(line)
         return found is None or batch == self._batch or (self._batch > 1 and found[1] is not None)
 
-    def _tokens(self, number: int | None) -> tuple[TokenPlaces, int | None] | None:
+    def _tokens(self, line: _Line) -> tuple[TokenPlaces, int | None] | None:
         """T rows of one token, (T, 1, 1), and after how many of them the next image follows."""
-        line = None if number is None else self._lines.get(number)
-        if line is None:
-            return None
         if id(line) not in self._read:
             self._read[id(line)] = self._place(line.ids)
         return self._read[id(line)]

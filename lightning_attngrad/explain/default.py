@@ -29,6 +29,8 @@ def default_method(model: nn.Module) -> str:
 
     A Hindered Transformer does (``explained_by = "patch_sum"``): its logit is a sum over patches.
     """
+    if not isinstance(model, nn.Module):  # whoever runs it says so
+        return DEFAULT_METHOD
     own = {name for part in model.modules() if isinstance(name := getattr(part, "explained_by", None), str)}
     return own.pop() if len(own) == 1 else DEFAULT_METHOD
 

@@ -70,8 +70,9 @@ class _Constants:
             of_tokens, tokens = of_tokens.flatten(), places.tokens
             state = scatter_tokens(of_tokens.view(1, 1, 1, -1), tokens, forward.places.slots, forward.batch).squeeze(1)
             self.tokens = self.tokens + carry_tokens(state, forward.places.slots, tokens.grid, self._grid)
-            at_padding = of_tokens * (tokens.place.flatten() < 0)
-            self.nowhere = self.nowhere.index_add(0, places.owners, at_padding.to(self.nowhere.dtype))
+            if places.padded:
+                at_padding = of_tokens * (tokens.place.flatten() < 0)
+                self.nowhere = self.nowhere.index_add(0, places.owners, at_padding.to(self.nowhere.dtype))
         elif len(product) == forward.batch and sum(size > 1 for size in product.shape[1:]) <= 1:  # pooled
             self.nowhere = self.nowhere + product.flatten(1).sum(dim=1)
         else:
