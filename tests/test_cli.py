@@ -89,7 +89,7 @@ def test_every_option_reaches_the_audit(monkeypatch: pytest.MonkeyPatch) -> None
         "audit a.ckpt b.ckpt --model m.py:Model --data d.Data --config c.yaml --model-arg a=1 --model-arg b=2 "
         "--data-arg c=3 --allow-unsafe --new-images --fail-if x<1 --fail-if y>2 --name far --num-images 4 --norm l2 "
         "--steps 5 --target 3 --seed 6 --model-path net --image-key image --target-key 1 --batch-adapter a.b "
-        "--mean 0.1,0.2 --std 1,2 --pixel-range 0,255 --accelerator cpu --devices 2 --strategy ddp "
+        "--mean 0.1,0.2 --std 1,2 --pixel-range 0,255 --task multilabel --accelerator cpu --devices 2 --strategy ddp "
         "--precision bf16-mixed --num-nodes 2 --output out"
     )
     assert cli.main(command.split()) == 1
@@ -117,6 +117,7 @@ def test_every_option_reaches_the_audit(monkeypatch: pytest.MonkeyPatch) -> None
             mean=(0.1, 0.2),
             std=(1.0, 2.0),
             pixel_range=(0.0, 255.0),
+            task="multilabel",
             accelerator="cpu",
             devices="2",
             strategy="ddp",
