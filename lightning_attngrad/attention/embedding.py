@@ -25,7 +25,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 
@@ -96,14 +96,14 @@ def find_embedding(numbers: Mapping[Any, int], outputs: Sequence[Tensor], reads:
         reads: queries, keys and last the values of the first attention call; None without attention.
     """
     ends = [*outputs, *(reads or ())]
-    order = _later_first(node for tensor in ends if (node := node_of(tensor)) is not None)
+    order = _of_no_parameter(_later_first(node for tensor in ends if (node := node_of(tensor)) is not None))
     place = {node: index for index, node in enumerate(order)}
     cuts = list(_cuts(order, place, ends))
     first_map = next((index for index in range(len(order) - 1, -1, -1) if is_linear(order[index])), None)
     if first_map is None:
         return None
     if reads is None:
-        candidates = list(_first_map(order, cuts, first_map))
+        candidates = list(_first_map(order, place, cuts, first_map))
     else:
         projection = next((place[node] for node in walk_graph(reads[-1]) if is_linear(node)), -1)
         if projection == first_map:  # the patches are cut and projected to values at once
@@ -179,16 +179,28 @@ def _cuts(order: Sequence[Any], place: Mapping[Any, int], ends: Sequence[Tensor]
     for index, node in enumerate(order):
         if reach <= index:
             yield index
-        earlier = [place[before] for before, _ in node.next_functions if before is not None]
+        earlier = [place[before] for before, _ in node.next_functions if before in place]
         reach = max(reach, *earlier) if earlier else len(order)
 
 
-def _first_map(order: Sequence[Any], cuts: Sequence[int], first: int) -> Iterator[int]:
+def _of_no_parameter(order: Sequence[Any]) -> list[Any]:
+    """Without nodes that come from parameters alone: those of a sharded model may require gradients, unsharded."""
+    found: set[Any] = set()
+    for node in reversed(order):
+        leaf = getattr(node, "variable", None)
+        if (leaf is not None and not isinstance(leaf, nn.Parameter)) or any(
+            earlier in found for earlier, _ in node.next_functions
+        ):
+            found.add(node)
+    return [node for node in order if node in found]
+
+
+def _first_map(order: Sequence[Any], place: Mapping[Any, int], cuts: Sequence[int], first: int) -> Iterator[int]:
     """The first cut from a node on towards the end, and those behind it up to anything but reordering and constants."""
     following = [index for index in reversed(cuts) if index <= first]  # several convolutions may read the image
     for number, index in enumerate(following):
         node = order[index]
-        single = sum(earlier is not None for earlier, _ in node.next_functions) == 1
+        single = sum(earlier in place for earlier, _ in node.next_functions) == 1
         if number and not (single and node.name().lstrip("_").startswith(_REORDERS)):
             return
         yield index
