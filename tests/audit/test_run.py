@@ -313,6 +313,29 @@ class TestFrozenImages:
         assert done.checkpoints[0]["equals_log"] is None  # other numbers were asked for
 
 
+class TestTasks:
+    """What the output means is that of the run, or what the command says."""
+
+    def test_labels_that_are_switched(
+        self, unaudited: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        saved = run(tmp_path / "run", small_audit(task="multilabel"), epochs=1)
+        done = audit(capsys, tmp_path / "as it was", saved, *CODE)
+        equals_log(done, saved)
+        assert done.checkpoints[0]["settings"]["task"] == "multilabel"
+        assert "rewrite/also_changed" in done.figures[0]
+        said = audit(capsys, tmp_path / "said", unaudited[:1], *CODE, "--num-images", "3", "--task", "multilabel")
+        assert (said.code, said.error) == (0, "")
+        assert "rewrite/also_changed" in said.figures[0]
+
+    def test_numbers_have_maps_and_no_rewriting(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        saved = run(tmp_path / "run", small_audit(task="regression"), epochs=1)
+        done = audit(capsys, tmp_path / "audit", saved, *CODE)
+        equals_log(done, saved)
+        assert "maps/entropy" in done.figures[0]
+        assert not [name for name in done.figures[0] if name.startswith("rewrite/")]
+
+
 class TestUnsafeCheckpoints:
     def test_refused_and_allowed(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         module = project.Classifier(16)

@@ -57,7 +57,7 @@ class Keeps(attngrad.RewriteRobustnessMonitor):
 
 def _run(loader: DataLoader[Any]) -> dict[str, Any]:
     seed_everything(0)
-    probe = attngrad.ProbeImages(num_images=5, mean=0.0, std=1.0)
+    probe = attngrad.ProbeImages(num_images=5, mean=0.5, std=0.08)  # of noise around zero
     monitor = Keeps(probe=probe, steps=2, long_every=None)
     module = Several()
     train = DataLoader(Marked(8, seed=1), batch_size=BATCH)
