@@ -153,11 +153,7 @@ def _trainer(folder: Path, callbacks: list[Any]) -> Trainer:
 
 def watch_labels() -> list[Any]:
     images = attngrad.ProbeImages(num_images=4, channels=RED_GREEN_BLUE)
-    return [
-        attngrad.AttentionMapMonitor(probe=images),
-        attngrad.AttentionDriftMonitor(probe=images),
-        attngrad.FaithfulnessMonitor(probe=images, every_n_epochs=1),
-    ]
+    return [attngrad.AttentionMapMonitor(probe=images), attngrad.AttentionDriftMonitor(probe=images)]
 
 
 def watch_segmentation() -> list[Any]:

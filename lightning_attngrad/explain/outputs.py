@@ -451,7 +451,8 @@ def of_class(scores: Tensor, target: Tensor) -> Tensor:
 def find_logits(output: Any) -> Tensor | None:
     """The tensor of class scores in a model's output: itself, its ``logits``, or the first of a tuple.
 
-    Of a model of images and texts, ``logits_per_image`` (CLIP, SigLIP): the texts are the classes.
+    Of a model of images and texts, ``logits_per_image`` (CLIP, SigLIP): the texts are the classes. Of a `ModelOutput`
+    of terratorch, its ``output``.
     """
     if isinstance(output, Tensor):
         return output
@@ -461,11 +462,13 @@ def find_logits(output: Any) -> Tensor | None:
         output = output.logits
     elif isinstance(output, list | tuple) and output:
         output = output[0]
+    else:
+        output = getattr(output, "output", None)
     return output if isinstance(output, Tensor) else None
 
 
 def find_embedding_vector(output: Any, batch: int) -> Tensor:
-    """The embeddings (B, D) in a model's output.
+    """The embeddings (B, D) in a model's output; (B, D, 1, 1), as pooled features often are, is read alike.
 
     Raises:
         ValueError: if there are none.
@@ -477,6 +480,8 @@ def find_embedding_vector(output: Any, batch: int) -> Tensor:
     else:
         values = output if isinstance(output, Mapping) else {name: getattr(output, name, None) for name in _EMBEDDINGS}
         found = next((one for name in _EMBEDDINGS if isinstance(one := values.get(name), Tensor)), None)
+    if isinstance(found, Tensor) and found.dim() == 4 and found.shape[2:] == (1, 1):
+        found = found.flatten(1)
     if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != batch:
         got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(output).__name__
         raise ValueError(

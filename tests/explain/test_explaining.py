@@ -129,6 +129,7 @@ class _Wrapped(nn.Module):
         logits = self.vit(images)
         return {
             "namespace": lambda: SimpleNamespace(logits=logits),
+            "terratorch": lambda: SimpleNamespace(output=logits, auxiliary_heads=None),
             "dict": lambda: {"loss": None, "logits": logits},
             "tuple": lambda: (logits, images),
             "regression": lambda: logits[:, 0],
@@ -137,7 +138,7 @@ class _Wrapped(nn.Module):
         }[self.kind]()
 
 
-@pytest.mark.parametrize("kind", ["namespace", "dict", "tuple"])
+@pytest.mark.parametrize("kind", ["namespace", "terratorch", "dict", "tuple"])
 def test_logits_are_found_in_an_output(kind: str) -> None:
     expected = explain(VIT.build(), VIT.images())
     explanation = explain(_Wrapped(kind), VIT.images())

@@ -92,6 +92,27 @@ def test_alone_it_is_refused_in_words() -> None:
         explain(backbone(), images(), objective="beginning")
 
 
+def test_pooled_features_are_read_as_rows() -> None:
+    class Pooled(nn.Module):
+        """Ends as convolutional backbones and lightly-train's embeddings do: (B, D, 1, 1)."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = backbone()
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.backbone(images)[:, :, None, None]
+
+    model = Pooled()
+    with torch.no_grad():
+        starting = model.backbone(images())
+    later = trained(model)
+    found = explain(later, images(), objective=Start().filled(starting))
+    expected = explain(later.backbone, images(), objective=Start().filled(starting))
+    torch.testing.assert_close(found.heatmap, expected.heatmap)
+    assert found.heatmap.abs().amax() > 0
+
+
 def test_what_cannot_be_compared_is_refused() -> None:
     model = backbone()
     with torch.no_grad():

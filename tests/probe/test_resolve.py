@@ -165,6 +165,13 @@ def test_uint8_images_get_an_error_of_their_own_unless_they_are_allowed(batch: A
     assert split_batch(batch, require_float=False)[0].dtype == torch.uint8
 
 
+@pytest.mark.parametrize("batch", [IMAGES[:, :, None], {"image": IMAGES[:, :, None]}, (IMAGES[:, :, None], TARGETS)])
+def test_a_volume_is_called_one(batch: Any) -> None:
+    with pytest.raises(ProbeInputError, match=r"the images are float32\[2, 3, 1, 8, 8\], a volume or a clip, .*ClipStrip"):
+        split_batch(batch)
+    assert split_batch((IMAGES[:, :, None], IMAGES))[0] is IMAGES  # beside images it is no matter
+
+
 @pytest.mark.parametrize("key", ["nothing", "image.nothing", ["image", 7, 7, 7, 7], 4])
 def test_a_key_that_leads_nowhere_is_refused(key: Any) -> None:
     with pytest.raises(ProbeInputError, match=r"image_key: got .*the batch contains dict\('image'"):
