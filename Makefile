@@ -60,6 +60,8 @@ dist:
 	"$$environment/bin/lightning-attngrad" --help > /dev/null; \
 	"$$environment/bin/lightning-attngrad" audit --help > /dev/null; \
 	"$$environment/bin/lightning-attngrad" demo --epochs 1 --max-steps 20 --accelerator cpu --output demo $(ARGS); \
+	"$$environment/bin/python" -c "from importlib.metadata import entry_points as of; \
+	[of(group=f'{one}.callbacks_factory')['attngrad'].load()() for one in ('lightning.pytorch', 'pytorch_lightning')]"; \
 	find demo -name "events.*" | grep -q . && find demo -name "*.png" | grep -q .; \
 	echo "the wheel works: $$(basename "$$wheel")"
 

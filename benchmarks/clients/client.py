@@ -24,7 +24,7 @@ class Client:
         train: trains in a folder with callbacks as its own documentation says, with the random streams as they are;
             returns what was trained.
         callbacks: as its user writes them; with ``watched_by``, none.
-        watched_by: what the file says that ``LIGHTNING_ATTNGRAD`` names: for projects that take no callbacks.
+        watched_by: what ``LIGHTNING_ATTNGRAD`` says, or the file that it names: for projects that take no callbacks.
         figures: names of those that have to be written; none where the project has to be refused.
         refused: a regular expression that the refusal has to match, where figures cannot be had.
         says: regular expressions of what else this package may say about the run: all true, and useful.
@@ -34,7 +34,7 @@ class Client:
     packages: tuple[str, ...]
     train: Callable[[Path, list[Any]], nn.Module]
     callbacks: Callable[[], list[Any]] = list
-    watched_by: Sequence[dict[str, Any]] = ()
+    watched_by: Sequence[dict[str, Any]] | str = ()
     figures: tuple[str, ...] = (*MAPS, *DRIFT)
     refused: str = ""
     says: tuple[str, ...] = field(default=())

@@ -188,8 +188,8 @@ def simclr(folder: Path, callbacks: list[Any]) -> nn.Module:
     return _fit(SimCLR(), SimCLRTransform(input_size=SIDE), folder, callbacks)
 
 
-def watch(part: str | None) -> list[Any]:
-    images = attngrad.ProbeImages(num_images=4, model=part, image_key=[0, 0])
+def watch(part: str) -> list[Any]:
+    images = attngrad.ProbeImages(num_images=4, model=part)
     return [
         attngrad.AttentionMapMonitor(probe=images, objective="start"),
         attngrad.AttentionDriftMonitor(probe=images, objective="start"),

@@ -15,35 +15,31 @@ from benchmarks.clients.photographs import folder_of
 from benchmarks.clients.reproducible import seeded_albumentations
 
 
-def pretrain(method: str, folder: Path) -> nn.Module:
+def dino(folder: Path, callbacks: list[Any]) -> nn.Module:
     """A ViT of timm, pretrained as lightly-train's documentation does it."""
     import lightly_train
     import timm
 
+    assert not callbacks
     images = folder_of(folder / "images", 16, 96)
     network = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=3, num_classes=0)
-    lightly_train.pretrain(
-        out=str(folder / "out"),
-        data=str(images),
-        model=network,
-        method=method,
-        epochs=2,
-        batch_size=8,
-        num_workers=0,
-        accelerator="cpu",
-        devices=1,
-        transform_args={"image_size": (64, 64), "local_view": None} if method == "dino" else {"image_size": (64, 64)},
-        method_args={"hidden_dim": 64, "bottleneck_dim": 32, "output_dim": 128} if method == "dino" else None,
-        callbacks={"model_export": None},
-        overwrite=True,
-    )
-    return network
-
-
-def dino(folder: Path, callbacks: list[Any]) -> nn.Module:
-    assert not callbacks
     with seeded_albumentations():
-        return pretrain("dino", folder)
+        lightly_train.pretrain(
+            out=str(folder / "out"),
+            data=str(images),
+            model=network,
+            method="dino",
+            epochs=2,
+            batch_size=8,
+            num_workers=0,
+            accelerator="cpu",
+            devices=1,
+            transform_args={"image_size": (64, 64), "local_view": None},
+            method_args={"hidden_dim": 64, "bottleneck_dim": 32, "output_dim": 128},
+            callbacks={"model_export": None},
+            overwrite=True,
+        )
+    return network
 
 
 CLIENTS = (
@@ -56,10 +52,19 @@ CLIENTS = (
                 "class_path": f"lightning_attngrad.{kind}",
                 "init_args": {
                     "objective": "start",
-                    "probe": {"num_images": 4, "model": "student_embedding_model", "image_key": ["views", 0]},
+                    "probe": {"num_images": 4, "model": "student_embedding_model"},
                 },
             }
             for kind in ("AttentionMapMonitor", "AttentionDriftMonitor")
         ],
+    ),
+    Client(
+        name="lightly-train: DINO, without a word of it",
+        packages=("lightly-train",),
+        train=dino,
+        watched_by="light",
+        figures=(),
+        refused="LIGHTNING_ATTNGRAD=light: AttentionMapMonitor is left out.*student_embedding_model",
+        says=("LIGHTNING_ATTNGRAD=light: AttentionDriftMonitor is left out",),
     ),
 )

@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from importlib.metadata import entry_points, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +79,11 @@ def try_out(client: Client, folder: Path) -> Outcome:
         client: the project.
         folder: for what the runs write.
     """
-    outcome = Outcome(
-        name=client.name,
-        versions=", ".join(f"{name} {version(name)}" for name in client.packages),
-        watched_by="environment" if client.watched_by else "callbacks",
-    )
+    try:
+        versions = ", ".join(f"{name} {version(name)}" for name in client.packages)
+    except PackageNotFoundError as error:
+        return Outcome(client.name, skipped=f"{error}")
+    outcome = Outcome(client.name, versions, "environment" if client.watched_by else "callbacks")
     try:
         by_itself = _state_after(client.train, folder / "by itself", [])
         with _messages() as said, _environment(client, folder):
@@ -133,9 +133,12 @@ def _environment(client: Client, folder: Path) -> Iterator[None]:
         raise RuntimeError(
             "the entry point of this package is not installed: install it, as in `pip install --no-deps -e .`"
         )
-    path = folder / "watch.yaml"
-    path.write_text(yaml.safe_dump(list(client.watched_by)), encoding="utf-8")
-    os.environ["LIGHTNING_ATTNGRAD"] = str(path)
+    asked = client.watched_by
+    if not isinstance(asked, str):
+        path = folder / "watch.yaml"
+        path.write_text(yaml.safe_dump(list(asked)), encoding="utf-8")
+        asked = str(path)
+    os.environ["LIGHTNING_ATTNGRAD"] = asked
     try:
         yield
     finally:
