@@ -287,12 +287,24 @@ def _search_images(batch: Any, require_float: bool) -> tuple[Tensor, Any]:
                     return _checked_images(images, batch, "image_key", require_float), neighbour
     elif len(views := [value for _, value in entries_of(batch) or () if _are_views(value)]) == 1:
         return _checked_images(views[0][0], batch, "image_key", require_float), None
-    for _, value in entries_of(batch) or ():
-        if _is_volume(value):
-            return _checked_images(value, batch, "batch", require_float), None  # it says what there is
-    raise ProbeInputError(
+    raise _no_images(batch)
+
+
+def _no_images(batch: Any) -> ProbeInputError:
+    volume = next((value for _, value in entries_of(batch) or () if _is_volume(value)), None)
+    if volume is not None:
+        return _of_a_volume(volume, "batch")
+    return ProbeInputError(
         f"batch: no images (B, C, H, W) found in {describe(batch)}; set image_key to the name, index or path of the "
         f"images, such as {_deeper_path(batch) or [0, 0]}, or batch_adapter to a function batch -> (images, targets)"
+    )
+
+
+def _of_a_volume(volume: Tensor, argument: str) -> ProbeInputError:
+    return ProbeInputError(
+        f"{argument}: the images are {describe(volume)}, a volume or a clip, and maps are drawn on pictures "
+        "(B, C, H, W). A batch_adapter can make pictures of it, with its slices or frames side by side "
+        "(attngrad.ClipStrip), and a forward can give the model back what it takes"
     )
 
 
@@ -316,11 +328,7 @@ def _checked_images(images: Any, batch: Any, argument: str, require_float: bool)
                 "them to float in the validation transform, in on_after_batch_transfer, or in a batch_adapter"
             )
     if _is_volume(images):
-        raise ProbeInputError(
-            f"{argument}: the images are {describe(images)}, a volume or a clip, and maps are drawn on pictures "
-            "(B, C, H, W). A batch_adapter can make pictures of it, with its slices or frames side by side "
-            "(attngrad.ClipStrip), and a forward can give the model back what it takes"
-        )
+        raise _of_a_volume(images, argument)
     raise ProbeInputError(
         f"{argument}: the images are {describe(images)}; expected a floating tensor (B, C, H, W) with C of "
         f"any size; the batch contains {describe(batch)}"

@@ -167,9 +167,7 @@ def test_uint8_images_get_an_error_of_their_own_unless_they_are_allowed(batch: A
 
 @pytest.mark.parametrize("batch", [IMAGES[:, :, None], {"image": IMAGES[:, :, None]}, (IMAGES[:, :, None], TARGETS)])
 def test_a_volume_is_called_one(batch: Any) -> None:
-    with pytest.raises(
-        ProbeInputError, match=r"the images are float32\[2, 3, 1, 8, 8\], a volume or a clip, .*ClipStrip"
-    ):
+    with pytest.raises(ProbeInputError, match=r"are float32\[2, 3, 1, 8, 8\], a volume or a clip, .*ClipStrip"):
         split_batch(batch)
     assert split_batch((IMAGES[:, :, None], IMAGES))[0] is IMAGES  # beside images it is no matter
 
