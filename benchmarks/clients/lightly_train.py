@@ -64,7 +64,6 @@ CLIENTS = (
         train=dino,
         watched_by="light",
         figures=(),
-        refused="LIGHTNING_ATTNGRAD=light: AttentionMapMonitor is left out.*student_embedding_model",
-        says=("LIGHTNING_ATTNGRAD=light: AttentionDriftMonitor is left out",),
+        refused="=light: AttentionMapMonitor, AttentionDriftMonitor are left out.*model='student_embedding_model'",
     ),
 )

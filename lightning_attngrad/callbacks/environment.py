@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,15 +75,12 @@ class EnvironmentMonitors(pl.Callback):
         everyone: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         behind = everyone.index(self) + 1
         trainer.callbacks = [*everyone[:behind], *self.monitors, *everyone[behind:]]  # type: ignore[attr-defined]
-        for monitor in self.monitors:
-            with self._never_ending_the_run(trainer, monitor):
-                monitor.setup(trainer, pl_module, stage)
+        self._each(trainer, self.monitors, lambda monitor: monitor.setup(trainer, pl_module, stage))
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave out those whose part of the model is not there: by themselves they would end the run now."""
-        for monitor in [monitor for monitor in callbacks_of(trainer) if monitor in self.monitors]:
-            with self._never_ending_the_run(trainer, monitor):
-                monitor.shared.begin(pl_module)
+        present = [monitor for monitor in callbacks_of(trainer) if monitor in self.monitors]
+        self._each(trainer, present, lambda monitor: monitor.shared.begin(pl_module))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Likewise in a validation of its own."""
@@ -95,13 +91,27 @@ class EnvironmentMonitors(pl.Callback):
         """Likewise in a test."""
         self.on_fit_start(trainer, pl_module)
 
-    @contextmanager
-    def _never_ending_the_run(self, trainer: pl.Trainer, monitor: ProbeCallback) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            trainer.callbacks.remove(monitor)  # type: ignore[attr-defined]  # it comes later in the list than this
-            _refuse(self.setting, f"{type(monitor).__name__} is left out, training goes on", error)
+    def _each(
+        self, trainer: pl.Trainer, monitors: Sequence[ProbeCallback], do: Callable[[ProbeCallback], object]
+    ) -> None:
+        """Do something with each; those with which it cannot be done are left out, and what for is said once."""
+        left_out: dict[str, list[str]] = {}
+        for monitor in monitors:
+            if reason := _error_of(do, monitor):
+                trainer.callbacks.remove(monitor)  # type: ignore[attr-defined]  # it stands behind this in the list
+                left_out.setdefault(reason, []).append(type(monitor).__name__)
+        for reason, names in left_out.items():
+            what = f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} left out, training goes on"
+            _refuse(self.setting, what, f"{reason}. What ProbeImages(…) says, a YAML file says under probe:")
+
+
+def _error_of(do: Callable[[ProbeCallback], object], monitor: ProbeCallback) -> str:
+    """In words; empty where there is none."""
+    try:
+        do(monitor)
+    except Exception as error:
+        return str(error) or type(error).__name__
+    return ""
 
 
 def callbacks_asked_for(variable: str, asked: str) -> list[pl.Callback]:
@@ -119,7 +129,7 @@ def callbacks_asked_for(variable: str, asked: str) -> list[pl.Callback]:
     try:
         monitors = PRESETS[asked]() if asked in PRESETS else _listed_in(asked)
     except Exception as error:
-        _refuse(f"{variable}={asked}", "nothing is watched, training goes on", error)
+        _refuse(f"{variable}={asked}", "nothing is watched, training goes on", str(error))
         return []
     return [EnvironmentMonitors(monitors, f"{variable}={asked}")]
 
@@ -150,8 +160,8 @@ def _listed_in(asked: str) -> list[ProbeCallback]:
     return list(made.callbacks)
 
 
-def _refuse(setting: str, what: str, error: Exception) -> None:
-    _say(rank_zero_warn, f"attngrad: {setting}: {what}: {error}")
+def _refuse(setting: str, what: str, why: str) -> None:
+    _say(rank_zero_warn, f"attngrad: {setting}: {what}: {why}")
 
 
 def _say(how: Callable[[str], None], message: str) -> None:
