@@ -12,6 +12,7 @@ import logging
 import os
 import random
 import re
+import shutil
 import sys
 import traceback
 import warnings
@@ -77,12 +78,13 @@ def try_out(client: Client, folder: Path) -> Outcome:
 
     Args:
         client: the project.
-        folder: for what the runs write.
+        folder: for what the runs write; emptied before.
     """
     try:
         versions = ", ".join(f"{name} {version(name)}" for name in client.packages)
     except PackageNotFoundError as error:
         return Outcome(client.name, skipped=f"{error}")
+    shutil.rmtree(folder, ignore_errors=True)  # figures of an earlier trial are no figures of this one
     outcome = Outcome(client.name, versions, "environment" if client.watched_by else "callbacks")
     try:
         by_itself = _state_after(client.train, folder / "by itself", [])
