@@ -202,7 +202,7 @@ def test_where_nothing_fits_one_message_before_training_says_what_to_write() -> 
         "in its images: NoWayError: model: no way was found to run OfThePackage on the probe's images, batch[0]",
         "OfThePackage.forward(crops, teacher_temperature)",
         "the batch of 2 samples is list(float32[2, 3, 32, 32], float32[2, 3], int64[2])",
-        ", of which batch[2] may be labels,",
+        "int64[2]), of which batch[2] may be labels, which are never handed over (target_key says which are)",
         "Tried: model(images): TypeError: ",
         "model(*batch[:2]): ",
         "Parts that contain attention: 'student_backbone' (VisionTransformer), 'teacher_backbone' (VisionTransformer)",
