@@ -114,4 +114,16 @@ def drifting_sharded(directory: Path) -> dict[str, Any]:
     return {"without": without, "fingerprint": left, "weights": whole.weights, "refused": refused, **seen_by(monitor)}
 
 
-SCENARIOS: tuple[Callable[[Path], dict[str, Any]], ...] = (drifting, drifting_alarmed, drifting_sharded)
+def drifting_from_embeddings(directory: Path) -> dict[str, Any]:
+    """What stays of each image's own starting output, which the two processes find together."""
+    module, monitor = dropping(), WatchedDrift(objective="start")
+    fit(module, [monitor], loaders=loaders(), **two_processes())
+    return {"starting": monitor._starting, **seen_by(monitor)}
+
+
+SCENARIOS: tuple[Callable[[Path], dict[str, Any]], ...] = (
+    drifting,
+    drifting_alarmed,
+    drifting_sharded,
+    drifting_from_embeddings,
+)

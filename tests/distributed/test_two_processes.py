@@ -527,6 +527,16 @@ def _compare_with_one_process(monitor: WatchedDrift, scalars: dict[str, float]) 
         assert monitor.scalars[name] == pytest.approx(value, abs=1e-6, rel=1e-6, nan_ok=True), name
 
 
+def test_both_processes_compare_with_the_same_starting_embeddings(outcome: Outcome) -> None:
+    first, second = (outcome("drifting_from_embeddings", rank) for rank in RANKS)
+    assert first["switched off"] is second["switched off"] is False
+    assert first["starting"][0] == second["starting"][0]
+    assert len(first["starting"][1]) == drift_scenarios.IMAGES
+    assert torch.equal(first["starting"][1], second["starting"][1])
+    assert first["scalars"] == second["scalars"]
+    assert first["scalars"]["spearman"] > 0
+
+
 def test_drift_against_a_checkpoint_is_that_of_one_process(outcome: Outcome) -> None:
     two = outcome("drifting", 0)
     monitor = WatchedDrift(name="checkpoint", reference=two["reference path"])
