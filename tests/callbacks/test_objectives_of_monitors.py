@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 import lightning_attngrad as attngrad
 from lightning_attngrad.metrics.functional import map_statistics
 from lightning_attngrad.probe import Evaluation, Findings
-from tests.beyond import segformer, yolos
+from tests.beyond import segformer, videomae, yolos
 from tests.callbacks.small_runs import Classifier, Squares, captured_figures, fit, loader, tiny_vit, words
 from tests.probe_options import with_probe
 
@@ -217,6 +217,62 @@ def test_vectors_are_the_classes_of_every_monitor(monkeypatch: pytest.MonkeyPatc
 def test_likeness_is_said_once() -> None:
     with pytest.raises(ValueError, match=r"got Similarity\(…\) beside ProbeImages\(task='multiclass'\)"):
         attngrad.AttentionMapMonitor(probe=attngrad.ProbeImages(task="multiclass"), objective=prototypes())
+
+
+# Clips ----------------------------------------------------------------------------------------------------------
+
+STRIP = attngrad.ClipStrip(frames=4, tubelet=2)
+
+
+class Clips(Dataset[dict[str, Tensor]]):
+    """Four frames, of noise but for two of them, which are bright."""
+
+    def __init__(self) -> None:
+        self.clips = 0.3 * torch.rand(8, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+        self.clips[::2, :2] += 0.6
+        self.clips[1::2, 2:] += 0.6
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"pixel_values": self.clips[index], "labels": torch.tensor(index % 2)}
+
+
+class Recogniser(Classifier):
+    """A user's module for clips."""
+
+    def __init__(self) -> None:
+        super().__init__(copy.deepcopy(videomae()))
+
+    def loss(self, batch: Any) -> Tensor:
+        return nn.functional.cross_entropy(self(batch["pixel_values"]).logits, batch["labels"])
+
+
+def test_clips_are_watched_as_strips() -> None:
+    probe = attngrad.ProbeImages(
+        num_images=4,
+        mean=0.0,
+        std=1.0,
+        batch_adapter=lambda batch: (STRIP.images(batch["pixel_values"]), batch["labels"]),
+        forward=lambda model, images: model(STRIP.clips(images)),
+    )
+    maps = Maps(probe=probe, on_error="raise")
+    drift = attngrad.AttentionDriftMonitor(probe=probe, on_error="raise")
+    data = Clips()
+    run = fit(maps, drift, module=Recogniser, train=loader(data), val=loader(data), max_epochs=1)
+    assert run.complaints == []
+    evaluation, weights = maps.evaluations[-1]
+    assert evaluation.images.shape == (4, 6, 32, 64)
+    assert evaluation.pixels.shape == (4, 3, 32, 64)  # the first frame of every two
+    model = Recogniser()
+    model.load_state_dict(weights)
+    found = attngrad.explain(
+        model.eval(), evaluation.images, evaluation.classes(), forward=lambda images: model(STRIP.clips(images))
+    )
+    assert STRIP.maps(found.heatmap).shape == (4, 2, 4, 4)
+    assert maps.scalars["entropy"] == pytest.approx(float(map_statistics(found.heatmap)["entropy"]), rel=1e-4)
+    assert drift.scalars["spearman"] > 0
 
 
 # The start ------------------------------------------------------------------------------------------------------
