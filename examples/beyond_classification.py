@@ -86,7 +86,17 @@ def train(model: nn.Module, loss: Callable[[], Tensor], steps: int) -> nn.Module
 def segmentation(steps: int) -> Figure:
     """SegFormer: why is this pixel a red square? And the whole square?"""
     config = transformers.SegformerConfig(
-        depths=[1, 1, 1, 1], hidden_sizes=[16, 32, 48, 64], decoder_hidden_size=64, num_labels=3
+        num_encoder_blocks=2,
+        depths=[2, 2],
+        sr_ratios=[2, 1],
+        patch_sizes=[7, 3],
+        strides=[4, 2],
+        hidden_sizes=[32, 64],
+        num_attention_heads=[1, 2],
+        mlp_ratios=[2, 2],
+        decoder_hidden_size=64,
+        initializer_range=0.1,
+        num_labels=3,
     )
     model = transformers.SegformerForSemanticSegmentation(config)
 
@@ -102,10 +112,7 @@ def segmentation(steps: int) -> Figure:
         "red, over the square": attngrad.PixelClass(RED, where=one.classes == RED),
         "blue, where predicted": attngrad.PixelClass(BLUE),
     }
-    # Most attention of a SegFormer reads few, coarse keys: relevance alone has the finer map.
-    maps = [
-        attngrad.explain(model, one.images, objective=each, method="attn_lrp").heatmap[0] for each in asked.values()
-    ]
+    maps = [attngrad.explain(model, one.images, objective=each).heatmap[0] for each in asked.values()]
     return draw(
         "SegFormer: which patches give a place its class",
         [one.images[0]] * 4,
@@ -118,7 +125,7 @@ def segmentation(steps: int) -> Figure:
 def depth(steps: int) -> Figure:
     """DPT: what says how near this point is? The square is near (3), the disc further (2), the rest far (1)."""
     config = transformers.DPTConfig(
-        **{**SMALL, "num_hidden_layers": 4},
+        **{**SMALL, "num_hidden_layers": 4, "initializer_range": 0.02},
         image_size=SIZE,
         patch_size=8,
         backbone_out_indices=[0, 1, 2, 3],
