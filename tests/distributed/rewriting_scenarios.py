@@ -185,7 +185,7 @@ def failing_search(directory: Path) -> dict[str, Any]:
 
 def failing_before_it_is_shared(directory: Path) -> dict[str, Any]:
     """Where the others are about to wait in a collective operation."""
-    return failing(shared, "probe_forward", directory)
+    return failing(shared, "ProbeForward", directory)
 
 
 def failing_rewriting_reference(directory: Path) -> dict[str, Any]:

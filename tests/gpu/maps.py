@@ -13,7 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 import lightning_attngrad as attngrad
-from lightning_attngrad.probe import probe_forward
+from lightning_attngrad.probe import ProbeForward
 
 SIDE, CLASSES, BATCH = 32, 5, 4
 TARGET = (0, 1, 2, 4)
@@ -90,7 +90,7 @@ def heatmap(kind: str, method: str, device: torch.device, precision: str = "32-t
             given,
             torch.tensor(TARGET, device=device),
             method=method,
-            forward=probe_forward(trainer, model),
+            forward=ProbeForward(trainer, model),
         )
     assert explanation.heatmap.device.type == device.type, f"the map lies on {explanation.heatmap.device}"
     assert explanation.heatmap.isfinite().all(), "the map is not finite"
