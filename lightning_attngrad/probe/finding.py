@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities.memory import garbage_collection_cuda
 from torch import nn
 
 from lightning_attngrad.probe.attention_parts import attention_parts
 from lightning_attngrad.probe.probe_set import ProbeSet
 from lightning_attngrad.probe.resolve import ProbeInputError, describe, entries_of, follow_key
 from lightning_attngrad.probe.samples import Path, Samples, path_in_words, path_to
-from lightning_attngrad.probe.sharing import Processes
+from lightning_attngrad.probe.sharing import PartTooLargeError, Processes
 from lightning_attngrad.probe.trial import Trial, Tried
 from lightning_attngrad.probe.ways import (
     PLAIN_WAY,
@@ -52,9 +53,9 @@ def find_way(trainer: pl.Trainer, pl_module: pl.LightningModule, model: nn.Modul
     """
     processes = Processes.of(trainer)
 
-    def trial() -> Trial:
+    def trial(images_at_most: int = 2) -> Trial:
         images, _ = probe.to_device(trainer, pl_module)
-        return Trial(trainer, pl_module, model, images[:2], probe.are_bytes)
+        return Trial(trainer, pl_module, model, images[:images_at_most], probe.are_bytes)
 
     own: Any = probe.settings.forward  # imported by the settings, where it was a path
     if own is not None:
@@ -67,7 +68,11 @@ def find_way(trainer: pl.Trainer, pl_module: pl.LightningModule, model: nn.Modul
         return way, ""
     plain = Tried(PLAIN_WAY, "its argument is annotated as a batch or a list")
     if not takes_one_container(model):
-        plain = processes.together(lambda: trial().of(PLAIN_WAY))
+        try:
+            plain = processes.together(lambda: trial().of(PLAIN_WAY))
+        except PartTooLargeError:  # two at once: an evaluation then goes on with one by one as well
+            garbage_collection_cuda()
+            plain = processes.together(lambda: trial(1).of(PLAIN_WAY))
     if all(processes.gather(plain.works)):
         probe.leave_batches()
         return PLAIN_WAY, ""

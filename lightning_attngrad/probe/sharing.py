@@ -112,6 +112,7 @@ class Processes:
         Before work that is shared: where one process had an error, the others would wait for it there.
 
         Raises:
+            PartTooLargeError: on every process, if one ran out of memory and none had another error.
             RuntimeError: if another process had an error.
         """
         error: Exception | None = None
@@ -119,6 +120,8 @@ class Processes:
             found = work()
         except Exception as raised:
             error = raised
+            if _Told.of(error).out_of_memory:
+                traceback.clear_frames(error.__traceback__)  # they hold on to what fills the memory
         _raise_any(error, self.gather(None if error is None else _Told.of(error)))
         return found
 
@@ -152,21 +155,20 @@ class Processes:
                 if counts:
                     done[part] = found
         gathered = self.gather((done, None if first is None else _Told.of(first)))
-        errors = [told for _, told in gathered if told is not None]
-        if errors and all(told.out_of_memory for told in errors):
-            raise PartTooLargeError(errors[0].message)
-        _raise_any(first, errors)
+        _raise_any(first, [told for _, told in gathered])
         everything = {part: found for found_there, _ in gathered for part, found in found_there.items()}
         return [everything[part] for part in range(parts)]
 
 
 def _raise_any(own: Exception | None, told: Sequence[_Told | None]) -> None:
-    """Raise this process's own error, or else one that tells of another's."""
+    """Raise that memory ran out if that is all there is, else this process's own error or one about another's."""
+    errors = [one for one in told if one is not None]
+    if errors and all(one.out_of_memory for one in errors):
+        raise PartTooLargeError(errors[0].message)
     if own is not None:
         raise own
-    for one in told:
-        if one is not None:
-            raise RuntimeError(f"another process had an error: {one.message}")
+    if errors:
+        raise RuntimeError(f"another process had an error: {errors[0].message}")
 
 
 _log = logging.getLogger("lightning_attngrad")
