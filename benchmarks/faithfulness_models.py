@@ -77,7 +77,7 @@ def photographs(cache: Path, half: Half, stamps: Path = STAMPS) -> Subject:
         FileNotFoundError: something has to be installed first; the message says what.
     """
     about = f"ViT-S/14, 22 M parameters, {(SIZE // 14) ** 2} patches"
-    return _on_composites("photographs", _fine_tuned(cache, stamps), about, half, stamps)
+    return on_composites("photographs", _fine_tuned(cache, stamps), about, half, stamps)
 
 
 def photographs_swin(cache: Path, half: Half, stamps: Path = STAMPS) -> Subject:
@@ -93,11 +93,11 @@ def photographs_swin(cache: Path, half: Half, stamps: Path = STAMPS) -> Subject:
     """
 
     def train(network: nn.Module) -> None:
-        swin.learn(network, _fine_tuned(cache, stamps), _scene(stamps, "train"))
+        swin.learn(network, _fine_tuned(cache, stamps), scene(stamps, "train"))
 
     network = kept(cache / f"swin-composites-{SIZE}.pt", swin.network(SIZE, len(CLASSES)), train)
     about = f"Swin, 11 M parameters, windows of 7×7, {(SIZE // 4) ** 2} patches at first and 16 at last"
-    return _on_composites("swin", network, about, half, stamps)
+    return on_composites("swin", network, about, half, stamps)
 
 
 def _fine_tuned(cache: Path, stamps: Path) -> nn.Module:
@@ -105,16 +105,17 @@ def _fine_tuned(cache: Path, stamps: Path) -> nn.Module:
         raise FileNotFoundError(reason)
 
     def train(network: nn.Module) -> None:
-        backbone.fine_tune(network, _scene(stamps, "train"), TRAINING_STEPS, BATCH, FROZEN)
+        backbone.fine_tune(network, scene(stamps, "train"), TRAINING_STEPS, BATCH, FROZEN)
 
     return kept(cache / f"composites-{SIZE}.pt", backbone.network(SIZE, len(CLASSES)), train)
 
 
-def _on_composites(name: str, network: nn.Module, about: str, half: Half, stamps: Path) -> Subject:
-    scene = _scene(stamps, half)
+def on_composites(name: str, network: nn.Module, about: str, half: Half, stamps: Path) -> Subject:
+    """A network judged on a half of the held-out stamps, one composite each."""
+    composites = scene(stamps, half)
     normalise = _normalisation(MEAN, STD)
-    pixels, label, masks = scene.everything(1)
-    paired, pair_labels, pair_masks = scene.pairs(PAIRS)
+    pixels, label, masks = composites.everything(1)
+    paired, pair_labels, pair_masks = composites.pairs(PAIRS)
     images = normalise(pixels)
     right = _predicted(network, images) == label
     about = f"{about}, {len(CLASSES)} classes; cut-outs on photographs, {SIZE}×{SIZE} pixels"
@@ -140,21 +141,25 @@ def digits(cache: Path, half: Half, count: int = 100) -> Subject:
         half: the even or the odd ones of a shuffled order.
         count: images at most.
     """
+    about = "ViT of the demo, 0.17 M parameters, 10 classes; MNIST digits of 28×28 pixels, 196 patches"
+    return on_digits(digits_network(cache), about, (14, 14), half, count)
+
+
+def on_digits(network: nn.Module, about: str, grid: tuple[int, int], half: Half, count: int = 100) -> Subject:
+    """A network judged on the demo's validation images; patches are replaced in as many steps as there are rows."""
     from lightning_attngrad.demo.data import DIGIT_MEAN, DIGIT_STD, load_digits
 
-    network = digits_network(cache)
     _, (pixels, labels) = load_digits()
     chosen = shuffled_half(len(labels), half)[:count]
     images, label = _normalisation((DIGIT_MEAN,), (DIGIT_STD,))(pixels[chosen]), labels[chosen]
     right = _predicted(network, images) == label
-    about = "ViT of the demo, 0.17 M parameters, 10 classes; MNIST digits of 28×28 pixels, 196 patches"
     return Subject(
         "digits",
         network,
         images[right],
         label[right],
-        (14, 14),
-        14,
+        grid,
+        grid[0],
         None,
         None,
         right.float().mean().item(),
@@ -168,7 +173,8 @@ def shuffled_half(total: int, half: Half) -> Tensor:
     return order[0 if half == "choose" else 1 :: 2]
 
 
-def _scene(stamps: Path, part: str) -> Scene:
+def scene(stamps: Path, part: str) -> Scene:
+    """The composites of a part: "train" or a half."""
     return Scene(
         stamps,
         CLASSES,
