@@ -73,7 +73,7 @@ def ask_by_default(ask: Callable[[str], T], model: nn.Module) -> tuple[T, str]:
     except (UnsupportedModelError, NoEmbeddingError) as error:
         if str(error) == why:
             raise
-        raise UnsupportedModelError(f"{why}. Nor is there a map by {method!r}: {error}") from error
+        raise UnsupportedModelError(f"{why.removesuffix('.')}. Nor is there a map by {method!r}: {error}") from error
     return answer, (
         f"{model_name}: maps are by {method!r}, which stands in for the default {DEFAULT_METHOD!r} (method={method!r} "
         f"asks for it, and silences this). Why: {why}"
