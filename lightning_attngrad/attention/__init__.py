@@ -3,11 +3,13 @@
 from lightning_attngrad.attention.budget import default_memory_budget
 from lightning_attngrad.attention.call import (
     AttentionCall,
+    Cut,
     ExplicitAttentionCall,
     FusedAttentionCall,
     outside_autocast,
 )
 from lightning_attngrad.attention.embedding import NoEmbeddingError
+from lightning_attngrad.attention.joined import BlockReader
 from lightning_attngrad.attention.known_places import KnownPlaces
 from lightning_attngrad.attention.places import (
     Area,
@@ -44,7 +46,9 @@ __all__ = [
     "AttentionTap",
     "AttentionWatcher",
     "BackwardRules",
+    "BlockReader",
     "CallPlaces",
+    "Cut",
     "ExplicitAttentionCall",
     "FusedAttentionCall",
     "Grid",

@@ -82,6 +82,19 @@ class AttentionCall(ABC):
         return default_memory_budget(self.tensor.device) if memory_budget is None else memory_budget
 
 
+@dataclass(frozen=True)
+class Cut:
+    """A block of an attention call: r of its rows, h of its heads, n of its query tokens."""
+
+    rows: slice
+    heads: slice
+    block: slice
+
+    def of(self, weights: Tensor) -> Tensor:
+        """Weights (R, K, G, N) of these, (r, K, g, n)."""
+        return weights[self.rows, :, self.heads if weights.shape[2] > 1 else slice(None), self.block]
+
+
 @dataclass(eq=False)
 class FusedAttentionCall(AttentionCall):
     """A call of ``scaled_dot_product_attention``; :attr:`tensor` is its output (B, H, N, d).

@@ -20,6 +20,7 @@ from lightning_attngrad.attention.constants import constant_of
 from lightning_attngrad.attention.descent import SoftmaxDescent
 from lightning_attngrad.attention.embedding import NumberedOutputs
 from lightning_attngrad.attention.feature_maps import FeatureMaps
+from lightning_attngrad.attention.joined import BlockReader, Readers, is_joinable, joined_attention
 from lightning_attngrad.attention.multihead import multi_head_attention
 from lightning_attngrad.attention.rules import NORMALISATIONS, PLAIN, BackwardRules, scale_gradient, under_rules
 from lightning_attngrad.attention.watching import AttentionWatcher, SeenAttention
@@ -62,6 +63,8 @@ class AttentionTap(TorchFunctionMode):
         muted: whether functions of torch are none of the model's for now, and are neither seen nor numbered.
         on_gradient: called with a call and the gradient at its ``tensor``, last call first, while autograd
             runs backwards.
+        on_blocks: where set, asked instead for a reader of the blocks of a call whose backward pass is taken over, see
+            :mod:`joined`; None lets that pass go its own way.
         on_constant: called likewise, under rules that ask for ``constants``, with the name of a module, a constant that
             it added behind the embedding (a bias), the gradient at what that was added to, and the number of that.
 
@@ -96,6 +99,7 @@ class AttentionTap(TorchFunctionMode):
         self.features = FeatureMaps()
         self.muted = False
         self.on_gradient: Callable[[AttentionCall, Tensor], None] | None = None
+        self.on_blocks: Callable[[AttentionCall, Tensor], BlockReader | None] | None = None
         self.on_constant: Callable[[str, Tensor, Tensor, int], None] | None = None
         self._names: dict[int, str] = {
             id(module): name.replace("_orig_mod.", "").removesuffix("_orig_mod")
@@ -171,7 +175,7 @@ class AttentionTap(TorchFunctionMode):
             hook.remove()
         self._hooks.clear()
         self.calls.clear()
-        self.on_gradient = self.on_constant = None
+        self.on_gradient = self.on_blocks = self.on_constant = None
         self._descent.release()
         self.beginnings.clear()
         self.numbered.release()
@@ -215,10 +219,14 @@ class AttentionTap(TorchFunctionMode):
         if offset is not None:
             mask = _added_to_mask(fused.of_scores(offset).to(query.dtype), attn_mask, is_causal)
             is_causal = False
+        is_joined = is_joinable(query, key, value, mask, is_causal, scale)
         with self._attending():
-            output: Tensor = F.scaled_dot_product_attention(
-                query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
-            )
+            if is_joined:
+                output = joined_attention(query, key, value, scale, self._readers(len(self.calls)))
+            else:
+                output = F.scaled_dot_product_attention(
+                    query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa
+                )
         call = FusedAttentionCall(
             name=self.calling_module(),
             tensor=output,
@@ -229,7 +237,7 @@ class AttentionTap(TorchFunctionMode):
             is_causal=is_causal,
             scale=scale,
         )
-        self._record(seen, call, fused.of_rows)
+        self._record(seen, call, fused.of_rows, is_joined=is_joined)
         self._tell(
             lambda: SeenAttention(
                 call, seen[0], seen[2], output, fused.of_rows, fused.of_keys, fused.to_output(output.shape)
@@ -351,7 +359,14 @@ class AttentionTap(TorchFunctionMode):
         if self._watcher is not None:
             self._watcher.attended(seen())
 
-    def _record(self, reads: tuple[Tensor, ...], call: AttentionCall, canonical: Callable[[Tensor], Tensor]) -> None:
+    def _record(
+        self,
+        reads: tuple[Tensor, ...],
+        call: AttentionCall,
+        canonical: Callable[[Tensor], Tensor],
+        *,
+        is_joined: bool = False,
+    ) -> None:
         """Keep a call, and from what it reads, values last, as the model has it: before rules cut anything."""
         name, number = call.name, sum(known.name.split("#")[0] == call.name for known in self.calls)
         call.name = f"{name}#{number + 1}" if number else name  # a module that attends several times
@@ -362,7 +377,7 @@ class AttentionTap(TorchFunctionMode):
         if self._start == "attention" and call.tensor.is_leaf and call.tensor.requires_grad:
             self.beginnings.append(call.tensor)
         if call.tensor.requires_grad:
-            self._hooks.append(call.tensor.register_hook(self._deliver(call, canonical)))
+            self._hooks.append(call.tensor.register_hook(self._deliver(call, canonical, is_joined)))
         if call.is_self_attention:
             self.features.attended(reads[-1])
         if self._entering_norm is not None:
@@ -384,12 +399,26 @@ class AttentionTap(TorchFunctionMode):
 
         self._hooks.append(output.register_hook(deliver))
 
-    def _deliver(self, call: AttentionCall, canonical: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
+    def _deliver(
+        self, call: AttentionCall, canonical: Callable[[Tensor], Tensor], is_joined: bool
+    ) -> Callable[[Tensor], None]:
         def deliver(gradient: Tensor) -> None:
-            if self.on_gradient is not None:
+            if self.on_gradient is not None and not (is_joined and self.on_blocks is not None):
                 self.on_gradient(call, canonical(gradient))
 
         return deliver
+
+    def _readers(self, number: int) -> Readers:
+        """Who reads the blocks of a call that is about to be recorded."""
+
+        def reader(gradient: Tensor) -> tuple[AttentionCall, BlockReader] | None:
+            if self.on_blocks is None:
+                return None
+            call = self.calls[number]
+            found = self.on_blocks(call, gradient)
+            return None if found is None else (call, found)
+
+        return reader
 
     def _score_offset(self) -> Tensor | None:
         index = len(self.calls)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_attngrad.attention import AttentionCall
+from lightning_attngrad.attention import AttentionCall, Cut
 from lightning_attngrad.attention.places import ImagePlaces, TokenPlaces
 from lightning_attngrad.explain.flow import TokenFlow, sum_of
 from lightning_attngrad.explain.forward_pass import ForwardPass
 from lightning_attngrad.explain.objectives import Seeds
 from lightning_attngrad.explain.placing import gather_tokens, scatter_tokens
 from lightning_attngrad.explain.pooling import last_attention
-from lightning_attngrad.explain.propagation import Cut, Terms, weighted_rows
+from lightning_attngrad.explain.propagation import Terms, weighted_rows
 from lightning_attngrad.explain.registry import TokenScores, register_method
 
 

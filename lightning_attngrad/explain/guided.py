@@ -87,11 +87,11 @@ def _stream(
     propagation = RowPropagation(forward.places, corrections, forward.memory_budget, seeds.pooled)
     for call, gradient in seeds.given:
         propagation(call, gradient)
-    forward.tap.on_gradient = propagation
+    forward.tap.on_gradient, forward.tap.on_blocks = propagation, propagation.blocks_of
     try:
         gradients = seeds.gradients_at(sources)
     finally:
-        forward.tap.on_gradient = None
+        forward.tap.on_gradient = forward.tap.on_blocks = None
     if propagation.zero_gradient is None:
         raise no_attention_reached(forward)
     layers = propagation.increments

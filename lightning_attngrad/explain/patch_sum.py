@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_attngrad.attention import CONSERVATIVE, AttentionCall, UnsupportedModelError, outside_autocast
+from lightning_attngrad.attention import CONSERVATIVE, AttentionCall, Cut, UnsupportedModelError, outside_autocast
 from lightning_attngrad.explain.flow import first_tensors
 from lightning_attngrad.explain.forward_pass import ForwardPass
 from lightning_attngrad.explain.objectives import Seeds
 from lightning_attngrad.explain.placing import carry_tokens, scatter_tokens
-from lightning_attngrad.explain.propagation import Cut, Terms, weighted_rows
+from lightning_attngrad.explain.propagation import Terms, weighted_rows
 from lightning_attngrad.explain.registry import TokenScores, register_method
 
 #: Name of the part that belongs to no block and no patch, shared out equally.

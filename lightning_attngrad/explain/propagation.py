@@ -15,7 +15,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from lightning_attngrad.attention import AttentionCall, outside_autocast
+from lightning_attngrad.attention import AttentionCall, BlockReader, Cut, outside_autocast
 from lightning_attngrad.attention.places import CallPlaces, ImagePlaces, TokenPlaces
 from lightning_attngrad.explain.corrections import CORRECTIONS
 from lightning_attngrad.explain.flow import TokenFlow, sum_of
@@ -49,7 +49,7 @@ class RowPropagation:
         self._places = places
         self._numbers = {call.name: number for number, call in enumerate(places.calls)}
         self._flow = TokenFlow(places)
-        self._memory_budget = memory_budget
+        self.memory_budget = memory_budget
         self._corrections = corrections
         self._pooled = pooled
 
@@ -66,57 +66,99 @@ class RowPropagation:
     @torch.no_grad()
     def __call__(self, call: AttentionCall, gradient: Tensor) -> None:
         """Carry the rows through ``call``, given the gradient at its ``tensor``."""
-        number = self._numbers[call.name]
-        places, slots, batch = self._places.calls[number], self._places.slots, self._places.batch
-        if places.kind != "tokens":
+        if self._carrying(call).kind != "tokens":
             return
-        is_last = self._flow.is_last(number)
-        if is_last:
-            weights, untouched = read_pooling(places, gradient, slots, batch)
-            self.zero_gradient = untouched if self.zero_gradient is None else self.zero_gradient & untouched
-            self._flow.start(number, self._pooled.get(number, weights))
         with outside_autocast(gradient.device):
-            started, received = self._flow.started(number), self._flow.received(number)
-            state = sum_of(started) / len(started) if len(started) > 1 else started[0]
-            rows = gather_tokens(state if received is None else state + received, places.queries, slots)
+            rows = self._begin(call, gradient)
             # A class token's last layer has a single row that counts; blocks of rows span only those that do. Asked
             # only there: it makes the host wait for the device, and behind the last layer nearly every row counts.
-            counting = _span(rows) if is_last else (0, call.shape[2])
-            increment = self._row_times_corrections(call, gradient, rows, places, counting)  # (R, K, G, M)
-            self._flow.add(number, scatter_tokens(increment, places.keys, slots, batch), places.keys)
+            counting = _span(rows.weights) if rows.are_last else (0, call.shape[2])
 
-    def _row_times_corrections(
-        self, call: AttentionCall, gradient: Tensor, rows: Tensor, places: CallPlaces, counting: tuple[int, int]
-    ) -> Tensor:
-        """``rows · mean_h C_k`` for every correction k, (R, K, G, M)."""
+            def terms(part: AttentionCall, cut: Cut) -> Terms:
+                attention = part.attention(cut.block)  # (r, h, n, M)
+                product = part.attention_gradient(cut.block, gradient[cut.rows, cut.heads]).mul_(attention)
+                yield from rows.terms(cut, attention, product, product)
+
+            places = self._carrying(call)
+            self._end(call, weighted_rows(call, places.keys, rows.weights, terms, self.memory_budget, counting))
+
+    def blocks_of(self, call: AttentionCall, gradient: Tensor) -> BlockReader | None:
+        """Carry the rows through ``call`` while its backward pass goes by in blocks; at once, where few rows count."""
+        places = self._carrying(call)
+        if places.kind != "tokens" or self._flow.is_last(self._numbers[call.name]):
+            self(call, gradient)
+            return None
+        with torch.no_grad(), outside_autocast(gradient.device):
+            return _CarriedByBlocks(self, call, places.keys, self._begin(call, gradient))
+
+    def _carrying(self, call: AttentionCall) -> CallPlaces:
+        return self._places.calls[self._numbers[call.name]]
+
+    def _begin(self, call: AttentionCall, gradient: Tensor) -> _Rows:
+        """The rows of relevance that arrive at the query tokens of a call."""
+        number, places = self._numbers[call.name], self._carrying(call)
+        is_last = self._flow.is_last(number)
+        if is_last:
+            weights, untouched = read_pooling(places, gradient, self._places.slots, self._places.batch)
+            self.zero_gradient = untouched if self.zero_gradient is None else self.zero_gradient & untouched
+            self._flow.start(number, self._pooled.get(number, weights))
+        started, received = self._flow.started(number), self._flow.received(number)
+        state = sum_of(started) / len(started) if len(started) > 1 else started[0]
+        rows = gather_tokens(state if received is None else state + received, places.queries, self._places.slots)
         factors = [CORRECTIONS[name] for name in self._corrections]
-        weights = rows.expand(-1, len(factors), -1, -1) / places.heads
-        of_positive, of_product, of_row_sum = (_times(weights, column) for column in zip(*factors, strict=True))
+        rows = rows.expand(-1, len(factors), -1, -1) / places.heads
+        of_positive, of_product, of_row_sum = (_times(rows, column) for column in zip(*factors, strict=True))
+        return _Rows(rows, of_positive, of_product, of_row_sum, is_last)
 
-        def terms(part: AttentionCall, cut: Cut) -> Terms:
-            attention = part.attention(cut.block)  # (r, h, n, M)
-            product = part.attention_gradient(cut.block, gradient[cut.rows, cut.heads]).mul_(attention)
-            if of_row_sum is not None:
-                yield cut.of(of_row_sum) * product.sum(dim=-1).unsqueeze(1), attention
-            if of_product is not None:
-                yield cut.of(of_product), product
-            if of_positive is not None:
-                yield cut.of(of_positive), product.relu_()
-
-        return weighted_rows(call, places.keys, weights, terms, self._memory_budget, counting)
+    def _end(self, call: AttentionCall, increment: Tensor) -> None:
+        """Keep ``rows · mean_h C_k`` of every correction k, (R, K, G, M), which a call has added."""
+        keys = self._carrying(call).keys
+        state = scatter_tokens(increment, keys, self._places.slots, self._places.batch)
+        self._flow.add(self._numbers[call.name], state, keys)
 
 
-@dataclass(frozen=True)
-class Cut:
-    """A block of an attention call: r of its rows, h of its heads, n of its query tokens."""
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """Rows of relevance at the query tokens of a call, (R, K, G, N), shared out over its heads.
 
-    rows: slice
-    heads: slice
-    block: slice
+    Attributes:
+        weights: the rows.
+        of_positive: what multiplies ``(A ⊙ G)₊`` in each correction; None where none has it.
+        of_product: likewise ``A ⊙ G``.
+        of_row_sum: likewise ``A ⊙ rowsum(A ⊙ G)``.
+        are_last: whether the prediction reads them directly.
+    """
 
-    def of(self, weights: Tensor) -> Tensor:
-        """Weights (R, K, G, N) of these, (r, K, g, n)."""
-        return weights[self.rows, :, self.heads if weights.shape[2] > 1 else slice(None), self.block]
+    weights: Tensor
+    of_positive: Tensor | None
+    of_product: Tensor | None
+    of_row_sum: Tensor | None
+    are_last: bool
+
+    def terms(self, cut: Cut, attention: Tensor, product: Tensor, room: Tensor) -> Terms:
+        """What a block adds; ``room`` is for the positive part, last, and may be the product itself."""
+        if self.of_row_sum is not None:
+            yield cut.of(self.of_row_sum) * product.sum(dim=-1).unsqueeze(1), attention
+        if self.of_product is not None:
+            yield cut.of(self.of_product), product
+        if self.of_positive is not None:
+            yield cut.of(self.of_positive), torch.clamp_min(product, 0, out=room)
+
+
+class _CarriedByBlocks:
+    """Takes the blocks of one call."""
+
+    def __init__(self, propagation: RowPropagation, call: AttentionCall, keys: TokenPlaces, rows: _Rows) -> None:
+        self.memory_budget = propagation.memory_budget
+        self._propagation, self._call, self._rows = propagation, call, rows
+        self._increment = Increment(call, keys, rows.weights)
+
+    def read(self, cut: Cut, attention: Tensor, product: Tensor, spare: Tensor) -> None:
+        for weights, matrices in self._rows.terms(cut, attention, product, spare):
+            self._increment.add(cut, weights, matrices)
+
+    def finish(self) -> None:
+        self._propagation._end(self._call, self._increment.total)
 
 
 #: Weights (r, K, g, n) and the matrices (r, h, n, M) whose rows they weigh, for one block.
@@ -142,15 +184,31 @@ def weighted_rows(
         counting: the first query token with a weight, and the one behind the last.
     """
     first, last = counting
-    groups = keys.place.shape[1]
-    increment = like.new_zeros(*like.shape[:2], groups, call.shape[3])
+    increment = Increment(call, keys, like)
     for rows, heads in call.parts(memory_budget, max(1, last - first)):
         part = call.part(rows, heads)
         for block in part.blocks(memory_budget, first, last):
-            of_heads = heads if groups > 1 else slice(None)
-            for weights, matrices in terms(part, Cut(rows, heads, block)):
-                increment[rows, :, of_heads] += _weighted_sum(weights, matrices, by_head=groups > 1)
-    return increment
+            cut = Cut(rows, heads, block)
+            for weights, matrices in terms(part, cut):
+                increment.add(cut, weights, matrices)
+    return increment.total
+
+
+class Increment:
+    """A sum of weighted rows over query tokens and heads, block by block.
+
+    Attributes:
+        total: (R, K, G, M), see :func:`weighted_rows`.
+    """
+
+    def __init__(self, call: AttentionCall, keys: TokenPlaces, like: Tensor) -> None:
+        self._groups = keys.place.shape[1]
+        self.total = like.new_zeros(*like.shape[:2], self._groups, call.shape[3])
+
+    def add(self, cut: Cut, weights: Tensor, matrices: Tensor) -> None:
+        """Add rows of matrices (r, h, n, M), weighted by (r, K, g, n)."""
+        of_heads = cut.heads if self._groups > 1 else slice(None)
+        self.total[cut.rows, :, of_heads] += _weighted_sum(weights, matrices, by_head=self._groups > 1)
 
 
 def _weighted_sum(weights: Tensor, matrices: Tensor, *, by_head: bool) -> Tensor:
