@@ -110,6 +110,7 @@ ROWS = (
     Row("attn_lrp", ours(method="attn_lrp")),
     Row("conservative", ours(method="conservative")),
     Row("libragrad", ours(method="libragrad")),
+    Row("layernorm_statistics", ours(method="layernorm_statistics")),
     Row(CHEFER, ours(method="gradient_guided")),
     Row("gradient_guided, absolute", ours(method="gradient_guided", correction="absolute")),
     Row("gradient_guided, signed", ours(method="gradient_guided", correction="signed")),

@@ -23,6 +23,7 @@ from lightning_attngrad.attention.feature_maps import FeatureMaps
 from lightning_attngrad.attention.joined import BlockReader, Readers, is_joinable, joined_attention
 from lightning_attngrad.attention.multihead import multi_head_attention
 from lightning_attngrad.attention.rules import NORMALISATIONS, PLAIN, BackwardRules, scale_gradient, under_rules
+from lightning_attngrad.attention.token_statistics import TokenStatistics
 from lightning_attngrad.attention.watching import AttentionWatcher, SeenAttention
 from lightning_attngrad.attention.weights import LOG_SOFTMAX, SOFTMAX, UnreadSoftmax, Weights, softmax_dim
 from lightning_attngrad.state import outside_inference
@@ -46,6 +47,7 @@ class AttentionTap(TorchFunctionMode):
             attention call. ``embedding``: at :attr:`embedding`. ``images``: at what :meth:`begin_at` was given.
             ``None``: no graph is asked for.
         embedding_number: of the embedding, as :func:`embedding_number` finds it; None where it is not needed.
+        keep_statistics: whether to keep what normalisations of tokens divide by.
         rules: what replaces the plain gradient on the way back.
         score_offsets: one addition to the scores (B, H, N, M), or None, for each call in order.
         watcher: is told of every attention call while it happens.
@@ -60,6 +62,7 @@ class AttentionTap(TorchFunctionMode):
             or whatever form the model gives them. None until then.
         first_reads: what the first attention call reads, values last, in the graph. None until then.
         features: the maps that grad-CAM may be read from.
+        statistics: what the normalisations in front of the calls divided by; None where that was not asked for.
         muted: whether functions of torch are none of the model's for now, and are neither seen nor numbered.
         on_gradient: called with a call and the gradient at its ``tensor``, last call first, while autograd
             runs backwards.
@@ -89,6 +92,7 @@ class AttentionTap(TorchFunctionMode):
         score_offsets: Sequence[Tensor | None] = (),
         watcher: AttentionWatcher | None = None,
         embedding_number: int | None = None,
+        keep_statistics: bool = False,
     ) -> None:
         super().__init__()
         self.calls: list[AttentionCall] = []
@@ -97,6 +101,7 @@ class AttentionTap(TorchFunctionMode):
         self.numbered = NumberedOutputs(embedding_number, keep_nodes=start == "images")
         self.first_reads: tuple[Tensor, ...] | None = None
         self.features = FeatureMaps()
+        self.statistics = TokenStatistics() if keep_statistics else None
         self.muted = False
         self.on_gradient: Callable[[AttentionCall, Tensor], None] | None = None
         self.on_blocks: Callable[[AttentionCall, Tensor], BlockReader | None] | None = None
@@ -152,6 +157,8 @@ class AttentionTap(TorchFunctionMode):
         constant = constant_of(func, args, kwargs) if keeps else None
         output = (self._handlers.get(func) or self._under_rules)(func, *args, **kwargs)
         self._keep_constant(constant, output, self.numbered.last + 1)
+        if self.statistics is not None:
+            self.statistics.computed(func, args, kwargs, output, self.numbered.last + 1)
         return output
 
     def _under_rules(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -180,6 +187,8 @@ class AttentionTap(TorchFunctionMode):
         self.beginnings.clear()
         self.numbered.release()
         self.features.release()
+        if self.statistics is not None:
+            self.statistics.release()
         self.first_reads = self._entering_norm = None
 
     @property
@@ -380,6 +389,8 @@ class AttentionTap(TorchFunctionMode):
             self._hooks.append(call.tensor.register_hook(self._deliver(call, canonical, is_joined)))
         if call.is_self_attention:
             self.features.attended(reads[-1])
+        if self.statistics is not None:
+            self.statistics.attended(reads[-1])
         if self._entering_norm is not None:
             tokens = self._entering_norm.detach()
             call.token_norms = torch.linalg.vector_norm(

@@ -6,6 +6,7 @@ from lightning_attngrad.explain import (  # importing registers methods
     conservative,  # noqa: F401
     grad_cam,  # noqa: F401
     guided,  # noqa: F401
+    layernorm_statistics,  # noqa: F401
     libragrad,  # noqa: F401
     patch_sum,  # noqa: F401
 )

@@ -121,6 +121,7 @@ def forward_pass(
     backward: bool = True,
     follows_attention: bool = True,
     layer: str | None = None,
+    keep_statistics: bool = False,
     task: Task = UNSAID,
 ) -> Iterator[ForwardPass]:
     """Run ``model`` on ``images`` (B, C, H, W) under a tap, and let go of everything when the block ends.
@@ -136,6 +137,7 @@ def forward_pass(
         follows_attention: whether a map is to be made of its attention calls. Without, models pass that make none, or
             whose attention cannot be followed.
         layer: name of a module whose output is kept in :attr:`ForwardPass.layer_output`.
+        keep_statistics: whether the tap keeps what normalisations of tokens divide by, see :class:`AttentionTap`.
         task: what the output means.
         backward: whether a backward pass through the model will follow. Without one, nothing that only it would need
             is kept.
@@ -169,6 +171,7 @@ def forward_pass(
                 rules=rules,
                 score_offsets=score_offsets,
                 embedding_number=known.embedding_number if start == "embedding" else None,
+                keep_statistics=keep_statistics,
             )
             try:
                 begin = images.clone()  # outside the tap, which would number it

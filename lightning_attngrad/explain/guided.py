@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -61,14 +62,34 @@ class GradientGuidedOptions:
 )
 def gradient_guided(forward: ForwardPass, seeds: Seeds, options: GradientGuidedOptions) -> TokenScores:
     """Attention times its gradient, corrected, rolled through the layers from the row that feeds the prediction."""
-    scores, _ = _stream(forward, seeds, options.corrections, first_tensors(forward.tap.calls))
+    return roll(forward, seeds, options.corrections)
+
+
+def roll(
+    forward: ForwardPass,
+    seeds: Seeds,
+    corrections: tuple[str, ...],
+    key_weights: Mapping[int, Tensor] = MappingProxyType({}),
+) -> TokenScores:
+    """One backward pass from ``seeds`` to every attention call, with row propagation on its way.
+
+    Args:
+        forward: the forward pass.
+        seeds: where the backward pass begins.
+        corrections: one map each.
+        key_weights: see :class:`RowPropagation`.
+
+    Raises:
+        ValueError: if the gradient reaches no attention call.
+    """
+    scores, _ = _stream(forward, seeds, corrections, first_tensors(forward.tap.calls), key_weights)
     return scores
 
 
 def stream(
     forward: ForwardPass, seeds: Seeds, corrections: tuple[str, ...], source: Tensor
 ) -> tuple[TokenScores, Tensor]:
-    """One backward pass from ``seeds`` to ``source`` and every attention call, with row propagation on its way.
+    """The same down to ``source`` as well.
 
     Returns:
         The propagated scores with their layers, which are the calls that the gradient reached; and the gradient at
@@ -82,9 +103,13 @@ def stream(
 
 
 def _stream(
-    forward: ForwardPass, seeds: Seeds, corrections: tuple[str, ...], sources: Sequence[Tensor]
+    forward: ForwardPass,
+    seeds: Seeds,
+    corrections: tuple[str, ...],
+    sources: Sequence[Tensor],
+    key_weights: Mapping[int, Tensor] = MappingProxyType({}),
 ) -> tuple[TokenScores, tuple[Tensor | None, ...]]:
-    propagation = RowPropagation(forward.places, corrections, forward.memory_budget, seeds.pooled)
+    propagation = RowPropagation(forward.places, corrections, forward.memory_budget, seeds.pooled, key_weights)
     for call, gradient in seeds.given:
         propagation(call, gradient)
     forward.tap.on_gradient, forward.tap.on_blocks = propagation, propagation.blocks_of

@@ -33,6 +33,8 @@ class RowPropagation:
         corrections: names of K corrections, carried side by side from the same ``A`` and ``G``.
         memory_budget: bytes for the temporaries of a block of rows.
         pooled: pooling weights of last calls, by number, where they are known; others are read off the gradient.
+        key_weights: by the number of a call, what its key tokens count, a state (B, 1, S + h·w) on their grid; those
+            of other calls count 1.
 
     Attributes:
         zero_gradient: (B,) bool: no gradient arrived at the last attention. None before the first call.
@@ -44,6 +46,7 @@ class RowPropagation:
         corrections: tuple[str, ...],
         memory_budget: int,
         pooled: Mapping[int, Tensor] = MappingProxyType({}),
+        key_weights: Mapping[int, Tensor] = MappingProxyType({}),
     ) -> None:
         self.zero_gradient: Tensor | None = None
         self._places = places
@@ -52,6 +55,7 @@ class RowPropagation:
         self.memory_budget = memory_budget
         self._corrections = corrections
         self._pooled = pooled
+        self._key_weights = key_weights
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -112,9 +116,11 @@ class RowPropagation:
 
     def _end(self, call: AttentionCall, increment: Tensor) -> None:
         """Keep ``rows · mean_h C_k`` of every correction k, (R, K, G, M), which a call has added."""
-        keys = self._carrying(call).keys
+        number, keys = self._numbers[call.name], self._carrying(call).keys
         state = scatter_tokens(increment, keys, self._places.slots, self._places.batch)
-        self._flow.add(self._numbers[call.name], state, keys)
+        if number in self._key_weights:
+            state = state * self._key_weights[number]
+        self._flow.add(number, state, keys)
 
 
 @dataclass(frozen=True, eq=False)

@@ -245,6 +245,7 @@ def answer(
         memory_budget=memory_budget,
         follows_attention=method.follows_attention,
         layer=getattr(options, "layer", None),
+        keep_statistics=method.reads_statistics,
         task=task,
     ) as ran:
         classes = _resolve_target(target, ran) if objective.needs_target else None

@@ -62,6 +62,7 @@ class Method:
             whose weights are redrawn have nothing to do with those before.
         follows_attention: whether the map is made of attention calls. Methods that do not are for models without any,
             or whose calls cannot be followed, as well.
+        reads_statistics: whether it reads what normalisations divided each token by, ``forward.tap.statistics``.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Method:
     takes_region: bool
     class_sensitive: bool = False
     follows_attention: bool = True
+    reads_statistics: bool = False
 
     @property
     def option_names(self) -> tuple[str, ...]:
@@ -131,6 +133,7 @@ def register_method(
     takes_region: bool = False,
     class_sensitive: bool = False,
     follows_attention: bool = True,
+    reads_statistics: bool = False,
 ) -> Callable[[MethodFunction], MethodFunction]:
     """Decorator that makes a function known to :func:`explain` under ``name``.
 
@@ -149,6 +152,8 @@ def register_method(
         takes_region: whether ``objective=Region(...)`` has a meaning.
         class_sensitive: whether its maps are claimed to depend on the class.
         follows_attention: whether the map is made of attention calls; without, models that make none are explained too.
+        reads_statistics: whether it reads what normalisations divided each token by, ``forward.tap.statistics``; the
+            graph has to begin at the ``embedding`` then.
 
     Raises:
         ValueError: if the name is taken.
@@ -184,7 +189,17 @@ def register_method(
 
     def register(compute: MethodFunction) -> MethodFunction:
         METHODS[name] = Method(
-            name, compute, source, start, rules, options, signed, takes_region, class_sensitive, follows_attention
+            name,
+            compute,
+            source,
+            start,
+            rules,
+            options,
+            signed,
+            takes_region,
+            class_sensitive,
+            follows_attention,
+            reads_statistics,
         )
         return compute
 

@@ -13,6 +13,7 @@ chain of calls on one grid this is the recursion of `guided.py`: R − 1 = Π(1 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -142,14 +143,22 @@ def weights(placed: Placed, number: int) -> Tensor:
     return found
 
 
-def guided_map(placed: Placed, correction: str) -> Tensor:
-    """The map, (B, S + h·w)."""
+def guided_map(placed: Placed, correction: str, key_weights: Mapping[int, Tensor] | None = None) -> Tensor:
+    """The map, (B, S + h·w).
+
+    Args:
+        placed: the calls.
+        correction: of `guided.py`.
+        key_weights: by call, by what the columns of E_c are multiplied, (B, tokens).
+    """
     calls, rule = placed.places.calls, CORRECTIONS[correction]
     to_map = spread(placed, placed.map_grid)
     whole: dict[int, Tensor] = {}
     total = torch.zeros(placed.places.batch, placed.tokens, dtype=torch.float64)
     for c in placed.counting:
         corrected = between_tokens(placed, c, rule(placed.attention[c].double(), placed.gradients[c].double()))
+        if key_weights is not None:
+            corrected = corrected * key_weights[c].unsqueeze(1)
         below = sum((spread(placed, calls[b].queries.grid) @ whole[b] for b in calls[c].reads if b in whole), to_map)
         whole[c] = corrected @ below
         from_prediction = weights(placed, c) @ spread(placed, calls[c].queries.grid)
