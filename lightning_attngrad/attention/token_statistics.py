@@ -43,6 +43,17 @@ class TokenStatistics:
 
     ``layer_norm`` and ``rms_norm`` over the last axis are normalisations of tokens, and so is a product or quotient
     that a model writes out, of x (…, D) and something (…, 1) that makes the root mean square of every token 1.
+
+    Example:
+        >>> kept, tokens = TokenStatistics(), torch.tensor([[1.0, 3.0], [2.0, 8.0]], requires_grad=True)
+        >>> normalised = F.layer_norm(tokens, (2,))
+        >>> kept.computed(F.layer_norm, (tokens, (2,)), {}, normalised, number=1)
+        >>> kept.attended(5 * normalised)  # the values of an attention call
+        >>> kept.of_call(0)[0].values
+        tensor([1., 3.])
+        >>> kept.attended(tokens + normalised)  # and of one to which something comes past the normalisation
+        >>> kept.of_call(1)
+        ()
     """
 
     def __init__(self) -> None:

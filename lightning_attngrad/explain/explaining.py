@@ -38,11 +38,11 @@ def explain(
         images: (B, C, H, W), normalised as the model takes them.
         target: the class to explain. None is the predicted one; an int the same for all images; a tensor (B,) one
             an image; a list of P ints, or a tensor (B, P), gives P panels an image.
-        method: ``gradient_guided``, ``conservative``, ``attn_lrp``, ``guided_relevance``, ``raw_attention``,
-            ``rollout``, ``grad_cam``, or one that you registered. None is ``guided_relevance``; where the model does
-            not permit it, ``gradient_guided`` (no embedding is found at which relevance can be measured, as with
-            several towers) or ``attn_lrp`` (there is no attention), and a warning says so. A method that is named, or
-            whose options are given, is that one or an error.
+        method: ``gradient_guided``, ``layernorm_statistics``, ``conservative``, ``attn_lrp``, ``guided_relevance``,
+            ``raw_attention``, ``rollout``, ``grad_cam``, ``libragrad``, ``patch_sum``, or one that you registered. None
+            is ``guided_relevance``; where the model does not permit it, ``gradient_guided`` (no embedding is found at
+            which relevance can be measured, as with several towers) or ``attn_lrp`` (there is no attention), and a
+            warning says so. A method that is named, or whose options are given, is that one or an error.
         objective: ``"logit"``, ``"margin"``, ``Contrast(against)``, ``Mixture(weights)``, ``Region(mask)``; of outputs
             beyond one row of logits an image ``PixelClass(class, where)`` and ``PixelValue(where)`` (segmentation,
             depth), ``QueryClass(class, query)`` and ``QueryBox(coordinate, query)`` (detectors); ``Similarity(vectors,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_attngrad.attention import UnsupportedModelError
+from lightning_attngrad.attention import Grid, TokenPlaces, UnsupportedModelError
+from lightning_attngrad.explain.flow import sum_of
 from lightning_attngrad.explain.forward_pass import ForwardPass
 from lightning_attngrad.explain.guided import roll
 from lightning_attngrad.explain.objectives import Seeds
@@ -29,38 +30,62 @@ def layernorm_statistics(forward: ForwardPass, seeds: Seeds) -> TokenScores:
     Raises:
         UnsupportedModelError: for a model in which some attention reads tokens that no such normalisation precedes.
     """
-    calls = forward.places.calls
-    counting = [number for number, call in enumerate(calls) if call.kind == "tokens" and call.counts]
-    weights = {number: key_weights(forward, number) for number in counting}
-    return roll(forward, seeds, ("positive",), weights)
+    return roll(forward, seeds, ("positive",), key_weights(forward))
 
 
-def key_weights(forward: ForwardPass, number: int) -> Tensor:
-    """w of the key tokens of a call: a state (B, 1, S + h·w) on their grid; 1 where nothing normalised a token.
+def key_weights(forward: ForwardPass) -> dict[int, Tensor]:
+    """What the keys of every call count, by its number: w, a state (B, 1, S + h·w) on their grid.
 
-    Where keys lie on another grid than the tokens that were normalised, it is the mean of these by area.
+    Where keys lie on another grid than the tokens that were normalised, w is the mean of these by area; where no
+    normalisation had a token, it is 1.
+
+    Raises:
+        UnsupportedModelError: where there are none in front of a call, or where they lie is not known.
     """
-    call, slots = forward.places.calls[number], forward.places.slots
-    assert forward.tap.statistics is not None
-    found = forward.tap.statistics.of_call(number)
-    if not found:
-        raise UnsupportedModelError(
-            f"model: no LayerNorm or RMSNorm over the channels of each token stands in front of the attention "
-            f"{call.name!r} (its tokens come to it past one, or by a normalisation of another kind), so there are no "
-            "statistics to weight it by. Use method='gradient_guided', which is the same without them"
-        )
-    sums, counts = [], []
-    for statistic in found:
-        places = forward.known.of_tensor(statistic.number)
-        if places is None or places.channel_axis != -1 or places.tokens.place.numel() != statistic.values.numel():
+    totals: dict[int, list[Tensor]] = {}
+    counts: dict[int, list[Tensor]] = {}
+    calls_on: dict[Grid | None, list[int]] = {}
+    for (places, grid), of_places in _by_places(forward).items():
+        values = [of_tokens for _, of_tokens in of_places]
+        rows = torch.stack([*values, torch.ones_like(values[0])])  # (L + 1, T)
+        state = scatter_tokens(rows[None, :, None], places, forward.places.slots, forward.batch)
+        state = carry_tokens(state, forward.places.slots, places.grid, grid)  # (B, L + 1, S + h·w)
+        for index, (number, _) in enumerate(of_places):
+            if number not in totals:
+                calls_on.setdefault(grid, []).append(number)
+            totals.setdefault(number, []).append(state[:, index])
+            counts.setdefault(number, []).append(state[:, -1])
+    weights = {}
+    for numbers in calls_on.values():
+        total, count = (torch.stack([sum_of(of[number]) for number in numbers], dim=1) for of in (totals, counts))
+        mean = total.sum(dim=-1, keepdim=True) / count.sum(dim=-1, keepdim=True)
+        shares = torch.where((count > 0) & (mean > 0), total / count / mean, 1.0)  # (B, L, S + h·w)
+        weights.update(zip(numbers, shares.split(1, dim=1), strict=True))
+    return weights
+
+
+def _by_places(forward: ForwardPass) -> dict[tuple[TokenPlaces, Grid | None], list[tuple[int, Tensor]]]:
+    """Number of a call and the statistics (T,) of tokens in front of it, by places of these and grid of its keys."""
+    found: dict[tuple[TokenPlaces, Grid | None], list[tuple[int, Tensor]]] = {}
+    statistics = forward.tap.statistics
+    assert statistics is not None
+    for number, call in enumerate(forward.places.calls):
+        if call.kind != "tokens" or not call.counts:
+            continue
+        of_call = statistics.of_call(number)
+        if not of_call:
             raise UnsupportedModelError(
-                f"model: where on the image the {statistic.values.numel()} tokens lie that are normalised in front of "
-                f"the attention {call.name!r} could not be followed. Use method='gradient_guided', which does without "
-                "their statistics"
+                "model: no LayerNorm or RMSNorm over the channels of each token stands in front of the attention "
+                f"{call.name!r} (its tokens come to it past one, or by a normalisation of another kind), so there are "
+                "no statistics to weight it by. Use method='gradient_guided', which is the same without them"
             )
-        for kept, values in ((sums, statistic.values), (counts, torch.ones_like(statistic.values))):
-            state = scatter_tokens(values.view(1, 1, 1, -1), places.tokens, slots, forward.batch)
-            kept.append(carry_tokens(state, slots, places.tokens.grid, call.keys.grid))
-    total, count = torch.stack(sums).sum(dim=0), torch.stack(counts).sum(dim=0)
-    mean = total.sum(dim=-1, keepdim=True) / count.sum(dim=-1, keepdim=True)
-    return torch.where((count > 0) & (mean > 0), total / count / mean, 1.0)
+        for statistic in of_call:
+            places = forward.known.of_tensor(statistic.number)
+            if places is None or places.channel_axis != -1 or places.tokens.place.numel() != len(statistic.values):
+                raise UnsupportedModelError(
+                    f"model: where on the image the {len(statistic.values)} tokens lie that are normalised in front of "
+                    f"the attention {call.name!r} could not be followed. Use method='gradient_guided', which does "
+                    "without their statistics"
+                )
+            found.setdefault((places.tokens, call.keys.grid), []).append((number, statistic.values))
+    return found

@@ -130,7 +130,7 @@ CASES = {
             **{stage: f"stages.{stage}.blocks.0.attn.norm" for stage in range(3)},
             3: "stages.3.blocks.0.norm1",
         },
-        {stage: (2, 2) for stage in range(4)},
+        dict.fromkeys(range(4), (2, 2)),
     ),
     "layer_norm, by hand": _by_hand(lambda tokens: F.layer_norm(tokens, (32,)), standard_deviation),
     "torch.layer_norm, by hand": _by_hand(lambda tokens: torch.layer_norm(tokens, (32,)), standard_deviation),
