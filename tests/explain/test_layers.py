@@ -19,7 +19,7 @@ OPTIONS = [
     *(("gradient_guided", {"correction": name}) for name in ("negative", "absolute", "signed", "transfer")),
     ("gradient_guided", {"correction": ("positive", "transfer")}),
 ]
-HAVE_LAYERS = {"gradient_guided", "guided_relevance"}
+HAVE_LAYERS = {"gradient_guided", "layernorm_statistics", "guided_relevance"}
 
 
 @pytest.mark.parametrize("name", ["vit", "vit_unfused", "vit_registers_mean", "siglip", "torchvision", "hf_dinov2"])
