@@ -3,7 +3,7 @@
 No formula of arXiv 2311.11378 is public: only that statistics of tokens at normalisation layers enter Chefer's rule.
 ``--half choose`` compares five readings with Chefer's rule on the ViT and the Swin of `benchmarks.faithfulness`. The
 one with the largest mean over both models of SRG (mean colour) less Chefer's ships; that rule was set before the
-figures were seen. ``--half report`` has it beside Chefer's rule, rollout and the default, on images not chosen on.
+run. ``--half report`` has it beside Chefer's rule, rollout and the default, on images not chosen on.
 """
 
 from __future__ import annotations
