@@ -120,7 +120,12 @@ class FusedAttentionCall(AttentionCall):
         batch, heads, queries, _ = self.query.shape
         return batch, heads, queries, self.key.shape[-2]
 
-    def attention(self, rows: slice) -> Tensor:
+    def scores(self, rows: slice | Tensor) -> Tensor:
+        """What the softmax is taken of, (B, H, rows, M), outside graph and autocast, at least float32.
+
+        Args:
+            rows: the query tokens, a slice or their numbers (rows,) int64.
+        """
         with outside_autocast(self.query.device):
             scores = _times_transposed(_at_least_float32(self.query[:, :, rows]) * self.scale, self.key)
         if self.mask is not None:  # (B, H, rows, M)
@@ -131,9 +136,15 @@ class FusedAttentionCall(AttentionCall):
             else:
                 scores += mask
         if self.is_causal:
-            queries = torch.arange(scores.shape[-2], device=scores.device) + rows.start
+            queries = rows
+            if isinstance(rows, slice):
+                queries = torch.arange(scores.shape[-2], device=scores.device) + rows.start
             keys = torch.arange(scores.shape[-1], device=scores.device)
             scores.masked_fill_(keys > queries[:, None], -torch.inf)
+        return scores
+
+    def attention(self, rows: slice) -> Tensor:
+        scores = self.scores(rows)
         blind = scores.isneginf().all(-1, keepdim=True) if self.mask is not None else None
         torch.softmax(scores, dim=-1, out=scores)
         # A row that sees no key at all gives zeros in the fused kernels, NaN in a plain softmax.
