@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "audit": {"callbacks", "measure", "probe", "reporting"},
     "cli": {"audit", "demo", "callbacks"},
     "callbacks_factory": {"callbacks"},
-    "__init__": {"version", "attention", "callbacks", "explain", "probe", "rewrite"},
+    "__init__": {"version", "attention", "callbacks", "explain", "guidance", "probe", "rewrite"},
 }
 #: Rooms that may know Lightning.
 KNOW_LIGHTNING = {"probe", "measure", "reporting", "callbacks", "demo", "audit", "cli", "callbacks_factory"}

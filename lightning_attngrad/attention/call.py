@@ -136,9 +136,7 @@ class FusedAttentionCall(AttentionCall):
             else:
                 scores += mask
         if self.is_causal:
-            queries = rows
-            if isinstance(rows, slice):
-                queries = torch.arange(scores.shape[-2], device=scores.device) + rows.start
+            queries = torch.arange(self.shape[2], device=scores.device)[rows]
             keys = torch.arange(scores.shape[-1], device=scores.device)
             scores.masked_fill_(keys > queries[:, None], -torch.inf)
         return scores

@@ -65,7 +65,7 @@ class TrainingTap(TorchFunctionMode):
     def __torch_function__(
         self,
         func: Callable[..., Any],
-        types: Sequence[type],  # noqa: ARG002
+        types: Sequence[type],
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
@@ -83,7 +83,8 @@ class TrainingTap(TorchFunctionMode):
             self._on_multi_head_attention(*args, **kwargs)
         else:
             self._output = output
-            self._descent.computed(func, args, kwargs)
+            with torch.no_grad():  # nothing but what is kept gets into the graph of the step
+                self._descent.computed(func, args, kwargs)
             self._output = None
             if func in _DROPOUTS:
                 self._on_dropout(output, *args)
@@ -138,7 +139,9 @@ class TrainingTap(TorchFunctionMode):
             self._on_fused_attention(query, query, key, value, mask, 0.0, is_causal, scale)
             raise _EnoughError
 
-        with contextlib.suppress(_EnoughError):
+        # Activation checkpointing counts what is kept for the backward pass, and would not find these again.
+        kept_here = torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
+        with contextlib.suppress(_EnoughError), kept_here:
             multi_head_attention(attend, F.linear, *args, **kwargs)
 
     # A softmax and a product -------------------------------------------------------------------------------
@@ -173,7 +176,8 @@ class TrainingTap(TorchFunctionMode):
             self._cannot(name, "is moved about after its dropout")
         if not weights.is_copy:
             self._cannot(name, "is changed between its softmax and its values, and is no softmax any more")
-        probabilities = arrangement.of_rows(matrix)
+        with torch.set_grad_enabled(matrix.requires_grad):
+            probabilities = arrangement.of_rows(matrix)
         self._record(ExplicitAttentionCall(name, tensor=probabilities, probabilities=probabilities.detach()))
         given: Tensor = self._output
         return given
@@ -205,3 +209,7 @@ class TrainingTap(TorchFunctionMode):
 
 class _EnoughError(Exception):
     """Queries and keys are known, and the rest of the layer is not wanted."""
+
+
+def _itself(tensor: Tensor) -> Tensor:
+    return tensor

@@ -71,6 +71,6 @@ def check_eager(model: nn.Module) -> None:
         if hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) is not None:
             where = f"its part {name!r}" if name else "it"
             raise ValueError(
-                f"model: {where} is compiled, and attention inside a compiled graph cannot be seen; train with guidance "
-                "uncompiled, or compile only parts that do not attend"
+                f"model: {where} is compiled, and attention inside a compiled graph cannot be seen; train with "
+                "guidance uncompiled, or compile only parts that do not attend"
             )

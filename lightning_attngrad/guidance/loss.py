@@ -50,8 +50,8 @@ def attention_guidance_loss(
 
     It is the mean over the heads and those queries of an image that have a plausible key, then over the images, then
     over the calls. A query without any (its epipolar line misses the other picture) adds nothing, and an image of such
-    queries alone counts as 0. So the loss of a batch is the mean of those of its parts, and processes that share a batch
-    have the gradient of one.
+    queries alone counts as 0. So the loss of a batch is the mean of those of its parts, and processes that share a
+    batch have the gradient of one.
 
     The gradient reaches queries and keys, and through them the projections and all that lies before. ``A`` is rebuilt
     from queries and keys in blocks of rows, and the gradient is found in the same go, so that nothing of size N_q × N_k
@@ -67,6 +67,7 @@ def attention_guidance_loss(
         memory_budget: in bytes, for a block of rows; None follows the device.
 
     Raises:
+        TypeError: for something else than attention calls.
         ValueError: without calls, for masks that do not fit, or for calls whose attention no gradient can reach.
 
     Example:
@@ -162,13 +163,13 @@ def _of_call(
             _check_reachable(call)
         shared = call.query.shape[1] // call.key.shape[1]  # query heads that share a key head
         key = call.key if shared == 1 else call.key.repeat_interleave(shared, dim=1)
-        total, mass = _FromQueriesAndKeys.apply(call.query, key, call, ask)  # type: ignore[no-untyped-call]
+        total, mass = _FromQueriesAndKeys.apply(call.query, key, call, ask)
     elif isinstance(call, ExplicitAttentionCall):
         if not call.tensor.requires_grad or call.tensor.shape != call.shape:
             _check_reachable(call)
-        total, mass = _FromProbabilities.apply(call.tensor, ask)  # type: ignore[no-untyped-call]
+        total, mass = _FromProbabilities.apply(call.tensor, ask)
     else:
-        raise ValueError(f"calls: got {type(call).__name__}; expected the calls of capture_attention(model)")
+        raise TypeError(f"calls: got {type(call).__name__}; expected the calls of capture_attention(model)")
     return total, mass
 
 
@@ -278,7 +279,7 @@ class _FromQueriesAndKeys(torch.autograd.Function):
         return total[0], mass
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, at_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         found = [
             (each * at_loss).to(dtype) if needed else None
@@ -304,7 +305,7 @@ class _FromProbabilities(torch.autograd.Function):
         return total[0], mass
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, at_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         (probabilities,), ask = ctx.saved_tensors, ctx.ask
         at_probabilities = torch.zeros_like(probabilities)
