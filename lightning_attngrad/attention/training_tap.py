@@ -89,6 +89,15 @@ class TrainingTap(TorchFunctionMode):
             if func in _DROPOUTS:
                 self._on_dropout(output, *args)
 
+    def begin(self) -> None:
+        """Become active, where no block of code can say so: between two hooks."""
+        self.__enter__()  # type: ignore[no-untyped-call]
+
+    def end(self) -> None:
+        """Be active no more, and see nothing of what is computed in between if another mode is taken off first."""
+        self.muted = True
+        self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+
     def release(self) -> None:
         """Let go of all tensors."""
         self.calls.clear()

@@ -155,7 +155,11 @@ class AttentionGuidance(pl.Callback):
     # A step ------------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        batch: Any,
+        batch_idx: int,  # noqa: ARG002  (the hooks of Lightning have it)
     ) -> None:
         """Begin to watch."""
         self._stop()
@@ -169,7 +173,7 @@ class AttentionGuidance(pl.Callback):
         pairs = object_pairs(places, masks)
         self._pairs = pairs if self.layers is None else {layer: pairs[layer] for layer in self.layers}
         self._tap = TrainingTap(model, self._pairs.__contains__)
-        self._tap.__enter__()
+        self._tap.begin()
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
         """Add the guidance to the loss, which is scaled and divided already."""
@@ -195,7 +199,12 @@ class AttentionGuidance(pl.Callback):
             tap.release()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,  # noqa: ARG002
+        pl_module: pl.LightningModule,
+        outputs: Any,  # noqa: ARG002
+        batch: Any,  # noqa: ARG002
+        batch_idx: int,  # noqa: ARG002
     ) -> None:
         """Log; a step that returned no loss had no backward pass."""
         self._stop()
@@ -203,20 +212,25 @@ class AttentionGuidance(pl.Callback):
         self._pairs = {}
         if found is None:
             return
-        values = {
+        values: dict[str, Tensor | float] = {
             "loss": found.loss.detach(),
             "mass_inside": found.mass_inside,
             "mass_outside": found.mass_outside,
             "weight": self._weight_now,
         }
-        keyed = {f"attngrad/{self.name}/{name}": value for name, value in values.items()}
+        keyed: Any = {f"attngrad/{self.name}/{name}": value for name, value in values.items()}
         pl_module.log_dict(keyed, on_step=True, on_epoch=False, batch_size=1)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self,
+        trainer: pl.Trainer,  # noqa: ARG002
+        pl_module: pl.LightningModule,  # noqa: ARG002
+        exception: BaseException,  # noqa: ARG002
+    ) -> None:
         """Let go, where a step was broken off."""
         self._stop()
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:  # noqa: ARG002
         """Let go."""
         self._stop()
 
@@ -234,8 +248,8 @@ class AttentionGuidance(pl.Callback):
             return self._known[1]
         if self._known is not None and self._known[0][1:] != images.shape[1:] and _is_sharded(model):
             raise ValueError(
-                f"AttentionGuidance: got images of {tuple(images.shape[1:])} after {tuple(self._known[0][1:])}; expected "
-                "one size: parameters are sharded, and processes that trace the model at different steps wait for ever"
+                f"AttentionGuidance: got images of {tuple(images.shape[1:])} after {tuple(self._known[0][1:])}; "
+                "expected one size: of sharded parameters, processes that trace at different steps wait for ever"
             )
         way = self._way
         run = None if way is PLAIN_WAY else lambda some: way.call(model, some, batch)
@@ -272,8 +286,7 @@ class AttentionGuidance(pl.Callback):
     def _stop(self, *, keep: bool = False) -> None:
         tap, self._tap = self._tap, None
         if tap is not None:
-            tap.muted = True  # of two guidances the one that stops first takes the other's place off the stack
-            tap.__exit__(None, None, None)
+            tap.end()
             if not keep:
                 tap.release()
 

@@ -22,9 +22,7 @@ _KNOWN: WeakKeyDictionary[nn.Module, dict[Any, ImagePlaces]] = WeakKeyDictionary
 _NOTHING = 1e-4
 
 
-def image_places(
-    model: nn.Module, images: Tensor, *, forward: Callable[[Tensor], Any] | None = None
-) -> ImagePlaces:
+def image_places(model: nn.Module, images: Tensor, *, forward: Callable[[Tensor], Any] | None = None) -> ImagePlaces:
     """Where the tokens of each attention call lie on images of this size, found once by tracing the model.
 
     The tracing runs the model once, held still and in evaluation mode, and leaves no trace in it; later calls for as
@@ -50,8 +48,8 @@ def image_places(
         raise type(found.places.obstacle)(*found.places.obstacle.args)
     if found.chosen:
         raise UnsupportedModelError(
-            f"{type(model).__name__}: it picks its tokens by what the images hold, or by chance, so that where they lie "
-            "in a step of training cannot be known; guide layers before that, with masks of your own"
+            f"{type(model).__name__}: it picks its tokens by what the images hold, or by chance, so that where they "
+            "lie in a step of training cannot be known; guide layers before that, with masks of your own"
         )
     known[key] = found.places
     return found.places
