@@ -12,6 +12,8 @@ from torch import Tensor
 
 from lightning_attngrad.attention.budget import default_memory_budget
 
+#: What is added to a score hides a key if it is less: a probability that is e⁵⁰ times smaller.
+_HIDES = -50.0
 _BYTES_PER_PROBABILITY = 2 * 4  # float32 probabilities and their gradient, both (B, H, rows, M)
 
 
@@ -140,6 +142,16 @@ class FusedAttentionCall(AttentionCall):
             keys = torch.arange(scores.shape[-1], device=scores.device)
             scores.masked_fill_(keys > queries[:, None], -torch.inf)
         return scores
+
+    def hidden(self, rows: slice | Tensor) -> Tensor | None:
+        """Which keys the model's own mask hides from these queries, broadcastable to (B, H, rows, M); None is none.
+
+        Masks that are added hide by a large negative number: −∞, the least of a type, or −100 as Swin has it.
+        """
+        if self.mask is None:
+            return None
+        mask = self.mask if self.mask.dim() < 2 or self.mask.shape[-2] == 1 else self.mask[..., rows, :]
+        return ~mask if mask.dtype == torch.bool else mask.detach() < _HIDES
 
     def attention(self, rows: slice) -> Tensor:
         scores = self.scores(rows)

@@ -32,7 +32,7 @@ from lightning_attngrad.probe import (
     split_batch,
 )
 from lightning_attngrad.probe.settings import ModelForward
-from lightning_attngrad.probe.ways import PLAIN_WAY, way_of_function
+from lightning_attngrad.probe.ways import way_of_function
 
 #: Those in which it has been seen to add what it should, by name: `pytorch_lightning` has classes of its own.
 _STRATEGIES = ("SingleDeviceStrategy", "DDPStrategy", "ModelParallelStrategy")
@@ -113,7 +113,7 @@ class AttentionGuidance(pl.Callback):
         self.model = model
         self.image_key = image_key
         self.name = name
-        self._way = PLAIN_WAY if forward is None else way_of_function(forward)
+        self.forward = forward
         self._tap: TrainingTap | None = None
         self._pairs: dict[str, PlausiblePairs] = {}
         self._found: AttentionGuidanceLoss | None = None
@@ -146,7 +146,7 @@ class AttentionGuidance(pl.Callback):
                 f"AttentionGuidance: got the strategy {kinds[0]}; expected a single device, DDP, or FSDP2 "
                 f"(ModelParallelStrategy), in which its gradients are known to be right; otherwise {_TWO_LINES}"
             )
-        model = resolve_model(pl_module, self.model, needs_forward=self._way is PLAIN_WAY)
+        model = resolve_model(pl_module, self.model, needs_forward=self.forward is None)
         if getattr(pl_module, "_compiler_ctx", None) is not None:
             raise ValueError("AttentionGuidance: the LightningModule is compiled, so that its attention is not seen")
         check_eager(model)
@@ -164,7 +164,7 @@ class AttentionGuidance(pl.Callback):
         """Begin to watch."""
         self._stop()
         self._found = None
-        model = resolve_model(pl_module, self.model, needs_forward=self._way is PLAIN_WAY)
+        model = resolve_model(pl_module, self.model, needs_forward=self.forward is None)
         images, _ = split_batch(batch, image_key=self.image_key)
         if self._known is None:
             read_masks(batch, self.mask, images)  # with a look at their values, which waits for the device
@@ -251,8 +251,8 @@ class AttentionGuidance(pl.Callback):
                 f"AttentionGuidance: got images of {tuple(images.shape[1:])} after {tuple(self._known[0][1:])}; "
                 "expected one size: of sharded parameters, processes that trace at different steps wait for ever"
             )
-        way = self._way
-        run = None if way is PLAIN_WAY else lambda some: way.call(model, some, batch)
+        way = None if self.forward is None else way_of_function(self.forward)
+        run = None if way is None else lambda some: way.call(model, some, batch)
         with isolated(trainer, pl_module):
             places = image_places(model, images, forward=run)
         guided = set(object_pairs(places, torch.ones_like(images[:, 0])))

@@ -262,6 +262,8 @@ class _FromQueriesAndKeys(torch.autograd.Function):
         for block in ask.blocks:
             rows = ask.rows(block)
             scores = call.scores(rows)  # (R, H, block, M), float32 or wider
+            if (hidden := call.hidden(rows)) is not None:
+                scores.masked_fill_(hidden, -torch.inf)
             *found, at_scores = ask.of_scores(scores, block, gradient=ask.learns)
             sums.append(torch.stack(found))
             if at_scores is None:
@@ -311,15 +313,21 @@ class _FromProbabilities(torch.autograd.Function):
         at_probabilities = torch.zeros_like(probabilities)
         for block in ask.blocks:
             rows = ask.rows(block)
-            some = probabilities[:, :, rows]
-            at_scores = ask.of_scores(_logarithm(some), block, gradient=True)[3]
-            # d log A = dA / A. Behind it the softmax multiplies by A again: a 0 of A passes nothing on anyway.
-            at_some = torch.where(some > 0, at_scores / some.to(at_scores.dtype), 0.0) * at_loss
-            at_probabilities[:, :, rows] = at_some.to(some.dtype)
+            scores = _logarithm(probabilities[:, :, rows])
+            seen, some = scores.isfinite(), scores.exp()
+            at_scores = ask.of_scores(scores, block, gradient=True)[3]
+            # d log A = dA / A. Behind it the softmax multiplies by A again.
+            at_some = torch.where(seen, at_scores / some, 0.0) * at_loss
+            at_probabilities[:, :, rows] = at_some.to(probabilities.dtype)
         return at_probabilities, None
 
 
 def _logarithm(probabilities: Tensor) -> Tensor:
-    """Scores of which these (…, M) are the softmax, float32 or wider."""
-    wide = torch.promote_types(probabilities.dtype, torch.float32)
-    return probabilities.detach().to(wide, copy=True).log_()
+    """Scores of which these (…, M) are the softmax, float32 or wider; −∞ where nothing of a key is left."""
+    wide = probabilities.detach().to(torch.promote_types(probabilities.dtype, torch.float32), copy=True)
+    least = _LEAST_OF_HALF if probabilities.dtype == torch.float16 else _LEAST
+    return wide.masked_fill_(wide < least, 0).log_()
+
+
+#: Of a probability, whose inverse a gradient can hold: what is less is hidden by the model, or as good as.
+_LEAST, _LEAST_OF_HALF = 1e-20, 1e-4

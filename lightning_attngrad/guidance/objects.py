@@ -107,15 +107,16 @@ def _pairs(call: CallPlaces, objects: Tensor, places: ImagePlaces) -> PlausibleP
     outside = _at_tokens(torch.ones_like(seen), call.keys, places.slots) & ~inside
     device = objects.device
     image, place = (each[:, 0].to(device) for each in (call.queries.image, call.queries.place))  # (R, N)
-    nowhere = ((place < places.slots) & (image >= 0)).any(dim=0).nonzero().flatten()
-    inside, outside = inside.unsqueeze(1), outside.unsqueeze(1)  # (R, 1, M)
+    nowhere = (place < places.slots) & (image >= 0)  # (R, N)
     queries: Tensor | None = None
-    if len(nowhere):
-        queries = nowhere
-    elif bool((image < 0).any()):  # padding asks for nothing
-        inside = inside & (image >= 0).unsqueeze(2)
+    asks: Tensor | None = image >= 0
+    guided = __import__("os").environ.get("GUIDED", "object")
+    if guided == "nowhere" and bool(nowhere.any()):
+        queries, asks = nowhere.any(dim=0).nonzero().flatten(), None
+    elif guided == "object":
+        asks = nowhere | _at_tokens(carry(objects, call.queries.grid).flatten(1) > _NOTHING, call.queries, places.slots)
     images = None if call.keys.in_order else row_images(call.keys).to(device)
-    return PlausiblePairs(inside, outside, queries, images, places.batch)
+    return PlausiblePairs(inside.unsqueeze(1), outside.unsqueeze(1), queries, asks, images, places.batch)
 
 
 def _at_tokens(cells: Tensor, tokens: TokenPlaces, slots: int) -> Tensor:

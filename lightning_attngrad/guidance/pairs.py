@@ -20,6 +20,7 @@ class PlausiblePairs:
         outside: bool, where it should not look. What is neither is left out: probabilities are shares of what lies
             inside or outside. None is everything that is not inside.
         queries: numbers of the guided query tokens, (n,) int64; None is all N.
+        asks: bool, broadcastable to (R, n), which of these are guided in each row; None is all.
         images: to which image each row belongs, (R,) int64; None where row r is image r.
         batch: number of images B; None is R.
 
@@ -32,6 +33,7 @@ class PlausiblePairs:
     inside: Tensor
     outside: Tensor | None = None
     queries: Tensor | None = None
+    asks: Tensor | None = None
     images: Tensor | None = None
     batch: int | None = None
 
@@ -53,7 +55,8 @@ class PlausiblePairs:
             like: of the device and floating-point type of the result.
         """
         some: Tensor = self.inside.to(like.device).any(dim=-1)
-        counted = some.to(like.dtype).expand(rows, queries)
+        counted = (some if self.asks is None else some & self.asks.to(like.device)).to(like.dtype)
+        counted = counted.expand(rows, queries)
         batch = rows if self.batch is None else self.batch
         if self.images is None:
             return counted / counted.sum(dim=1, keepdim=True).clamp_min(1) / batch

@@ -56,18 +56,10 @@ def test_it_is_the_definition_and_so_is_its_gradient(kind: type[Cross], largest:
     assert float(found.loss) == pytest.approx(float(expected), rel=1e-12)
     assert float(found.mass_inside) == pytest.approx(float(mass), rel=1e-12)
     assert float(found.mass_inside + found.mass_outside) == pytest.approx(1)
-    for ours, theirs in zip(
-        torch.autograd.grad(found.loss, learning), torch.autograd.grad(expected, learning), strict=True
-    ):
+    wanted = torch.autograd.grad(expected, learning)
+    for ours, theirs in zip(torch.autograd.grad(found.loss, learning), wanted, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
-    assert (
-        max(gradient.abs().max() for gradient in torch.autograd.grad(expected_again(layer, given, plausible), learning))
-        > 0
-    )
-
-
-def expected_again(layer: Cross, given: tuple[Tensor, Tensor], plausible: Tensor) -> Tensor:
-    return guidance_loss(from_all_of_a(layer, given), plausible)[0]
+    assert max(float(gradient.abs().max()) for gradient in wanted) > 1e-3
 
 
 def test_what_is_neither_inside_nor_outside_is_left_out() -> None:
@@ -149,7 +141,7 @@ def test_nothing_of_the_size_of_all_probabilities_is_kept() -> None:
             return output
 
     with Watch():
-        attention_guidance_loss(fused(query, key), torch.eye(tokens_of_it) > 0, memory_budget=budget).loss.backward()
+        attention_guidance_loss(fused(query, key), torch.arange(tokens_of_it) < 9, memory_budget=budget).loss.backward()
     assert query.grad is not None
     assert key.grad is not None
     assert max(sizes) < 4 * tokens_of_it**2 / 8
