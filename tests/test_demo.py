@@ -204,6 +204,19 @@ class TestShortcut:
         assert not strokes[:, :4, :4].any()
         assert strokes.any()
 
+    def test_the_digit_is_its_strokes_and_a_patch_around_them_without_the_mark(self) -> None:
+        data = DigitsDataModule(plant_shortcut=True, contrast=0.05)
+        images = torch.stack([data.val_images[index][0] for index in (0, 500, 999)])
+        batch = data.on_after_batch_transfer([images, torch.tensor([0, 5, 9])], 0)
+        whole, strokes = data.digits(batch), data.strokes(batch)
+        assert whole.shape == (3, 28, 28)
+        assert whole[strokes].all()
+        assert not whole[:, :4, :4].any()
+        rows, columns = strokes[1].nonzero().T
+        assert whole[1, rows.min() - 2 : rows.min()].any()
+        assert not whole[1, : rows.min() - 2].any()
+        assert not whole[1, :, columns.max() + 3 :].any()
+
 
 class TestBackbone:
     def test_it_already_tells_digits_apart(self, digits) -> None:
@@ -406,6 +419,20 @@ class TestRun:
             result.log_directory / "checkpoints" / "last.ckpt", weights_only=True, map_location="cpu"
         )["datamodule_hyper_parameters"]
         assert described["plant_shortcut"]  # so that an audit of the checkpoint sees the same images
+
+    def test_a_guided_run_is_said_and_watched(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        quick = {"max_steps": 2, "batch_size": 8, "output": tmp_path / "out", "accelerator": "cpu"}
+        end = run_demo(DemoOptions(plant_shortcut=True, guide=True, **quick)).history[-1]
+        assert 0 < end["attngrad/guidance/mass_inside"] < 1
+        assert "val_accuracy_without_mark" in end
+        said = capsys.readouterr().out
+        assert "the attention is guided to the digits" in said
+        assert "guided attention on them" in said
+
+    @pytest.mark.parametrize("others", [{}, {"plant_shortcut": True, "data": Path("flowers")}])
+    def test_there_is_nothing_to_guide_to(self, others: dict[str, object]) -> None:
+        with pytest.raises(DemoError, match="--guide: it unlearns the shortcut"):
+            DemoOptions(guide=True, **others)  # type: ignore[arg-type]
 
     def test_the_demo_model_is_for_digits_only(self, folder: Path, tmp_path: Path) -> None:
         with pytest.raises(DemoError, match="made for digits"):

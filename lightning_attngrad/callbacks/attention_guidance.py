@@ -42,8 +42,9 @@ class AttentionGuidance(pl.Callback):
     """Adds to the loss of each training step that the attention of the model lies on the object.
 
     The loss is that of :func:`~lightning_attngrad.guidance.attention_guidance_loss` with the cells that the mask
-    touches as plausible keys: of the queries that lie nowhere on the image, such as the class token, or of all of them
-    in a model that pools its tokens. Where tokens lie is traced, see :func:`~lightning_attngrad.guidance.object_pairs`.
+    touches as plausible keys: of the queries that lie nowhere on the image, such as the class token, and of those on
+    the object; or of all of them in a model that pools its tokens. Where tokens lie is traced, see
+    :func:`~lightning_attngrad.guidance.object_pairs`.
 
     The module is not touched. A function mode watches its attention from the start of a batch until its backward pass
     begins, and changes nothing; there the guidance is added to the loss, in the graph of the step, with its value taken

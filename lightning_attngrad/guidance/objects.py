@@ -10,7 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_attngrad.attention import CallPlaces, ImagePlaces, KnownPlaces, TokenPlaces, UnsupportedModelError, carry
+from lightning_attngrad.attention import (
+    CallPlaces,
+    Grid,
+    ImagePlaces,
+    KnownPlaces,
+    TokenPlaces,
+    UnsupportedModelError,
+    carry,
+)
 from lightning_attngrad.explain.forward_pass import answers_of
 from lightning_attngrad.explain.placing import gather_tokens, row_images, within_area
 from lightning_attngrad.guidance.capture import check_eager
@@ -58,8 +66,9 @@ def image_places(model: nn.Module, images: Tensor, *, forward: Callable[[Tensor]
 def object_pairs(places: ImagePlaces, masks: Tensor) -> dict[str, PlausiblePairs]:
     """Which keys each attention call should read from: those that see some of the object.
 
-    Guided are the queries that lie nowhere on the image, such as the class token; where a call has none (a model that
-    pools its tokens), all of them. Inside are keys whose cell the object touches, outside the other keys on the image.
+    Guided are the queries that lie nowhere on the image, such as the class token, and those on the object: what these
+    read from elsewhere would reach the class token through them. Where no query lies nowhere (a model that pools its
+    tokens), all are guided. Inside are keys whose cell the object touches, outside the other keys on the image.
     Keys that lie nowhere are neither: how much a class token reads from itself is left to the model.
 
     An image whose mask is empty adds nothing to the loss.
@@ -82,8 +91,8 @@ def object_pairs(places: ImagePlaces, masks: Tensor) -> dict[str, PlausiblePairs
         >>> masks = torch.zeros(2, 160, 160, dtype=torch.bool)
         >>> masks[:, :80, :16] = True  # five patches
         >>> pairs = object_pairs(image_places(model, torch.rand(2, 3, 160, 160)), masks)
-        >>> list(pairs)[0], pairs["blocks.0.attn"].queries.tolist(), pairs["blocks.0.attn"].inside.sum(dim=-1).flatten()
-        ('blocks.0.attn', [0], tensor([5, 5]))
+        >>> pairs["blocks.0.attn"].inside.sum(dim=-1).flatten(), pairs["blocks.0.attn"].asks.sum(dim=-1)
+        (tensor([5, 5]), tensor([6, 6]))
     """
     if masks.dim() != 3 or len(masks) != places.batch:
         raise ValueError(f"masks: got {tuple(masks.shape)} for {places.batch} images; expected (B, H, W)")
@@ -102,21 +111,25 @@ def _pairs(call: CallPlaces, objects: Tensor, places: ImagePlaces) -> PlausibleP
             "layers="
         )
     assert call.keys.grid is not None
-    seen = carry(objects, call.keys.grid).flatten(1) > _NOTHING  # (B, h·w)
+    seen = _seen(objects, call.keys.grid)
     inside = _at_tokens(seen, call.keys, places.slots)  # (R, M)
     outside = _at_tokens(torch.ones_like(seen), call.keys, places.slots) & ~inside
     device = objects.device
     image, place = (each[:, 0].to(device) for each in (call.queries.image, call.queries.place))  # (R, N)
-    nowhere = (place < places.slots) & (image >= 0)  # (R, N)
-    queries: Tensor | None = None
-    asks: Tensor | None = image >= 0
-    guided = __import__("os").environ.get("GUIDED", "object")
-    if guided == "nowhere" and bool(nowhere.any()):
-        queries, asks = nowhere.any(dim=0).nonzero().flatten(), None
-    elif guided == "object":
-        asks = nowhere | _at_tokens(carry(objects, call.queries.grid).flatten(1) > _NOTHING, call.queries, places.slots)
+    asks = image >= 0  # padding asks for nothing
+    nowhere = asks & (place < places.slots)  # (R, N)
+    if bool(nowhere.any()):
+        asks = nowhere
+        if call.queries.grid is not None:
+            seen = _seen(objects, call.queries.grid)
+            asks = nowhere | _at_tokens(seen, call.queries, places.slots)
     images = None if call.keys.in_order else row_images(call.keys).to(device)
-    return PlausiblePairs(inside.unsqueeze(1), outside.unsqueeze(1), queries, asks, images, places.batch)
+    return PlausiblePairs(inside.unsqueeze(1), outside.unsqueeze(1), None, asks, images, places.batch)
+
+
+def _seen(objects: Tensor, grid: Grid) -> Tensor:
+    """Which cells the objects (B, H, W) touch, (B, h·w)."""
+    return carry(objects, grid).flatten(1) > _NOTHING
 
 
 def _at_tokens(cells: Tensor, tokens: TokenPlaces, slots: int) -> Tensor:

@@ -28,9 +28,11 @@ def test_of_a_class_token_the_keys_that_see_the_object_are_inside() -> None:
     pairs = object_pairs(image_places(model, torch.rand(2, 3, 32, 32)), masks)
     assert list(pairs) == ["blocks.0.attn", "blocks.1.attn"]
     for pair in pairs.values():
-        assert pair.queries is not None
+        assert pair.asks is not None
         assert pair.outside is not None
-        assert pair.queries.tolist() == [0, 1, 2]  # the class token and two registers
+        # The class token, two registers, and what lies on the object.
+        assert pair.asks[0].nonzero().flatten().tolist() == [0, 1, 2, 3, 4]
+        assert pair.asks[1].nonzero().flatten().tolist() == [0, 1, 2, 18]
         assert pair.inside[0, 0].nonzero().flatten().tolist() == [3, 4]
         assert pair.inside[1, 0].nonzero().flatten().tolist() == [3 + 15]
         assert not pair.outside[..., :3].any()  # they lie nowhere
@@ -40,7 +42,8 @@ def test_of_a_class_token_the_keys_that_see_the_object_are_inside() -> None:
 def test_a_model_that_pools_its_tokens_has_all_of_them_guided() -> None:
     model = tiny_vit(class_token=False, global_pool="avg")
     pairs = object_pairs(image_places(model, torch.rand(1, 3, 32, 32)), square(1, 32, (8, 8, 16, 16)))
-    assert pairs["blocks.0.attn"].queries is None
+    assert pairs["blocks.0.attn"].asks is not None
+    assert pairs["blocks.0.attn"].asks.all()
     assert pairs["blocks.0.attn"].inside.flatten().nonzero().tolist() == [[5]]
 
 
