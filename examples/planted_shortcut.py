@@ -6,7 +6,7 @@ and in validation; the monitor sees the map move there while validation accuracy
     python examples/planted_shortcut.py
     python examples/planted_shortcut.py --guide --seeds 3
 
-With --guide there is a third run, on the marked digits, whose attention is guided to the digits while it trains; a
+With --guide there is a third run, on the marked digits, whose attention is guided to the strokes while it trains; a
 table says what each of the three is worth without the mark. No patches are then dropped while training, in any of them.
 """
 
@@ -89,7 +89,7 @@ def train(kind: str, seed: int, options: argparse.Namespace) -> tuple[Watched, d
     monitor = Watched(probe=attngrad.ProbeImages(mask=data.strokes, num_images=options.images))
     callbacks: list[L.Callback] = [monitor, Lines(monitor, kind)]
     if kind == "guided":
-        callbacks.append(attngrad.AttentionGuidance(data.digits, options.weight, model="model"))
+        callbacks.append(attngrad.AttentionGuidance(data.strokes, options.weight, model="model"))
     trainer = L.Trainer(
         max_steps=options.steps,
         val_check_interval=min(options.every, options.steps),
@@ -99,7 +99,7 @@ def train(kind: str, seed: int, options: argparse.Namespace) -> tuple[Watched, d
     )
     trainer.fit(module, datamodule=data)
     worth = {"accuracy": float(trainer.callback_metrics["val_accuracy"])}
-    for data.marks, what in (("none", "without the mark"), ("wrong", "with the mark of another class")):
+    for data.marks, what in (("none", "without the mark"), ("wrong", "with another's mark")):
         worth[what] = worth["accuracy"]
         if planted:
             worth[what] = L.Trainer(**QUIET).validate(module, datamodule=data, verbose=False)[0]["val_accuracy"]
@@ -111,13 +111,13 @@ def train(kind: str, seed: int, options: argparse.Namespace) -> tuple[Watched, d
 def print_table(worth: dict[str, list[dict[str, float]]]) -> None:
     """Mean and range over the seeds, a row a kind of run."""
     names = list(next(iter(worth.values()))[0])
-    print(f"\n{'':10}" + "".join(f"{name.replace('_', ' '):>32}" for name in names))
+    print(f"\n{'':8}" + "".join(f"{name.replace('_', ' '):>24}" for name in names))
     for kind, seeds in worth.items():
         cells = []
         for name in names:
             values = [one[name] for one in seeds]
             cells.append(f"{sum(values) / len(values):.1%} ({min(values):.1%} – {max(values):.1%})")
-        print(f"{kind:10}" + "".join(f"{cell:>32}" for cell in cells))
+        print(f"{kind:8}" + "".join(f"{cell:>24}" for cell in cells))
 
 
 def side_by_side(clean: Watched, marked: Watched, kind: str, count: int) -> Figure:
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=8, metavar="N", help="that are evaluated")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="the first one")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="how many")
-    parser.add_argument("--guide", action="store_true", help="a third run, guided to the digits, and a table")
+    parser.add_argument("--guide", action="store_true", help="a third run, guided to the strokes, and a table")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, help="of runs (default: all of them)")
     parser.add_argument("--weight", type=float, default=1.0, metavar="W", help="of the guidance in the loss")
     parser.add_argument("--output", type=Path, default=Path("planted_shortcut.png"), metavar="FILE", help="the figure")

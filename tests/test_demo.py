@@ -204,19 +204,6 @@ class TestShortcut:
         assert not strokes[:, :4, :4].any()
         assert strokes.any()
 
-    def test_the_digit_is_its_strokes_and_a_patch_around_them_without_the_mark(self) -> None:
-        data = DigitsDataModule(plant_shortcut=True, contrast=0.05)
-        images = torch.stack([data.val_images[index][0] for index in (0, 500, 999)])
-        batch = data.on_after_batch_transfer([images, torch.tensor([0, 5, 9])], 0)
-        whole, strokes = data.digits(batch), data.strokes(batch)
-        assert whole.shape == (3, 28, 28)
-        assert whole[strokes].all()
-        assert not whole[:, :4, :4].any()
-        rows, columns = strokes[1].nonzero().T
-        assert whole[1, rows.min() - 2 : rows.min()].any()
-        assert not whole[1, : rows.min() - 2].any()
-        assert not whole[1, :, columns.max() + 3 :].any()
-
 
 class TestBackbone:
     def test_it_already_tells_digits_apart(self, digits) -> None:
@@ -426,7 +413,7 @@ class TestRun:
         assert 0 < end["attngrad/guidance/mass_inside"] < 1
         assert "val_accuracy_without_mark" in end
         said = capsys.readouterr().out
-        assert "the attention is guided to the digits" in said
+        assert "the attention is guided to the strokes" in said
         assert "guided attention on them" in said
 
     @pytest.mark.parametrize("others", [{}, {"plant_shortcut": True, "data": Path("flowers")}])

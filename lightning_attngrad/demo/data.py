@@ -204,15 +204,6 @@ class DigitsDataModule(MarkedDataModule):
         strokes[:, :size, :size] = False
         return strokes
 
-    def digits(self, batch: Sequence[Tensor]) -> Tensor:
-        """The digit with what it encloses and a patch around it, (B, H, W) bool: what guided attention may read."""
-        strokes = self.strokes(batch)
-        side = strokes.shape[-1]
-        reach = 2 * round(side / 14) + 1  # pixels: a patch of fourteen to each side
-        whole = F.max_pool2d(strokes[:, None].float(), reach, stride=1, padding=reach // 2)[:, 0] > 0
-        whole[:, : mark_size(side), : mark_size(side)] = False
-        return whole
-
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled training images: they lie in memory, so worker processes would only cost time."""
         return DataLoader(self.train_images, self.batch_size, shuffle=True, drop_last=True)

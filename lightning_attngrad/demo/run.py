@@ -37,7 +37,7 @@ from lightning_attngrad.probe import ProbeImages
 
 #: Of guidance in the loss, with --guide.
 GUIDANCE_WEIGHT = 1.0
-_GUIDED = "; the attention is guided to the digits"
+_GUIDED = "; the attention is guided to the strokes"
 #: Rewriting takes longer than mapping, so it is evaluated, and saved, in every other epoch.
 _REWRITE_EVERY = 2
 
@@ -219,7 +219,7 @@ def _trainer(
     monitors, audit = _monitors(options, data, every)
     guidance = []
     if options.guide and isinstance(data, DigitsDataModule):  # the options have seen to it
-        guidance.append(AttentionGuidance(data.digits, GUIDANCE_WEIGHT, model="model"))
+        guidance.append(AttentionGuidance(data.strokes, GUIDANCE_WEIGHT, model="model"))
     history = ScalarHistory(monitors, {})
     checkpoints = [
         ModelCheckpoint(Path(board.log_dir) / "checkpoints", filename, every_n_epochs=every, **kept)
