@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from lightning_attngrad.attention import backward_rule
     from lightning_attngrad.callbacks import (
         AttentionDriftMonitor,
+        AttentionGuidance,
         AttentionMapMonitor,
         CheckpointAudit,
         Evaluation,
@@ -35,11 +36,13 @@ if TYPE_CHECKING:
         explain,
         register_method,
     )
+    from lightning_attngrad.guidance import attention_guidance_loss, capture_attention
     from lightning_attngrad.probe import ProbeImages
     from lightning_attngrad.rewrite import Rewrite, rewrite
 
 __all__ = [
     "AttentionDriftMonitor",
+    "AttentionGuidance",
     "AttentionMapMonitor",
     "AttentionStep",
     "CheckpointAudit",
@@ -60,8 +63,10 @@ __all__ = [
     "Rewrite",
     "RewriteRobustnessMonitor",
     "Similarity",
+    "attention_guidance_loss",
     "attention_step",
     "backward_rule",
+    "capture_attention",
     "explain",
     "register_method",
     "rewrite",
@@ -82,8 +87,10 @@ _ROOMS = {
     "QueryClass": "explain",
     "Region": "explain",
     "Similarity": "explain",
+    "attention_guidance_loss": "guidance",
     "attention_step": "explain",
     "backward_rule": "attention",
+    "capture_attention": "guidance",
     "explain": "explain",
     "register_method": "explain",
     "ProbeImages": "probe",

@@ -31,6 +31,7 @@ _DEMO_EXAMPLES = """\
 examples:
   lightning-attngrad demo
   lightning-attngrad demo --plant-shortcut
+  lightning-attngrad demo --plant-shortcut --guide
   lightning-attngrad demo --data flowers --model vit_small_patch16_224 --pretrained --epochs 5
   lightning-attngrad demo --data flowers --model deit3_small_patch16_224 --weights deit3.safetensors"""
 

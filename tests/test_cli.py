@@ -67,6 +67,8 @@ def test_every_option_reaches_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     assert asked[3] == DemoOptions(plant_shortcut=True)
     assert cli.main(["demo", "--model", "vit_tiny_patch16_224", "--pretrained"]) == 0
     assert asked[4].pretrained
+    assert cli.main(["demo", "--plant-shortcut", "--guide"]) == 0
+    assert asked[5] == DemoOptions(plant_shortcut=True, guide=True)
 
 
 _FLAGS = {"model_args": "--model-arg", "data_args": "--data-arg"}

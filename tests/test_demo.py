@@ -407,6 +407,20 @@ class TestRun:
         )["datamodule_hyper_parameters"]
         assert described["plant_shortcut"]  # so that an audit of the checkpoint sees the same images
 
+    def test_a_guided_run_is_said_and_watched(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        quick = {"max_steps": 2, "batch_size": 8, "output": tmp_path / "out", "accelerator": "cpu"}
+        end = run_demo(DemoOptions(plant_shortcut=True, guide=True, **quick)).history[-1]
+        assert 0 < end["attngrad/guidance/mass_inside"] < 1
+        assert "val_accuracy_without_mark" in end
+        said = capsys.readouterr().out
+        assert "the attention is guided to the strokes" in said
+        assert "guided attention on them" in said
+
+    @pytest.mark.parametrize("others", [{}, {"plant_shortcut": True, "data": Path("flowers")}])
+    def test_there_is_nothing_to_guide_to(self, others: dict[str, object]) -> None:
+        with pytest.raises(DemoError, match="--guide: it unlearns the shortcut"):
+            DemoOptions(guide=True, **others)  # type: ignore[arg-type]
+
     def test_the_demo_model_is_for_digits_only(self, folder: Path, tmp_path: Path) -> None:
         with pytest.raises(DemoError, match="made for digits"):
             run_demo(DemoOptions(data=folder, model="demo", output=tmp_path))

@@ -20,24 +20,25 @@ MAY_IMPORT = {
     "attention": {"state"},
     "explain": {"attention", "state"},
     "rewrite": {"attention", "explain", "state"},
+    "guidance": {"attention", "explain", "state"},
     "models": set(),
     "metrics": {"attention", "explain", "rewrite", "state"},
     "probe": {"attention", "explain", "rewrite", "state"},
     "reporting": set(),
     "measure": {"version", "attention", "explain", "rewrite", "metrics", "probe", "reporting", "state"},
-    "callbacks": {"attention", "explain", "rewrite", "metrics", "probe", "measure", "reporting", "state"},
+    "callbacks": {"attention", "explain", "guidance", "rewrite", "metrics", "probe", "measure", "reporting", "state"},
     "demo": {"callbacks", "models", "probe"},
     "audit": {"callbacks", "measure", "probe", "reporting"},
     "cli": {"audit", "demo", "callbacks"},
     "callbacks_factory": {"callbacks"},
-    "__init__": {"version", "attention", "callbacks", "explain", "probe", "rewrite"},
+    "__init__": {"version", "attention", "callbacks", "explain", "guidance", "probe", "rewrite"},
 }
 #: Rooms that may know Lightning.
 KNOW_LIGHTNING = {"probe", "measure", "reporting", "callbacks", "demo", "audit", "cli", "callbacks_factory"}
 LIGHTNING = {"lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities"}
 #: What the lowest rooms may use beside the standard library and this package.
 _BESIDE_TORCH = {"metrics": ("torchmetrics",), "models": ("timm",)}
-ONLY_TORCH = {"state", "attention", "explain", "rewrite", "metrics", "models"}
+ONLY_TORCH = {"state", "attention", "explain", "rewrite", "guidance", "metrics", "models"}
 
 
 def _imports() -> list[tuple[str, str, int, str]]:

@@ -34,6 +34,7 @@ from lightning_attngrad.attention.rules import (
     forget_backward_rule,
 )
 from lightning_attngrad.attention.tap import AttentionTap
+from lightning_attngrad.attention.training_tap import TrainingTap
 from lightning_attngrad.attention.watching import AttentionWatcher, SeenAttention
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "SeenAttention",
     "TensorPlaces",
     "TokenPlaces",
+    "TrainingTap",
     "UnsupportedModelError",
     "backward_rule",
     "carry",

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from lightning_attngrad.attention.budget import default_memory_budget
 
+#: What is added to a score hides a key if it is less: a probability that is e⁵⁰ times smaller.
+_HIDES = -50.0
 _BYTES_PER_PROBABILITY = 2 * 4  # float32 probabilities and their gradient, both (B, H, rows, M)
 
 
@@ -120,7 +122,12 @@ class FusedAttentionCall(AttentionCall):
         batch, heads, queries, _ = self.query.shape
         return batch, heads, queries, self.key.shape[-2]
 
-    def attention(self, rows: slice) -> Tensor:
+    def scores(self, rows: slice | Tensor) -> Tensor:
+        """What the softmax is taken of, (B, H, rows, M), outside graph and autocast, at least float32.
+
+        Args:
+            rows: the query tokens, a slice or their numbers (rows,) int64.
+        """
         with outside_autocast(self.query.device):
             scores = _times_transposed(_at_least_float32(self.query[:, :, rows]) * self.scale, self.key)
         if self.mask is not None:  # (B, H, rows, M)
@@ -131,9 +138,23 @@ class FusedAttentionCall(AttentionCall):
             else:
                 scores += mask
         if self.is_causal:
-            queries = torch.arange(scores.shape[-2], device=scores.device) + rows.start
+            queries = torch.arange(self.shape[2], device=scores.device)[rows]
             keys = torch.arange(scores.shape[-1], device=scores.device)
             scores.masked_fill_(keys > queries[:, None], -torch.inf)
+        return scores
+
+    def hidden(self, rows: slice | Tensor) -> Tensor | None:
+        """Which keys the model's own mask hides from these queries, broadcastable to (B, H, rows, M); None is none.
+
+        Masks that are added hide by a large negative number: −∞, the least of a type, or −100 as Swin has it.
+        """
+        if self.mask is None:
+            return None
+        mask = self.mask if self.mask.dim() < 2 or self.mask.shape[-2] == 1 else self.mask[..., rows, :]
+        return ~mask if mask.dtype == torch.bool else mask.detach() < _HIDES
+
+    def attention(self, rows: slice) -> Tensor:
+        scores = self.scores(rows)
         blind = scores.isneginf().all(-1, keepdim=True) if self.mask is not None else None
         torch.softmax(scores, dim=-1, out=scores)
         # A row that sees no key at all gives zeros in the fused kernels, NaN in a plain softmax.

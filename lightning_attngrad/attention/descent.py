@@ -94,6 +94,11 @@ class SoftmaxDescent:
             if not each.read and (each.is_square or (each.met is not None and len(each.shape) > 2))
         )
 
+    def weights_of(self, tensor: Tensor) -> Weights | None:
+        """What is known of a tensor that descends from a softmax; None of any other."""
+        fact = self._facts.get(tensor)
+        return fact if isinstance(fact, Weights) else None
+
     def begin(self, output: Tensor, dim: int, is_log: bool, offset: int | None = None) -> None:
         """Follow what comes out of a softmax over this axis.
 

@@ -81,6 +81,11 @@ class KnownPlaces:
         return None if pooled and (embedding is None or embedding.tokens.grid != (1, 1)) else found
 
     @property
+    def chosen(self) -> bool:
+        """Whether the model picks tokens by what the images hold, or by chance: no other pass has these places."""
+        return self._traced.chosen
+
+    @property
     def detached(self) -> bool:
         """Whether no gradient leads from the output to the images."""
         return self._traced.detached

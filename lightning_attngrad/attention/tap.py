@@ -6,7 +6,6 @@ import contextlib
 import math
 import sys
 from collections.abc import Callable, Sequence
-from types import FrameType
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -21,6 +20,7 @@ from lightning_attngrad.attention.descent import SoftmaxDescent
 from lightning_attngrad.attention.embedding import NumberedOutputs
 from lightning_attngrad.attention.feature_maps import FeatureMaps
 from lightning_attngrad.attention.joined import BlockReader, Readers, is_joinable, joined_attention
+from lightning_attngrad.attention.module_names import ModuleNames, unlike
 from lightning_attngrad.attention.multihead import multi_head_attention
 from lightning_attngrad.attention.rules import NORMALISATIONS, PLAIN, BackwardRules, scale_gradient, under_rules
 from lightning_attngrad.attention.token_statistics import TokenStatistics
@@ -29,9 +29,6 @@ from lightning_attngrad.attention.weights import LOG_SOFTMAX, SOFTMAX, UnreadSof
 from lightning_attngrad.state import outside_inference
 
 T = TypeVar("T")
-
-#: Modules that do the arithmetic of an attention layer but are not the layer.
-_ANONYMOUS = (nn.Softmax, nn.Dropout, nn.Identity)
 
 
 class AttentionTap(TorchFunctionMode):
@@ -106,11 +103,7 @@ class AttentionTap(TorchFunctionMode):
         self.on_gradient: Callable[[AttentionCall, Tensor], None] | None = None
         self.on_blocks: Callable[[AttentionCall, Tensor], BlockReader | None] | None = None
         self.on_constant: Callable[[str, Tensor, Tensor, int], None] | None = None
-        self._names: dict[int, str] = {
-            id(module): name.replace("_orig_mod.", "").removesuffix("_orig_mod")
-            for name, module in model.named_modules()
-            if not isinstance(module, _ANONYMOUS)
-        }
+        self._names = ModuleNames(model)
         self._start = start
         self._rules = rules
         self._score_offsets = score_offsets
@@ -377,8 +370,7 @@ class AttentionTap(TorchFunctionMode):
         is_joined: bool = False,
     ) -> None:
         """Keep a call, and from what it reads, values last, as the model has it: before rules cut anything."""
-        name, number = call.name, sum(known.name.split("#")[0] == call.name for known in self.calls)
-        call.name = f"{name}#{number + 1}" if number else name  # a module that attends several times
+        call.name = unlike(call.name, [known.name for known in self.calls])
         if not self.calls:
             self.first_reads = reads
         if isinstance(call, FusedAttentionCall):
@@ -437,13 +429,7 @@ class AttentionTap(TorchFunctionMode):
 
     def calling_module(self) -> str:
         """Name of the innermost module of the model whose forward is running."""
-        frame: FrameType | None = sys._getframe(1)
-        while frame is not None:
-            name = self._names.get(id(frame.f_locals.get("self")))
-            if name is not None:
-                return name
-            frame = frame.f_back
-        return f"attention.{len(self.calls)}"
+        return self._names.running() or f"attention.{len(self.calls)}"
 
 
 #: What moves tokens by arguments that have nothing to do with the number of images.

@@ -68,7 +68,9 @@ def _stem_embedding(stem: nn.Module, *, img_size: int, in_chans: int, embed_dim:
     return HybridEmbed(stem, img_size=img_size, patch_size=1, in_chans=in_chans, embed_dim=embed_dim)
 
 
-def build_model(name: str, class_count: int, image_size: int | None, pretrained: bool) -> nn.Module:
+def build_model(
+    name: str, class_count: int, image_size: int | None, pretrained: bool, *, drops_patches: bool = True
+) -> nn.Module:
     """Build a model by name.
 
     Args:
@@ -76,6 +78,8 @@ def build_model(name: str, class_count: int, image_size: int | None, pretrained:
         class_count: Outputs of the head.
         image_size: Height and width of the input, pixels; None is what the model was made for.
         pretrained: Download timm's weights.
+        drops_patches: Whether the demo's own model drops half of the patches while training; where they lie is then
+            not known, as attention that is guided has to.
 
     Returns:
         The model, with timm's `pretrained_cfg`.
@@ -89,7 +93,7 @@ def build_model(name: str, class_count: int, image_size: int | None, pretrained:
                 f"--image-size: got {image_size}; the demo model takes {DEMO_IMAGE_SIZE} only; "
                 "name one of timm's with --model, such as vit_tiny_patch16_224"
             )
-        return demo_vision_transformer(class_count)
+        return demo_vision_transformer(class_count) if drops_patches else demo_vision_transformer(class_count, 0.0)
     if not timm.is_model(name.partition(".")[0]):
         near = timm.list_models(f"*{name.partition('_')[0]}*")[:3]
         raise DemoError(

@@ -40,6 +40,8 @@ class DemoOptions:
         plant_shortcut: mark every image, in training and validation, with its class in a corner, and see what a run is
             like that learns nothing else. Digits are then faint: the demo's backbone reads others too well to need a
             mark.
+        guide: with --plant-shortcut, guide the attention to the strokes while training, so that the
+            shortcut is not learnt; no patches are then dropped while training, which takes longer.
         max_steps: take at most N steps, for a quick try.
         max_overhead: of the training time that the monitors may take together, such as 0.05 (default: no evaluation is
             skipped).
@@ -62,6 +64,7 @@ class DemoOptions:
     batch_size: int = field(default=32, metadata=_TRAINING)
     learning_rate: float | None = field(default=None, metadata={**_TRAINING, "metavar": "RATE"})
     plant_shortcut: bool = field(default=False, metadata=_TRAINING)
+    guide: bool = field(default=False, metadata=_TRAINING)
     max_steps: int | None = field(default=None, metadata=_TRAINING)
     max_overhead: float | None = field(default=None, metadata={**_TRAINING, "metavar": "SHARE"})
     seed: int = field(default=0, metadata=_TRAINING)
@@ -95,6 +98,11 @@ class DemoOptions:
         ]
         if len(starts) > 1:
             raise DemoError(f"{' and '.join(starts)}: got both; expected one kind of starting weights")
+        if self.guide and (not self.plant_shortcut or self.data is not None):
+            raise DemoError(
+                "--guide: it unlearns the shortcut of --plant-shortcut by the strokes of the digits, which no folder "
+                "of images has; leave --data out, and add --plant-shortcut"
+            )
         if self.pretrained and self.model_name == DEMO_MODEL:
             raise DemoError("--pretrained: timm holds no weights of the demo model; name one of timm's with --model")
 

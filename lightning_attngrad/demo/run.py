@@ -22,6 +22,7 @@ from torch import nn
 
 from lightning_attngrad.callbacks import (
     AttentionDriftMonitor,
+    AttentionGuidance,
     AttentionMapMonitor,
     CheckpointAudit,
     RewriteRobustnessMonitor,
@@ -34,6 +35,9 @@ from lightning_attngrad.demo.shortcut import FAINT
 from lightning_attngrad.demo.summary import summary_table
 from lightning_attngrad.probe import ProbeImages
 
+#: Of guidance in the loss, with --guide.
+GUIDANCE_WEIGHT = 1.0
+_GUIDED = "; the attention is guided to the strokes"
 #: Rewriting takes longer than mapping, so it is evaluated, and saved, in every other epoch.
 _REWRITE_EVERY = 2
 
@@ -150,7 +154,13 @@ def _model_and_data(
     class_count = 10 if options.data is None else count_folder_classes(options.data)
     if options.model_name == DEMO_MODEL and options.data is not None:
         raise DemoError("--model: the demo model is made for digits; name one of timm's for a folder of images")
-    model = build_model(options.model_name, class_count, options.image_size, pretrained=options.pretrained)
+    model = build_model(
+        options.model_name,
+        class_count,
+        options.image_size,
+        pretrained=options.pretrained,
+        drops_patches=not options.guide,
+    )
     origin = "random weights"
     if options.weights is not None:
         origin = load_weights(model, options.weights)
@@ -185,7 +195,7 @@ def _planted(options: DemoOptions) -> str:
     if not options.plant_shortcut:
         return ""
     faint = f", of {FAINT:.0%} contrast" if options.data is None else ""
-    return f"{faint}; a mark in the upper left corner gives each one's class away"
+    return f"{faint}; a mark in the upper left corner gives each one's class away{_GUIDED if options.guide else ''}"
 
 
 def _describe(options: DemoOptions, model: nn.Module) -> str:
@@ -207,6 +217,9 @@ def _trainer(
     table = CSVLogger(options.output, name="", version=board.version)
     every = min(_REWRITE_EVERY, epochs)
     monitors, audit = _monitors(options, data, every)
+    guidance = []
+    if options.guide and isinstance(data, DigitsDataModule):  # the options have seen to it
+        guidance.append(AttentionGuidance(data.strokes, GUIDANCE_WEIGHT, model="model"))
     history = ScalarHistory(monitors, {})
     checkpoints = [
         ModelCheckpoint(Path(board.log_dir) / "checkpoints", filename, every_n_epochs=every, **kept)
@@ -223,7 +236,7 @@ def _trainer(
             max_epochs=epochs,
             limit_train_batches=batches,
             logger=loggers,
-            callbacks=[*monitors, audit, history, _ProgressBar(refresh_rate=5), *checkpoints],
+            callbacks=[*monitors, *guidance, audit, history, _ProgressBar(refresh_rate=5), *checkpoints],
             enable_model_summary=False,
             num_sanity_val_steps=0,
             log_every_n_steps=10,

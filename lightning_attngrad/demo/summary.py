@@ -21,6 +21,7 @@ _ROWS = (
     ("attngrad/maps/corner_mass", "map mass in the corners", "{:.1%}"),
     ("attngrad/maps/mass_in_mask", "map mass on the strokes", "{:.1%}"),
     ("attngrad/maps/top_decile_mass", "map mass in the top tenth", "{:.1%}"),
+    ("attngrad/guidance/mass_inside", "guided attention on them", "{:.1%}"),
     ("attngrad/drift/spearman", "maps moved, Spearman", "{:.2f}"),
     ("attngrad/drift/ratio/spearman", "the same over noise", "{:.1f}"),
     ("attngrad/rewrite/median_linf", "change that rewrites, L∞", "{:.3f}"),

@@ -155,11 +155,11 @@ def forward_pass(
         # normalises in place must not write into the caller's images.
         images = images.detach().clone()
         moment = RandomMoment()
-        known = KnownPlaces(model, images, forward, _answers)
+        known = KnownPlaces(model, images, forward, answers_of)
         for again in (False, True):
             if again:  # the model moved its tokens in another way than the pass that is known
                 moment.rewind()
-                known = KnownPlaces(model, images, forward, _answers, afresh=True)
+                known = KnownPlaces(model, images, forward, answers_of, afresh=True)
             refusal = _refusal(known, type(model).__name__, follows_attention, start == "embedding" and layer is None)
             if refusal is not None:
                 if not known.is_fresh:  # the model may have been changed since, as its message asked
@@ -223,7 +223,7 @@ def _check_arguments(model: nn.Module, images: Tensor, memory_budget: int | None
 
 def _check_graph(tap: AttentionTap, places: ImagePlaces, output: Any, model_name: str) -> None:
     """Refuse a model of whose attention calls some count, and no gradient comes to them."""
-    outputs = [tensor for tensor in _answers(output) if tensor.requires_grad]
+    outputs = [tensor for tensor in answers_of(output) if tensor.requires_grad]
     reached = set(calls_behind(outputs, tap.calls))
     counting = [number for number, call in enumerate(places.calls) if call.counts and call.kind == "tokens"]
     missing = [places.calls[number].name for number in counting if number not in reached]
@@ -244,7 +244,7 @@ def _no_embedding(model_name: str, *, attends: bool) -> str:
     )
 
 
-def _answers(output: Any) -> Iterator[Tensor]:
+def answers_of(output: Any) -> Iterator[Tensor]:
     """The tensors of an output that may be explained: its logits where it has any."""
     found = find_logits(output)
     if found is not None:
@@ -255,7 +255,7 @@ def _answers(output: Any) -> Iterator[Tensor]:
         parts = getattr(parts, "__dict__", {}).values()
     if isinstance(parts, Iterable) and not isinstance(parts, str | bytes | Tensor):
         for part in parts:
-            yield from [part] if isinstance(part, Tensor) else _answers(part)
+            yield from [part] if isinstance(part, Tensor) else answers_of(part)
 
 
 def _structure_only(tap: AttentionTap) -> contextlib.AbstractContextManager[object]:

@@ -10,7 +10,7 @@ from lightning_attngrad.probe.forward import ProbeForward, UnknownSamplesError
 from lightning_attngrad.probe.governor import Governor
 from lightning_attngrad.probe.isolation import isolated
 from lightning_attngrad.probe.jitter import jittered_copies
-from lightning_attngrad.probe.masks import MaskSource, load_mask_source, read_masks
+from lightning_attngrad.probe.masks import MaskSource, find_masks, load_mask_source, read_masks
 from lightning_attngrad.probe.normalisation import KnownPixels, Normalisation, check_normalisation, find_pixels
 from lightning_attngrad.probe.probe_set import ProbeSet
 from lightning_attngrad.probe.resolve import (
@@ -50,6 +50,7 @@ __all__ = [
     "check_class_names",
     "check_normalisation",
     "find_class_names",
+    "find_masks",
     "find_pixels",
     "isolated",
     "jittered_copies",

@@ -54,6 +54,24 @@ def read_masks(batch: Any, mask: MaskSource, images: Tensor) -> Tensor:
         >>> read_masks((images, images[:, :1] > 0.5), 1, images).shape
         torch.Size([2, 8, 8])
     """
+    masks = find_masks(batch, mask, images)
+    found = masks.detach().to("cpu", torch.float32, copy=True)
+    whole = masks.is_floating_point() or bool(((found == 0) | (found == 1)).all())
+    if not whole or not bool(((found >= 0) & (found <= 1)).all()):
+        raise ProbeInputError(
+            f"mask: got values of {describe(masks)} from {float(found.min()):g} to {float(found.max()):g}; expected "
+            "bool, 0 and 1, or floating numbers in [0, 1]; divide an alpha channel of bytes by 255, and compare "
+            "labels with those of the object, as in lambda batch: batch['segmentation'] == 1"
+        )
+    return found
+
+
+def find_masks(batch: Any, mask: MaskSource, images: Tensor) -> Tensor:
+    """The same as the batch has them, (B, H, W) on the device where they are, whatever their values.
+
+    Raises:
+        ProbeInputError: if there are none, or of another number or size than the images.
+    """
     masks = mask(batch) if callable(mask) else _follow(batch, mask)
     if isinstance(masks, Tensor) and masks.ndim == 4 and masks.shape[1] == 1:
         masks = masks[:, 0]
@@ -71,15 +89,7 @@ def read_masks(batch: Any, mask: MaskSource, images: Tensor) -> Tensor:
         )
     if len(masks) != len(images):
         raise ProbeInputError(f"mask: got {len(masks)} masks; expected {len(images)}, one an image")
-    found = masks.detach().to("cpu", torch.float32, copy=True)
-    whole = masks.is_floating_point() or bool(((found == 0) | (found == 1)).all())
-    if not whole or not bool(((found >= 0) & (found <= 1)).all()):
-        raise ProbeInputError(
-            f"mask: got values of {describe(masks)} from {float(found.min()):g} to {float(found.max()):g}; expected "
-            "bool, 0 and 1, or floating numbers in [0, 1]; divide an alpha channel of bytes by 255, and compare "
-            "labels with those of the object, as in lambda batch: batch['segmentation'] == 1"
-        )
-    return found
+    return masks
 
 
 def _follow(batch: Any, key: Key) -> Any:

@@ -12,6 +12,7 @@ import torch
 from tests.distributed import (
     drift_scenarios,
     faithfulness_scenarios,
+    guidance_scenarios,
     inputs_scenarios,
     labels_scenarios,
     rewriting_scenarios,
@@ -27,6 +28,7 @@ SCENARIOS = (
     *faithfulness_scenarios.SCENARIOS,
     *inputs_scenarios.SCENARIOS,
     *labels_scenarios.SCENARIOS,
+    *guidance_scenarios.SCENARIOS,
 )
 
 

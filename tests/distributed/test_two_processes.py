@@ -22,6 +22,7 @@ from tests.distributed import drift_scenarios
 from tests.distributed.all_scenarios import SCENARIOS
 from tests.distributed.drift_scenarios import WatchedDrift
 from tests.distributed.faithfulness_scenarios import STEPS, WatchedFaithfulness
+from tests.distributed.guidance_scenarios import WEIGHT, guided_in_one_process
 from tests.distributed.rewriting_scenarios import (
     IMAGES,
     IMAGES_AT_ONCE,
@@ -605,3 +606,20 @@ def test_both_processes_have_the_labels_and_the_task_of_the_first(outcome: Outco
     numbers = [{name: one["scalars"][name] for name in one["scalars"] if name not in costs} for one in (first, second)]
     assert "also_changed" in numbers[0]
     assert numbers[1] == pytest.approx(numbers[0], nan_ok=True)
+
+
+# Guidance ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scenario", ["guided", "guided_sharded"])
+def test_guidance_of_two_processes_is_that_of_one(outcome: Outcome, scenario: str) -> None:
+    first, second = (outcome(scenario, rank) for rank in RANKS)
+    assert (first["guided"]["sharded"] > 20) == (scenario == "guided_sharded")
+    alone = guided_in_one_process(WEIGHT)
+    for name, value in first["guided"]["weights"].items():
+        assert torch.equal(value, second["guided"]["weights"][name]), name
+        assert torch.allclose(value, alone[name], atol=1e-6), name
+        assert torch.equal(first["weight 0"]["weights"][name], first["without"]["weights"][name]), name
+    projection = "backbone.blocks.0.attn.qkv.weight"
+    apart = first["guided"]["weights"][projection] - first["without"]["weights"][projection]
+    assert apart.abs().max() > 1e-3

@@ -84,3 +84,12 @@ def test_robustness_lost(tmp_path: Path) -> None:
     assert [line.split("  ")[0].strip() for line in lines] == ["start", "epoch 1"]
     assert all("/255" in line for line in lines)
     assert list(tmp_path.glob("lost/attngrad/rewrite/rewrites/*.png"))
+
+
+def test_three_runs_on_marked_digits(tmp_path: Path) -> None:
+    options = ["--guide", "--steps", "1", "--images", "2", "--output", "planted.png"]
+    said = run_example("planted_shortcut.py", *options, cwd=tmp_path)
+    table = said[said.index("without the mark  ") :] if "without the mark  " in said else said
+    for kind in ("clean", "planted", "guided"):
+        assert any(line.startswith(f"{kind} ") and line.count("%") == 15 for line in table.splitlines()), said
+    assert (tmp_path / "planted.png").exists()

@@ -285,6 +285,29 @@ def test_each_alone_is_bit_identical(alone: Callable[[], pl.Callback], precision
     assert differences(without, life(variant, lambda: [alone()], precision, tmp_path / "with")) == set()
 
 
+def boxes(batch: Any) -> Tensor:
+    """Of each image a quarter."""
+    masks = torch.zeros(len(batch["image"]), 32, 32)
+    masks[:, 4:20, 4:20] = 1
+    return masks
+
+
+#: Variants whose attention cannot be guided, and why.
+NOT_GUIDED = {"compiled": "is compiled", "compiled in place": "is compiled", "no attention": "attention"}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("name", VARIANTS)
+def test_guidance_of_no_weight_is_bit_identical(name: str, precision: str) -> None:
+    variant = VARIANTS[name]
+    guidance: list[pl.Callback] = [harness.attngrad.AttentionGuidance(boxes, weight=0)]
+    if name in NOT_GUIDED:
+        with pytest.raises(ValueError, match=NOT_GUIDED[name]):
+            life(variant, lambda: guidance, precision)
+        return
+    assert differences(life(variant, list, precision), life(variant, lambda: guidance, precision)) == set()
+
+
 @pytest.mark.parametrize("inference_mode", [True, False])
 @pytest.mark.parametrize("stage", ["validate", "test"])
 def test_an_evaluation_of_untrained_weights_is_bit_identical(stage: str, inference_mode: bool) -> None:
