@@ -22,7 +22,13 @@ _SAVED_UNDER = {
     "model": ("hyper_parameters", "hparams_name"),
     "data": ("datamodule_hyper_parameters", "datamodule_hparams_name"),
 }
+#: How a file begins that a run of LightningCLI wrote.
+_WRITTEN_BY_A_RUN = ("# lightning.pytorch==", "# pytorch_lightning==")
 _INSTANTIATORS = ("lightning.pytorch.cli.instantiate_module", "pytorch_lightning.cli.instantiate_module")
+
+
+class SavedConfig(dict[str, Any]):
+    """A config as LightningCLI writes it: every argument stands in it, but those that ``link_arguments`` fills in."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +40,14 @@ class Recipe:
         target: a class, or a function.
         configured: arguments from the config; None if there is none.
         given: arguments from the command line.
+        complete: whether the config is one in which every argument stands that is not linked to another.
     """
 
     part: Literal["model", "data"]
     target: Callable[..., Any]
     configured: Mapping[str, Any] | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
+    complete: bool = False
 
     def make(self, checkpoint: Mapping[str, Any]) -> Any:
         """Call the target.
@@ -55,8 +63,11 @@ class Recipe:
         saved, instantiator = self._saved(checkpoint)
         arguments = {**saved, **(self.configured or {}), **self.given}
         typed = isinstance(self.target, type) and (instantiator or self.configured is not None)
-        if not typed and (missing := _missing(self.target, arguments)):
-            raise AuditError(self._what_is_missing(missing))
+        linked = _at_default(self.target, arguments) if self.complete else {}
+        if missing := _missing(self.target, arguments):
+            raise AuditError(self._what_is_missing(missing, linked))
+        if linked:
+            raise AuditError(self._what_was_linked(linked))
         try:
             return _instantiated(self.target, arguments) if typed else self.target(**arguments)
         except Exception as error:
@@ -85,8 +96,24 @@ class Recipe:
     def name(self) -> str:
         return getattr(self.target, "__qualname__", repr(self.target))
 
-    def _what_is_missing(self, names: Sequence[str]) -> str:
-        flags = " ".join(f"--{self.part}-arg {name}=…" for name in names)
+    def _what_was_linked(self, defaults: Mapping[str, Any]) -> str:
+        return (
+            f"--{self.part}: the config holds no {', '.join(defaults)}, as LightningCLI leaves out what link_arguments "
+            f"fills in: the run may have had another value than the default of {self.name}. Say which it was: "
+            f"{self._flags(defaults)}, or another"
+        )
+
+    def _flags(self, values: Mapping[str, Any]) -> str:
+        return " ".join(f"--{self.part}-arg {name}={value}" for name, value in values.items())
+
+    def _what_is_missing(self, names: Sequence[str], linked: Mapping[str, Any]) -> str:
+        flags = self._flags(dict.fromkeys(names, "…"))
+        if self.configured is not None:
+            also = f"; and say, where it was another than the default, {self._flags(linked)}" if linked else ""
+            return (
+                f"--{self.part}: {self.name} needs {', '.join(names)}, which neither the checkpoint nor the config "
+                f"holds: LightningCLI leaves out of a saved config what link_arguments fills in. Give {flags}{also}"
+            )
         return (
             f"--{self.part}: {self.name} needs {', '.join(names)}, which the checkpoint does not hold. Give {flags}, "
             f"or --config with the run's LightningCLI config; for an object such as a network, give --{self.part} a "
@@ -131,7 +158,9 @@ def find_recipe(
             if part == "model" or arguments
             else "--data-arg: there is no --data that they are of"
         )
-    return Recipe(part, import_target(path, f"--{part}"), None if section is None else arguments, _values(given))
+    configured = None if section is None else arguments
+    complete = section is not None and isinstance(config, SavedConfig)
+    return Recipe(part, import_target(path, f"--{part}"), configured, _values(given), complete)
 
 
 def import_target(path: str, flag: str) -> Callable[..., Any]:
@@ -177,20 +206,24 @@ def import_target(path: str, flag: str) -> Callable[..., Any]:
 def read_config(path: Path | None) -> dict[str, Any] | None:
     """Read a LightningCLI config; one with a section for each command is read for ``fit``.
 
+    Returns:
+        The config; a `SavedConfig` where a run wrote it.
+
     Raises:
         AuditError: if it cannot be read, or has no ``model`` and no ``data``.
     """
     if path is None:
         return None
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        config = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise AuditError(f"--config: {path} cannot be read: {describe(error)}") from error
     if isinstance(config, dict) and not {"model", "data"} & config.keys() and isinstance(config.get("fit"), dict):
         config = config["fit"]
     if not isinstance(config, dict) or not {"model", "data"} & config.keys():
         raise AuditError(f"--config: {path} has no model and no data; expected the config of a LightningCLI run")
-    return config
+    return SavedConfig(config) if text.startswith(_WRITTEN_BY_A_RUN) else config
 
 
 def describe(error: BaseException) -> str:
@@ -257,6 +290,15 @@ def _missing(target: Callable[..., Any], arguments: Mapping[str, Any]) -> list[s
         for name, parameter in _parameters(target).items()
         if parameter.default is parameter.empty and parameter.kind not in variable and name not in arguments
     ]
+
+
+def _at_default(target: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that are not there and would be their defaults; private ones no config holds."""
+    return {
+        name: parameter.default
+        for name, parameter in _parameters(target).items()
+        if parameter.default is not parameter.empty and name not in arguments and not name.startswith("_")
+    }
 
 
 def _instantiated(target: Any, arguments: dict[str, Any]) -> Any:

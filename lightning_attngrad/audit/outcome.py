@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -64,10 +64,12 @@ class AuditOutcome:
     Attributes:
         rows: the checkpoints, in the order in which they were given.
         thresholds: conditions under which one fails.
+        files: the figures that were written, by their paths in the output folder.
     """
 
     rows: Sequence[AuditRow]
     thresholds: Sequence[Threshold] = ()
+    files: Sequence[str] = ()
 
     @property
     def broken(self) -> list[tuple[Threshold, list[AuditRow]]]:
@@ -91,7 +93,7 @@ class AuditOutcome:
     def _against_the_log(self) -> list[str]:
         compared = [(row, deviations) for row in self.rows if (deviations := row.deviations) is not None]
         if not compared:
-            return []
+            return self._why_not_compared()
         other = [(row, deviations) for row, deviations in compared if deviations]
         lines = [f"{len(compared) - len(other)} of {len(self.rows)} equal what the run logged when they were saved"]
         for row, deviations in other:
@@ -102,6 +104,20 @@ class AuditOutcome:
                 "differences; another device or version rounds otherwise)"
             )
         return lines
+
+    def _why_not_compared(self) -> list[str]:
+        """That numbers are not those that the run logged, and by which settings; empty where it logged none."""
+        logged = [(row.record.settings, row.logged.settings) for row in self.rows if row.logged and row.logged.figures]
+        changed = {
+            name: f"{name}={now[name]!r} (in the run {then[name]!r})"
+            for now, then in logged
+            for name in now
+            # Radii are in the units of their norm.
+            if name in then and now[name] != then[name] and (name != "radii" or now["norm"] == then["norm"])
+        }
+        if not logged:
+            return []
+        return [f"not compared with what the run logged: {', '.join(changed.values()) or 'other images or classes'}"]
 
     def json(self) -> str:
         """All of it; ∞ and NaN are the strings ``"inf"`` and ``"nan"``."""
@@ -115,6 +131,7 @@ class AuditOutcome:
                 }
                 for threshold in self.thresholds
             ],
+            "files": list(self.files),
         }
         return json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
@@ -145,16 +162,46 @@ def write_outcome(outcome: AuditOutcome, folder: Path) -> None:
     write_atomically(folder / "audit.csv", outcome.csv().encode())
 
 
-def write_figures(figures: Mapping[str, Figure], folder: Path) -> None:
+def write_figures(figures: Mapping[str, Figure], folder: Path) -> list[Path]:
     """Write figures as ``<folder>/<name>.png``.
+
+    Returns:
+        The files.
 
     Raises:
         OSError: if one cannot be written.
     """
+    files = []
     for name, figure in figures.items():
         picture = io.BytesIO()
         imsave(picture, figure_to_array(figure), format="png")
-        write_atomically(folder / f"{name}.png", picture.getvalue())
+        files.append(folder / f"{name}.png")
+        write_atomically(files[-1], picture.getvalue())
+    return files
+
+
+def remove_former(folder: Path) -> None:
+    """Remove what an earlier audit wrote into a folder, so that no figure of it stands beside a new record.
+
+    Its own ``audit.json`` names its figures: nothing else is touched.
+
+    Raises:
+        OSError: if one cannot be removed.
+    """
+    record = folder / "audit.json"
+    try:
+        written = json.loads(record.read_text(encoding="utf-8"))["files"]
+        figures = [folder / PurePosixPath(name) for name in written]
+    except (FileNotFoundError, NotADirectoryError, ValueError, LookupError, TypeError):
+        return  # there is none, or none of ours
+    inside = [file for file in figures if file.suffix == ".png" and folder.resolve() in file.resolve().parents]
+    for file in (record, folder / "audit.csv", *inside):
+        file.unlink(missing_ok=True)
+    for file in inside:
+        for parent in file.relative_to(folder).parents:
+            above = folder / parent
+            if above != folder and above.is_dir() and not any(above.iterdir()):
+                above.rmdir()
 
 
 def _row_as_json(row: AuditRow) -> dict[str, Any]:

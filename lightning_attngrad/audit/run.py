@@ -6,9 +6,10 @@ import inspect
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
@@ -17,11 +18,12 @@ from torch import nn
 from lightning_attngrad.audit.checkpoints import SavedCheckpoint, read_checkpoints
 from lightning_attngrad.audit.code import Recipe, describe, find_recipe, read_config
 from lightning_attngrad.audit.options import AuditError, AuditOptions
-from lightning_attngrad.audit.outcome import AuditOutcome, AuditRow, write_figures, write_outcome
+from lightning_attngrad.audit.outcome import AuditOutcome, AuditRow, remove_former, write_figures, write_outcome
 from lightning_attngrad.audit.recomputation import Recomputation
 from lightning_attngrad.audit.settings import AuditSettings, choose_settings, refuse_other_hash
 from lightning_attngrad.audit.table import comparison_table, distance_text
-from lightning_attngrad.audit.thresholds import Threshold
+from lightning_attngrad.audit.thresholds import Threshold, refuse_unknown
+from lightning_attngrad.measure.audit_record import AuditRecord
 from lightning_attngrad.probe.package import lightning_package
 
 # What Lightning says to people who train, and not to those who compare checkpoints.
@@ -84,16 +86,11 @@ def run_audit(options: AuditOptions) -> AuditOutcome:
         model = find_recipe("model", options.model, config, options.model_args)
         data = find_recipe("data", options.data, config, options.data_args)
         assert model is not None  # find_recipe has raised
-        try:
-            rows = _audit_all(options, settings, checkpoints, model, data)
-        except AuditError:
-            _say("")  # ends the line of the checkpoint at which it came
-            raise
-    outcome = AuditOutcome(rows, options.thresholds)
+        outcome = _audit_all(options, settings, checkpoints, model, data)
     if _is_first_process():
         with _writing():
             write_outcome(outcome, options.output)
-        print(f"\n{comparison_table(rows)}\n\n{outcome.verdict()}tables and figures: {options.output}")
+        print(f"\n{comparison_table(outcome.rows)}\n\n{outcome.verdict()}tables and figures: {options.output}")
     return outcome
 
 
@@ -103,52 +100,63 @@ def _audit_all(
     checkpoints: Sequence[SavedCheckpoint],
     model: Recipe,
     data: Recipe | None,
-) -> list[AuditRow]:
+) -> AuditOutcome:
     """Evaluate each checkpoint, with a line on each as it goes."""
     try:
         audit = Recomputation(settings.arguments, settings.state)
     except ValueError as error:
         raise AuditError(str(error)) from error
-    # Once, as all are to see the same images.
-    loaders = {} if data is None else _data_argument(data.make(checkpoints[0].content))
     records = [saved.record(options.name) for saved in checkpoints]
     metrics = {name for record in records if record is not None for name in record.metrics}
+    _refuse_unknown(options.thresholds, audit.figure_names(), metrics)
+    # Once, as all are to see the same images.
+    loaders = {} if data is None else _data_argument(data.make(checkpoints[0].content))
     trainer: Any = None
     rows: list[AuditRow] = []
+    files: list[Path] = []
     for number, (saved, logged) in enumerate(zip(checkpoints, records, strict=True), start=1):
-        _say(f"[{number}/{len(checkpoints)}] {saved.label} … ", end="")
         began = time.perf_counter()
-        module = model.make(saved.content)
-        if trainer is None:
-            trainer = _trainer(options, settings, _package_of(module, model), audit)
-        audit.begin(saved.label)
-        _validate(trainer, audit, module, saved, options, loaders)
-        record = audit.record
-        if record is None or record.why_empty:
-            raise ProcessError(
-                f"{saved.label}: no numbers: {'no evaluation was made' if record is None else record.why_empty}"
-            )
-        first = (str(rows[0].record.hash), rows[0].label) if rows else None
-        refuse_other_hash(record.hash, saved.label, settings, first)
-        record = replace(
-            record,
-            epoch=saved.epoch,
-            global_step=saved.global_step,
-            # Those of the run: here, a batch or two went through the model.
-            metrics={} if logged is None else dict(logged.metrics),
-        )
-        row = AuditRow(saved.path, saved.label, record, logged)
-        if not rows:
-            _refuse_unknown(options.thresholds, {*row.values, *metrics})
-        rows.append(row)
-        if _is_first_process():
-            with _writing():
-                write_figures(audit.figures(), options.output / saved.label)
+        with _line(f"[{number}/{len(checkpoints)}] {saved.label} … "):
+            module = model.make(saved.content)
+            if trainer is None:
+                package = _package_of(module, model)
+                _refuse_without_data(module, package, model.name, loaders)
+                trainer = _trainer(options, settings, package, audit)
+            audit.begin(saved.label)
+            _validate(trainer, audit, module, saved, options, loaders)
+            record = _recorded(audit, saved, logged)
+            first = (str(rows[0].record.hash), rows[0].label) if rows else None
+            refuse_other_hash(record.hash, saved.label, settings, first)
+            row = AuditRow(saved.path, saved.label, record, logged)
+            if not rows:
+                _refuse_unknown(options.thresholds, set(record.figures), metrics)  # of this model, and of its task
+            if _is_first_process():
+                with _writing():
+                    if not rows:
+                        remove_former(options.output)
+                    files += write_figures(audit.figures(), options.output / saved.label)
+            rows.append(row)
         _say(f"median {distance_text(record)} in {time.perf_counter() - began:.0f} s")
     if _is_first_process():
         with _writing():
-            write_figures(audit.comparison(), options.output)
-    return rows
+            files += write_figures(audit.comparison(), options.output)
+    return AuditOutcome(rows, options.thresholds, [file.relative_to(options.output).as_posix() for file in files])
+
+
+def _recorded(audit: Recomputation, saved: SavedCheckpoint, logged: AuditRecord | None) -> AuditRecord:
+    """What was found of a checkpoint, beside what its run knew of it."""
+    record = audit.record
+    if record is None or record.why_empty:
+        raise ProcessError(
+            f"{saved.label}: no numbers: {'no evaluation was made' if record is None else record.why_empty}"
+        )
+    return replace(
+        record,
+        epoch=saved.epoch,
+        global_step=saved.global_step,
+        # Those of the run: here, a batch or two went through the model.
+        metrics={} if logged is None else dict(logged.metrics),
+    )
 
 
 def _validate(
@@ -209,11 +217,22 @@ def _data_argument(made: Any) -> dict[str, Any]:
     return {"datamodule" if is_module else "dataloaders": made}
 
 
-def _refuse_unknown(thresholds: Sequence[Threshold], there: set[str]) -> None:
-    """A condition on a misspelt name would stand in a pipeline for years."""
-    for threshold in thresholds:
-        if threshold.name not in there:
-            raise AuditError(f"--fail-if: there is no {threshold.name!r}; there are {', '.join(sorted(there))}")
+def _refuse_unknown(thresholds: Sequence[Threshold], figures: set[str], metrics: set[str]) -> None:
+    try:
+        refuse_unknown(thresholds, figures, metrics)
+    except ValueError as error:
+        raise AuditError(f"--fail-if: {error}") from error
+
+
+def _refuse_without_data(module: Any, package: Any, model: str, loaders: Mapping[str, Any]) -> None:
+    """Ask for the validation images where nothing gives them, before Lightning does in words of its own."""
+    own = getattr(module.val_dataloader, "__func__", None)  # None where a loader was assigned
+    if not loaders and own is package.LightningModule.val_dataloader:
+        raise AuditError(
+            f"--data: where are the validation images? {model} has no val_dataloader of its own, and neither --data "
+            "nor the config names any data. Give --data package.module.Class or path/to/file.py:Name: a "
+            "LightningDataModule, or a function that returns the validation loader"
+        )
 
 
 def _is_first_process() -> bool:
@@ -223,6 +242,17 @@ def _is_first_process() -> bool:
 def _say(text: str, end: str = "\n") -> None:
     if _is_first_process():
         print(text, end=end, flush=True)
+
+
+@contextmanager
+def _line(text: str) -> Iterator[None]:
+    """A line that is begun, and that an error ends."""
+    _say(text, end="")
+    try:
+        yield
+    except AuditError:
+        _say("")
+        raise
 
 
 @contextmanager

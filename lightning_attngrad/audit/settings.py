@@ -14,6 +14,8 @@ _HASHED = (
     *("num_images", "seed", "dataloader_idx", "norm", "steps", "target", "radii", "model"),
     *("mean", "std", "pixel_range", "task"),
 )
+#: Which images they are: of others, those of the run's state are not.
+_OF_CHOICE = ("num_images", "seed", "dataloader_idx")
 _ARGUMENTS = (*_HASHED, "image_key", "target_key", "channels")
 
 
@@ -73,8 +75,9 @@ def choose_settings(options: AuditOptions, checkpoints: Sequence[SavedCheckpoint
         arguments.pop("radii", None)  # they are in the units of the other norm
     if options.batch_adapter is not None:
         arguments["batch_adapter"] = options.batch_adapter
+    new_images = options.new_images or any(run.get(name) != arguments.get(name) for name in _OF_CHOICE)
     same = (
-        not options.new_images
+        not new_images
         and options.precision in (None, run.get("precision"))
         and all(run.get(name) == arguments.get(name) for name in _HASHED)
     )
@@ -88,7 +91,7 @@ def choose_settings(options: AuditOptions, checkpoints: Sequence[SavedCheckpoint
         )
     return AuditSettings(
         arguments=arguments,
-        state=states[0] if states and not options.new_images else None,
+        state=states[0] if states and not new_images else None,
         precision=run.get("precision"),
         expected=(str(hashes[0][0]), hashes[0][1]) if same and hashes else None,
     )

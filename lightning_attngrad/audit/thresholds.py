@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import operator
 import re
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 _OPERATORS: dict[str, Callable[[float, float], bool]] = {
@@ -69,6 +70,32 @@ class Threshold:
         """
         value = values.get(self.name, math.nan)
         return math.isnan(value) or _OPERATORS[self.operator](_single(value), _single(self.limit))
+
+
+def refuse_unknown(thresholds: Sequence[Threshold], figures: set[str], metrics: set[str]) -> None:
+    """Refuse a condition on a name that no checkpoint has: a misspelt one would stand in a pipeline for years.
+
+    Args:
+        thresholds: the conditions.
+        figures: names of what the audit finds.
+        metrics: names of what the runs had logged.
+
+    Raises:
+        ValueError: naming the nearest name, and all that there are.
+
+    Example:
+        >>> refuse_unknown([Threshold.parse("rewrite/medain<1")], {"rewrite/median"}, {"val_loss"})
+        Traceback (most recent call last):
+        ValueError: there is no 'rewrite/medain'; did you mean 'rewrite/median'? there are rewrite/median, val_loss
+    """
+    there = figures | metrics
+    for threshold in thresholds:
+        if threshold.name in there:
+            continue
+        near = difflib.get_close_matches(threshold.name, there, n=1, cutoff=0.7)
+        meant = f"did you mean {near[0]!r}? " if near else ""
+        bare = "" if metrics else ". Metrics are known of runs that had a CheckpointAudit, which this one had not"
+        raise ValueError(f"there is no {threshold.name!r}; {meant}there are {', '.join(sorted(there))}{bare}")
 
 
 def _number(text: str) -> float | None:

@@ -19,9 +19,10 @@ from lightning_attngrad.measure.map_scalars import completeness_scalars
 from lightning_attngrad.measure.maps import Maps, explain_images
 from lightning_attngrad.measure.questions import question_of_maps
 from lightning_attngrad.measure.rewrite_figures import rewrite_figures
-from lightning_attngrad.measure.rewrite_scalars import ill_health, rewrite_scalars
+from lightning_attngrad.measure.rewrite_scalars import ill_health, rewrite_scalar_names, rewrite_scalars
 from lightning_attngrad.measure.rewriting import FrozenTargets, RewriteSettings, comparison_hash, rewrite_images
 from lightning_attngrad.metrics.functional import map_statistics
+from lightning_attngrad.metrics.functional.maps import MAP_STATISTICS
 from lightning_attngrad.probe import Evaluation, Findings, ProbeImages
 from lightning_attngrad.probe.checkpoint_files import CheckpointFile, checkpoint_files
 from lightning_attngrad.probe.moment import Moment, averaging, is_fitting, moment, swaps_at_the_end, whose_weights
@@ -209,6 +210,11 @@ class CheckpointAudit(ProbeCallback):
             return rewrite_figures(evaluation, self.rewriting, pairs, shown, curves, ill_health(rewritten))
 
         return Findings({**numbers, **{f"rewrite/{name}": value for name, value in rewritten.items()}}, draw)
+
+    def figure_names(self) -> set[str]:
+        """Every name that a figure of its record may have; which of them it has depends on the model and its task."""
+        of_maps = {f"maps/{name}" for name in (*MAP_STATISTICS, "completeness_error")}
+        return of_maps | {f"rewrite/{name}" for name in rewrite_scalar_names(self.rewriting)}
 
     def _begin(self, pl_module: pl.LightningModule) -> None:
         super()._begin(pl_module)

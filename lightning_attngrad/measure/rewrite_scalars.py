@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import fields
 
+import torch
 from torch import Tensor
 
 from lightning_attngrad.measure.rewriting import RewriteSettings, RewrittenPairs
@@ -50,6 +52,18 @@ def rewrite_scalars(pairs: RewrittenPairs, settings: RewriteSettings) -> dict[st
         "health/never_rewritten": float((~good).float().mean()),
         "health/one_step_better": float(pairs.one_step_better.float().mean()),
     }
+
+
+def rewrite_scalar_names(settings: RewriteSettings) -> tuple[str, ...]:
+    """Every name that :func:`rewrite_scalars` may give, whatever the model and the task are.
+
+    Example:
+        >>> names = rewrite_scalar_names(RewriteSettings())
+        >>> "success/4_255" in names, "median_l2" in names
+        (True, False)
+    """
+    one = dict.fromkeys((field.name for field in fields(RewrittenPairs)), torch.ones(1))  # nothing is left out
+    return tuple(rewrite_scalars(RewrittenPairs(**{**one, "survives": torch.ones(1, dtype=torch.bool)}), settings))
 
 
 def _mean(values: Tensor) -> float:

@@ -94,6 +94,28 @@ class Configured(WithNetwork):
         super().__init__(network(width))
 
 
+class Linked(WithNetwork):
+    """Two of its arguments are filled in from the data, by a CLI with links; saves nothing."""
+
+    def __init__(self, width: int, class_count: int, contrast: float = 1.0) -> None:
+        super().__init__(network(width))
+        assert class_count == 3
+        self.contrast = contrast
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images * self.contrast)
+
+
+class LinkedData(SquaresData):
+    """Knows how many classes there are."""
+
+    class_count = 3
+
+    def __init__(self, seed: int = 1, contrast: float = 1.0) -> None:
+        super().__init__(seed)
+        self.contrast = contrast
+
+
 class BuiltInSetup(WithNetwork):
     """Learns the number of classes from its data, as many do, so that there are no weights before that."""
 

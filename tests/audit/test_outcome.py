@@ -12,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from lightning_attngrad.audit.outcome import AuditOutcome, AuditRow, write_figures, write_outcome
+from lightning_attngrad.audit.outcome import AuditOutcome, AuditRow, remove_former, write_figures, write_outcome
 from lightning_attngrad.audit.thresholds import Threshold
 from tests.audit.test_checkpoints import a_record
 
@@ -68,10 +68,33 @@ class TestAgainstTheLog:
         )
         assert "largest of 2 differences" in said
 
+    def test_why_nothing_compares(self) -> None:
+        row = a_row(hash="of others", settings={"norm": "linf", "num_images": 9}, logged={MEDIAN: 0.02})
+        assert outcome(row).verdict() == "not compared with what the run logged: num_images=9 (in the run 4)\n"
+        same = a_row(hash="of others", logged={MEDIAN: 0.02})
+        assert outcome(same).verdict() == "not compared with what the run logged: other images or classes\n"
+
     def test_nothing_comparable(self) -> None:
         assert a_row().deviations is None
         assert a_row(logged={}).deviations is None
         assert a_row(hash="of other images", logged={MEDIAN: 0.02}).deviations is None
+
+
+class TestFormerFiles:
+    @pytest.mark.parametrize("content", ["", "[]", '{"files": 3}', '{"files": ["../../precious.png"]}', '{"a": 1}'])
+    def test_nothing_is_removed_that_no_audit_wrote(self, tmp_path: Path, content: str) -> None:
+        folder = tmp_path / "deep" / "out"
+        folder.mkdir(parents=True)
+        precious = [tmp_path / "precious.png", folder / "other.png"]
+        for file in precious:
+            file.write_text("a picture")
+        (folder / "audit.json").write_text(content)
+        remove_former(folder)
+        assert all(file.exists() for file in precious)
+
+    def test_a_folder_that_is_not_there(self, tmp_path: Path) -> None:
+        remove_former(tmp_path / "none")
+        assert not list(tmp_path.iterdir())
 
 
 class TestFiles:

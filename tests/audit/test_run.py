@@ -167,7 +167,7 @@ class TestCodeOfTheUser:
             ((*CODE, "--model-path", "body"), "epoch=0 could not be audited: .*has no attribute 'body'"),
             ((*CODE, "--norm", "l2", "--steps", "0"), "steps"),
             ((*CODE, "--strategy", "no_such_strategy"), "--accelerator, --devices, --strategy.*no_such_strategy"),
-            (("--model", f"{HERE}.Classifier"), "epoch=0 could not be audited"),
+            (("--model", f"{HERE}.Classifier"), "--data: where are the validation images.*file.py:Name"),
         ],
     )
     def test_what_does_not_fit(
@@ -220,6 +220,44 @@ class TestLightningCLI:
         equals_log(audit(capsys, tmp_path / "out", paths, *CODE), paths)
 
 
+class Linking(LightningCLI):
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        parser.link_arguments("data.class_count", "model.class_count", apply_on="instantiate")
+        parser.link_arguments("data.contrast", "model.contrast")
+
+
+class TestLinkedArguments:
+    """LightningCLI leaves them out of the config that it saves, with a default or without."""
+
+    def test_they_are_asked_for_and_never_taken_at_their_defaults(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        options = {**QUIET, "max_epochs": 1, "default_root_dir": str(tmp_path)}
+        settings = [f"--trainer.{name}={value}" for name, value in options.items()]
+        Linking(
+            project.Linked,
+            project.LinkedData,
+            args=["fit", *settings, "--model.width=16", "--data.contrast=0.5"],
+            trainer_defaults={"callbacks": [ModelCheckpoint(tmp_path, filename="{epoch}"), small_audit()]},
+            seed_everything_default=0,
+        )
+        paths = sorted(tmp_path.glob("*.ckpt"))
+        command = ("--config", str(tmp_path / "config.yaml"), "--model", f"{HERE}.Linked")
+        command += ("--data", f"{HERE}.LinkedData")
+        refused(
+            audit(capsys, tmp_path / "out", paths, *command),
+            r"Linked needs class_count, which neither .* link_arguments fills in. Give --model-arg class_count=…; and "
+            r"say, .* --model-arg contrast=1.0$",
+        )
+        command += ("--model-arg", "class_count=3")
+        refused(
+            audit(capsys, tmp_path / "out", paths, *command),
+            "the config holds no contrast, as LightningCLI leaves out .* Say which it was: --model-arg contrast=1.0, or",
+        )
+        assert not (tmp_path / "out").exists()
+        equals_log(audit(capsys, tmp_path / "out", paths, *command, "--model-arg", "contrast=0.5"), paths)
+
+
 class TestFrozenImages:
     def test_changed_data_are_refused(
         self, saved: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -254,6 +292,31 @@ class TestFrozenImages:
         assert done.code == 0
         assert all("rewrite/median_l2" in figures for figures in done.figures)
         assert done.checkpoints[0]["settings"]["steps"] == 3
+
+    def test_another_number_of_images_is_no_resumed_run(
+        self, saved: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        done = audit(capsys, tmp_path / "out", saved, *CODE, "--num-images", "5")
+        assert done.code == 0
+        assert [one["images"]["count"] for one in done.checkpoints] == [5, 5]
+        assert "not compared with what the run logged: num_images=5 (in the run 3)\n" in done.said
+        assert "resumed" not in done.said + done.error + caplog.text
+
+    def test_an_older_audit_leaves_nothing_beside_a_newer_one(
+        self, saved: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        out = tmp_path / "out"
+        audit(capsys, out, saved, *CODE)
+        (out / "epoch=0" / "mine.txt").write_text("a note")
+        (out / "notes.png").write_text("mine too")
+        audit(capsys, out, saved[1:], *CODE)
+        there = {file.relative_to(out).as_posix() for file in out.rglob("*") if file.is_file()}
+        figures = {f"epoch=1/{name}.png" for name in ("rewrites", "success", "classes")} | {"success.png"}
+        assert there == figures | {"audit.json", "audit.csv", "epoch=0/mine.txt", "notes.png"}
+        (out / "epoch=0" / "mine.txt").unlink()
+        (out / "epoch=0").rmdir()
+        audit(capsys, out, saved[:1], *CODE)
+        assert not (out / "epoch=1").exists()
 
     def test_a_run_without_an_audit(
         self, unaudited: list[Path], saved: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -359,8 +422,27 @@ class TestThresholds:
 
     def test_a_misspelt_name(self, saved: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         done = audit(capsys, tmp_path / "out", saved, *CODE, "--fail-if", "rewrite/median<1")
-        refused(done, "--fail-if: there is no 'rewrite/median'; there are .*rewrite/median_linf.*val_loss")
+        refused(done, "there is no 'rewrite/median'; did you mean 'rewrite/median_linf'.* there are .*val_loss")
+        assert "[1/2]" not in done.said, "nothing is computed before that"
+
+    def test_a_metric_of_a_run_without_an_audit(
+        self, unaudited: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        done = audit(capsys, tmp_path / "out", unaudited, *CODE, "--fail-if", "val_loss>1")
+        refused(done, "there is no 'val_loss'; .* Metrics are known of runs that had a CheckpointAudit")
+        assert not done.said
+
+    def test_a_name_of_another_task_is_told_after_the_first(
+        self, saved: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        done = audit(capsys, tmp_path / "out", saved, *CODE, "--fail-if", "rewrite/also_changed>1")
+        refused(done, "there is no 'rewrite/also_changed'")
         assert "[2/2]" not in done.said
+
+    def test_every_figure_has_a_name_that_is_known_before(self, saved: list[Path]) -> None:
+        found = in_checkpoint(saved[0]).keys()
+        assert found - small_audit().figure_names() == set()
+        assert small_audit().figure_names() - found == {"rewrite/also_changed"}
 
 
 def test_two_processes_find_the_same(saved: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
