@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         Findings,
         Monitor,
         RewriteRobustnessMonitor,
+        monitors,
     )
     from lightning_attngrad.explain import (
         AttentionStep,
@@ -68,6 +69,7 @@ __all__ = [
     "backward_rule",
     "capture_attention",
     "explain",
+    "monitors",
     "register_method",
     "rewrite",
 ]

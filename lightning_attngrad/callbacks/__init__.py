@@ -6,6 +6,7 @@ from lightning_attngrad.callbacks.attention_map_monitor import AttentionMapMonit
 from lightning_attngrad.callbacks.checkpoint_audit import CheckpointAudit
 from lightning_attngrad.callbacks.faithfulness_monitor import FaithfulnessMonitor
 from lightning_attngrad.callbacks.monitor import Monitor
+from lightning_attngrad.callbacks.presets import monitors
 from lightning_attngrad.callbacks.rewrite_robustness_monitor import RewriteRobustnessMonitor
 from lightning_attngrad.probe import Evaluation, Findings
 
@@ -19,4 +20,5 @@ __all__ = [
     "Findings",
     "Monitor",
     "RewriteRobustnessMonitor",
+    "monitors",
 ]

@@ -11,8 +11,9 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lightning_attngrad.callbacks.cost_advice import CostAdvice
 from lightning_attngrad.callbacks.memory import Memory
 from lightning_attngrad.callbacks.summary import write_layout, write_summary
 from lightning_attngrad.callbacks.together import Together
@@ -171,6 +172,7 @@ class ProbeCallback(Memory, ABC):
         self._fit_began = time.perf_counter()
         if self._is_first(trainer):
             self._together.shared_cost = Account()
+            self._together.advice = CostAdvice()
             self._report(lambda: write_layout(trainer, callbacks_of(trainer)))
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -202,6 +204,11 @@ class ProbeCallback(Memory, ABC):
                 callback._find_way(trainer, pl_module)
                 callback._ask_for_normalisation(trainer, pl_module)
                 callback.begin_anew_where_conditions_differ(callback.conditions(trainer))
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """What monitors take from now on is a share of the time of training."""
+        if self._is_first(trainer):
+            self._together.advice.begin(callbacks_of(trainer))
 
     def on_validation_batch_end(
         self,
@@ -247,8 +254,10 @@ class ProbeCallback(Memory, ABC):
         self._end_streams(trainer, training=False)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Likewise those of training."""
+        """Likewise those of training. The first callback says, once, if all take much of the time."""
         self._end_streams(trainer, training=True)
+        if self._is_first(trainer):
+            self._advise(trainer)
 
     def _collect(self, trainer: pl.Trainer, batch: Any, dataloader_idx: int, *, training: bool) -> None:
         if not self._is_first(trainer):
@@ -364,6 +373,19 @@ class ProbeCallback(Memory, ABC):
     def spent(self) -> float:
         """Seconds of this fit: its own, and its share of what the monitors of the Trainer do together."""
         return self.account.spent + self._together.shared_cost.spent / max(self._together.members, 1)
+
+    @property
+    def has_limit(self) -> bool:
+        """Whether the user has said how much of the time it may take."""
+        return False
+
+    def how_to_spend_less(self, example: float) -> str:  # noqa: ARG002
+        """What to write where it takes much of the time, with a share of it as an example."""
+        return f"A smaller {type(self).__name__}(num_images=…) costs less"
+
+    def _advise(self, trainer: pl.Trainer) -> None:
+        if line := self._together.advice.line(callbacks_of(trainer)):
+            rank_zero_info(line)
 
 
 def callbacks_of(trainer: pl.Trainer) -> list[ProbeCallback]:

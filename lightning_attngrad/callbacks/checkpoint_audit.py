@@ -211,6 +211,13 @@ class CheckpointAudit(ProbeCallback):
 
         return Findings({**numbers, **{f"rewrite/{name}": value for name, value in rewritten.items()}}, draw)
 
+    def how_to_spend_less(self, example: float) -> str:  # noqa: ARG002
+        """Fewer checkpoints: it evaluates each."""
+        return (
+            "It evaluates every checkpoint that is saved: ModelCheckpoint(every_n_epochs=…) saves fewer, and "
+            f"a smaller {type(self).__name__}(num_images=…) costs less"
+        )
+
     def figure_names(self) -> set[str]:
         """Every name that a figure of its record may have; which of them it has depends on the model and its task."""
         of_maps = {f"maps/{name}" for name in (*MAP_STATISTICS, "completeness_error")}

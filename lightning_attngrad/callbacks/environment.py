@@ -3,44 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import yaml  # type: ignore[import-untyped]
-from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lightning_attngrad.callbacks.attention_drift_monitor import AttentionDriftMonitor
-from lightning_attngrad.callbacks.attention_map_monitor import AttentionMapMonitor
 from lightning_attngrad.callbacks.base import ProbeCallback, callbacks_of
-from lightning_attngrad.callbacks.checkpoint_audit import CheckpointAudit
-from lightning_attngrad.callbacks.faithfulness_monitor import FaithfulnessMonitor
-from lightning_attngrad.callbacks.rewrite_robustness_monitor import RewriteRobustnessMonitor
-from lightning_attngrad.probe import ProbeImages
+from lightning_attngrad.callbacks.presets import monitors
 from lightning_attngrad.probe.moment import is_fitting
-
-#: Of each of the two monitors of `light`, in a run that did not ask for them in its code.
-_LIGHT_IMAGES, _LIGHT_OVERHEAD = 8, 0.02
-
-
-def _light() -> list[ProbeCallback]:
-    images = ProbeImages(num_images=_LIGHT_IMAGES)
-    return [kind(probe=images, max_overhead=_LIGHT_OVERHEAD) for kind in (AttentionMapMonitor, AttentionDriftMonitor)]
-
-
-def _full() -> list[ProbeCallback]:
-    return [
-        AttentionMapMonitor(),
-        AttentionDriftMonitor(),
-        RewriteRobustnessMonitor(),
-        FaithfulnessMonitor(),
-        CheckpointAudit(),
-    ]
-
-
-#: What the variable may say instead of a path.
-PRESETS: dict[str, Callable[[], list[ProbeCallback]]] = {"light": _light, "full": _full}
 
 _said: set[str] = set()  # one message, however many Trainers a program makes
 
@@ -119,45 +89,17 @@ def callbacks_asked_for(variable: str, asked: str) -> list[pl.Callback]:
 
     Args:
         variable: the name of the environment variable, for messages.
-        asked: ``light`` (maps and drift of a few images, each within 2 % of the time), ``full`` (all monitors), or the
-            path of a YAML file: a list of callbacks of this package, or of your own made of its `Monitor`, each with
-            ``class_path`` and ``init_args`` as for LightningCLI.
+        asked: a preset, see :func:`~lightning_attngrad.monitors`.
 
     Returns:
         One callback; none where the variable is wrong, which is said once.
     """
     try:
-        monitors = PRESETS[asked]() if asked in PRESETS else _listed_in(asked)
+        asked_for = monitors(asked)
     except Exception as error:
         _refuse(f"{variable}={asked}", "nothing is watched, training goes on", str(error))
         return []
-    return [EnvironmentMonitors(monitors, f"{variable}={asked}")]
-
-
-def _listed_in(asked: str) -> list[ProbeCallback]:
-    """The callbacks of a YAML file.
-
-    Raises:
-        ValueError: if there is no such file, or no list in it.
-        Exception: whatever YAML, jsonargparse and the callbacks say about what is in it.
-    """
-    path = Path(asked).expanduser()
-    words = ", ".join(repr(word) for word in PRESETS)
-    if not path.is_file():
-        raise ValueError(
-            f"got {asked!r}; expected {words}, or the path of a YAML file that lists callbacks; there is no file "
-            f"{path.absolute()}"
-        )
-    listed = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(listed, list) or not listed:
-        raise ValueError(
-            f"{path} holds {'nothing' if listed is None else type(listed).__name__}; expected a list of callbacks, "
-            "such as\n- class_path: lightning_attngrad.AttentionMapMonitor\n  init_args: {num_images: 8}"
-        )
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--callbacks", type=list[ProbeCallback])
-    made = parser.instantiate_classes(parser.parse_object({"callbacks": listed}))
-    return list(made.callbacks)
+    return [EnvironmentMonitors(asked_for, f"{variable}={asked}")]
 
 
 def _refuse(setting: str, what: str, why: str) -> None:

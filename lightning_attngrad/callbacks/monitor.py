@@ -185,6 +185,8 @@ class Monitor(ProbeCallback):
             # For ModelCheckpoint(every_n_train_steps=…).
             values = monitor._values(trainer)
             pl_module.log_dict(values, on_step=True, on_epoch=False, logger=False, batch_size=1)
+        if due:
+            self._advise(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate and log here where the run has no validation."""
@@ -260,6 +262,19 @@ class Monitor(ProbeCallback):
                 )
             self.governor.skips()
         return has_time
+
+    @property
+    def has_limit(self) -> bool:
+        """Whether ``max_overhead`` says how much of the time it may take."""
+        return self.governor.limit is not None
+
+    def how_to_spend_less(self, example: float) -> str:
+        """A limit, or a rarer evaluation."""
+        rarer = "every_n_epochs=…" if self.timetable.cadence.every_n_steps is None else "a larger every_n_steps=…"
+        return (
+            f"{type(self).__name__}(max_overhead={example:g}) skips evaluations rather than take more than "
+            f"{100 * example:.0f} %; {rarer} and a smaller num_images=… cost less as well"
+        )
 
     def remarks(self) -> list[str]:
         """Evaluations that were skipped, beside what every monitor says."""
