@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lightning_attngrad.explain.explanation import Explanation
+from lightning_attngrad.explain.inputs import ask_about_bytes, check_images, check_model, mismatch_in_words
 from lightning_attngrad.explain.objectives import Objective
 from lightning_attngrad.explain.outputs import Similarity, Task, check_task
 from lightning_attngrad.explain.question import Question
@@ -65,7 +66,8 @@ def explain(
 
     Raises:
         TypeError: for a model that is no module.
-        ValueError: for an argument that does not fit; the message says what would.
+        ValueError: for an argument that does not fit, images on another device or of another type than the model among
+            them; the message says what would.
         UnsupportedModelError: for a method that follows attention, where the model makes none or it cannot be followed;
             the message says why.
         NoEmbeddingError: for a method of relevance, if no embedding is found at which it can be measured.
@@ -73,6 +75,7 @@ def explain(
     Warns:
         UserWarning: if another method than the default answers, where none was named: which one, why, and what to ask
             for so that nothing has to be said. ``Explanation.method`` names it.
+        UserWarning: for images in 0…255, which most models take scaled.
         NonFiniteOutputError: if the output is NaN or infinite.
         NonFiniteGradientError: if the output is finite and its gradient is not.
 
@@ -95,12 +98,16 @@ def explain(
             )
         objective, task = "logit", objective
     question = Question(method, objective, options)
-    return question.explain(
-        model,
-        images,
-        target,
-        forward=forward,
-        memory_budget=memory_budget,
-        score_offsets=score_offsets,
-        task=check_task(task),
-    )
+    check_model(model)
+    check_images(images)
+    ask_about_bytes(images, "nothing has to be done")
+    with mismatch_in_words(model, images):
+        return question.explain(
+            model,
+            images,
+            target,
+            forward=forward,
+            memory_budget=memory_budget,
+            score_offsets=score_offsets,
+            task=check_task(task),
+        )

@@ -23,6 +23,7 @@ from lightning_attngrad.attention import (
 )
 from lightning_attngrad.attention.feature_maps import Features, output_of
 from lightning_attngrad.explain.flow import calls_behind
+from lightning_attngrad.explain.inputs import check_images, check_model
 from lightning_attngrad.explain.outputs import UNSAID, Task, find_logits
 from lightning_attngrad.state import RandomMoment, differentiable, held_still
 
@@ -212,11 +213,8 @@ def _refusal(
 
 
 def _check_arguments(model: nn.Module, images: Tensor, memory_budget: int | None) -> None:
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}; expected a torch.nn.Module")
-    if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() != 4 or not len(images):
-        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"images: got {got}; expected a floating-point tensor (B, C, H, W), normalised for the model")
+    check_model(model)
+    check_images(images)
     if memory_budget is not None and memory_budget < 1:
         raise ValueError(f"memory_budget: got {memory_budget!r}; expected a number of bytes above 0, or None")
 

@@ -24,7 +24,7 @@ from lightning_attngrad.explain.objectives import Objective, OfOutput, Region, c
 from lightning_attngrad.explain.outputs import TASKS, UNSAID, Task, find_logits
 from lightning_attngrad.explain.plain import Plain, plain
 from lightning_attngrad.explain.registry import METHODS, Method, TokenScores, find_method
-from lightning_attngrad.state import outside_inference
+from lightning_attngrad.explain.targets import classes_of
 
 Target = int | Sequence[int] | Tensor | None
 
@@ -281,22 +281,9 @@ def _resolve_target(target: Target, ran: ForwardPass) -> Tensor:
     batch, number = logits.shape
     if target is None:
         return ran.task.chosen(logits)
-    try:
-        classes = outside_inference(torch.as_tensor(target, device=logits.device))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"target: got {target!r}; expected None, an int, a list of ints or a tensor") from error
-    if isinstance(target, list | tuple) and classes.dim() == 1:
-        classes = classes.expand(batch, -1)
-    elif classes.dim() == 0:
-        classes = classes.expand(batch)
-    integral = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
-    if not integral or classes.dim() not in (1, 2) or classes.shape[0] != batch or classes.numel() == 0:
-        raise ValueError(
-            f"target: got {classes.dtype} of shape {tuple(classes.shape)} for {batch} images; expected None, an int, "
-            f"an integer tensor ({batch},) or ({batch}, P), or a list of P ints for P panels an image"
-        )
+    classes = classes_of(target, batch, logits.device, otherwise="None")
     ran.task.check_target(classes, number)
-    return classes.long()
+    return classes
 
 
 def _check_classifier(model: nn.Module, task: Task) -> None:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_attngrad.explain import UNSAID, Multilabel, NonFiniteOutputError, Task, check_task, of_rows
+from lightning_attngrad.explain.inputs import ask_about_bytes, check_images, check_model, mismatch_in_words
+from lightning_attngrad.explain.targets import classes_of
 from lightning_attngrad.rewrite.fixed_radius import fixed_radius
 from lightning_attngrad.rewrite.margins import TargetMargin, class_scores, in_type
 from lightning_attngrad.rewrite.minimal_norm import minimal_norm
@@ -58,9 +60,10 @@ def rewrite(
     Args:
         model: any module from images (B, C, H, W) to logits (B, K): a tensor, or an output with ``.logits``.
         images: (B, C, H, W), normalised as the model takes them.
-        target: the class to be rewritten to: an int for all images, or one an image, (B,); or ``random``,
-            ``runner_up`` or ``least_likely`` among the classes not predicted; or ``all`` of those, which gives K − 1
-            rows an image, and as many copies of it in the result.
+        target: the class to be rewritten to, as :func:`lightning_attngrad.explain` takes it: an int for all images; a
+            list of P ints, or a tensor (B, P), P rewrites of each image; a tensor (B,), one class an image. Or
+            ``random``, ``runner_up`` or ``least_likely`` among the classes not predicted, or ``all`` of those. Several
+            classes an image are as many rows of the result, image by image.
         norm: ``linf``, ``l2``, or ``l0_patches``: the share of the patches, from the top of a gradient-guided map of
             the target, that have to change when their pixels may change freely.
         steps: gradients; 16 order checkpoints as a long search does, 8 did not.
@@ -82,10 +85,14 @@ def rewrite(
 
     Raises:
         TypeError: for a model that is no module.
-        ValueError: for an argument that does not fit; the message says what would.
+        ValueError: for an argument that does not fit, images on another device or of another type than the model among
+            them; the message says what would.
         UnknownNormalisationError: where it is not certain how the images were normalised.
         NonFiniteOutputError: if the model's output is NaN or infinite.
         UnsupportedModelError: for ``l0_patches`` and ``top_share``, if the model's attention cannot be read.
+
+    Warns:
+        UserWarning: for images in 0…255 of which nothing says that the model takes them so.
 
     Source:
         arXiv 2605.11392 (rewriting a class under gradient guidance); the search is our own, see docs/methods.md.
@@ -97,13 +104,23 @@ def rewrite(
         >>> leads = result.logits_after[:, 3] == result.logits_after.amax(dim=1)
         >>> result.distance.shape, bool(leads[result.success].all())
         (torch.Size([2]), True)
+        >>> several = attngrad.rewrite(model, torch.rand(2, 3, 160, 160), [3, 4], mean=0.5, std=0.5, steps=2)
+        >>> several.index.tolist(), several.target.tolist()
+        ([0, 0, 1, 1], [3, 4, 3, 4])
     """
     meaning = check_task(task)
+    check_model(model)
+    check_images(images)
+    if mean is None and std is None and pixel_range is None:
+        ask_about_bytes(images, "say pixel_range=(0, 255)")
 
     def resolve(call: Forward, normalisation: Normalisation, pixels: Tensor) -> Tensor:
         return _resolve_target(target, call, normalisation, pixels, seed, meaning)
 
-    return _rewrite(model, images, resolve, norm, steps, radius, top_share, mean, std, pixel_range, forward, meaning)
+    with mismatch_in_words(model, images):
+        return _rewrite(
+            model, images, resolve, norm, steps, radius, top_share, mean, std, pixel_range, forward, meaning
+        )
 
 
 def rewrite_to(
@@ -252,22 +269,9 @@ def _resolve_target(
         if target not in TARGET_KINDS:
             raise ValueError(f"target: got {target!r}; expected a class, or one of {', '.join(TARGET_KINDS)}")
         return choose_targets(_scores(call, normalisation, pixels, task), target, seed=seed, task=task)
-    batch = len(pixels)
-    try:
-        chosen = outside_inference(torch.as_tensor(target, device=pixels.device))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"target: got {target!r}; expected a class, one an image, or a name such as 'random'"
-        ) from error
-    if chosen.dim() == 0:
-        chosen = chosen.expand(batch)
-    integral = not (chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool)
-    if not integral or chosen.shape != (batch,):
-        raise ValueError(
-            f"target: got {chosen.dtype} of shape {tuple(chosen.shape)} for {batch} images; expected an int, or an "
-            f"integer tensor ({batch},)"
-        )
-    chosen = chosen.long()[:, None]
+    names = f"one of {', '.join(TARGET_KINDS)}"
+    chosen = classes_of(target, len(pixels), pixels.device, otherwise=names)
+    chosen = chosen[:, None] if chosen.dim() == 1 else chosen
     if isinstance(task, Multilabel):
         scores = _scores(call, normalisation, pixels, task)
         task.check_target(chosen, scores.shape[1])
@@ -315,8 +319,5 @@ def _check_arguments(
     model: nn.Module, images: Tensor, norm: str, steps: int, radius: float | None, top_share: float | None
 ) -> None:
     check_options(norm, steps, radius, top_share)
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: got {type(model).__name__}; expected a torch.nn.Module")
-    if not isinstance(images, Tensor) or not images.is_floating_point() or images.dim() != 4 or not images.numel():
-        got = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
-        raise ValueError(f"images: got {got}; expected a floating-point tensor (B, C, H, W), normalised for the model")
+    check_model(model)
+    check_images(images)

@@ -252,7 +252,7 @@ class TestLinkedArguments:
         command += ("--model-arg", "class_count=3")
         refused(
             audit(capsys, tmp_path / "out", paths, *command),
-            "the config holds no contrast, as LightningCLI leaves out .* Say which it was: --model-arg contrast=1.0, or",
+            "config holds no contrast, as LightningCLI leaves out .* Say which it was: --model-arg contrast=1.0, or",
         )
         assert not (tmp_path / "out").exists()
         equals_log(audit(capsys, tmp_path / "out", paths, *command, "--model-arg", "contrast=0.5"), paths)

@@ -1,0 +1,50 @@
+"""Which classes are asked about: one for all images, one an image, or several of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lightning_attngrad.state import outside_inference
+
+
+def classes_of(target: int | Sequence[int] | Tensor, batch: int, device: torch.device, *, otherwise: str) -> Tensor:
+    """Classes as :func:`lightning_attngrad.explain` and :func:`lightning_attngrad.rewrite` both take them.
+
+    Args:
+        target: an int, the same class for all images; a list of P ints, these P for each image; a tensor (B,), one an
+            image; a tensor (B, P).
+        batch: B.
+        device: of the images.
+        otherwise: what else may be said, for messages.
+
+    Returns:
+        (B,) or (B, P) int64. Whether the model has these classes is not asked.
+
+    Raises:
+        ValueError: for anything else.
+
+    Example:
+        >>> classes_of([3, 5], batch=2, device=torch.device("cpu"), otherwise="None").tolist()
+        [[3, 5], [3, 5]]
+        >>> classes_of(torch.tensor([3, 5]), batch=2, device=torch.device("cpu"), otherwise="None").tolist()
+        [3, 5]
+    """
+    expected = (
+        f"expected {otherwise}, an int (a class for all images), a list of ints (these classes for each image), or an "
+        f"integer tensor ({batch},) or ({batch}, P)"
+    )
+    try:
+        classes = outside_inference(torch.as_tensor(target, device=device))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"target: got {target!r}; {expected}") from error
+    if isinstance(target, list | tuple) and classes.dim() == 1:
+        classes = classes.expand(batch, -1)
+    elif classes.dim() == 0:
+        classes = classes.expand(batch)
+    integral = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
+    if not integral or classes.dim() not in (1, 2) or classes.shape[0] != batch or classes.numel() == 0:
+        raise ValueError(f"target: got {classes.dtype} of shape {tuple(classes.shape)} for {batch} images; {expected}")
+    return classes.long()
