@@ -129,7 +129,7 @@ def ask_about_bytes(images: Tensor, otherwise: str) -> None:
     Warns:
         UserWarning: once a place, as Python's own filter has it.
     """
-    lowest, highest = (float(end) for end in images.detach().float().aminmax())
+    lowest, highest = torch.stack(images.detach().float().aminmax()).tolist()  # the device is waited for once
     if lowest >= 0 and _BRIGHT < highest <= _WHITE:
         warnings.warn(
             f"images: their values go from {lowest:.4g} to {highest:.4g}, as those of pictures that nobody has scaled. "
