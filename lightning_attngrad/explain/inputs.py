@@ -49,16 +49,29 @@ def check_images(images: Any) -> None:
         ValueError: images: got torch.float32 (3, 32, 32); expected a floating-point tensor (B, C, H, W), normalised \
 for the model. Write images[None] for a single image
     """
-    if not isinstance(images, Tensor):
-        got, write = _of_another_type(images)
-    else:
-        got, write = f"{images.dtype} {tuple(images.shape)}", _of_another_shape(images)
-        if not write and not images.is_floating_point():
-            scale = " / 255" if images.dtype == torch.uint8 else ""
-            write = f"images.float(){scale}, and normalise as in training"
-        if not write and images.numel():
-            return
+    got, write = what_to_write(images)
+    if isinstance(images, Tensor) and images.dim() == 4 and images.numel() and not write:
+        return
     raise ValueError(f"images: got {got}; {_EXPECTED}{'. Write ' if write else ''}{write}")
+
+
+def what_to_write(images: Any) -> tuple[str, str]:
+    """What was given, in words, and what to write so that it is a batch of images.
+
+    Returns:
+        Both; the second is empty for a batch of images, and where nothing is known.
+
+    Example:
+        >>> what_to_write(torch.rand(2, 32, 32, 3))
+        ('torch.float32 (2, 32, 32, 3)', 'images.permute(0, 3, 1, 2) where channels are last')
+    """
+    if not isinstance(images, Tensor):
+        return _of_another_type(images)
+    write = _of_another_shape(images)
+    if not write and not images.is_floating_point():
+        scale = " / 255" if images.dtype == torch.uint8 else ""
+        write = f"images.float(){scale}, and normalise as in training"
+    return f"{images.dtype} {tuple(images.shape)}", write
 
 
 def _of_another_shape(images: Tensor) -> str:

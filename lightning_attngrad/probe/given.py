@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_attngrad.explain.inputs import what_to_write
 from lightning_attngrad.probe.resolve import ProbeInputError, describe
 from lightning_attngrad.probe.selection import balanced_choice
 
@@ -84,16 +85,32 @@ def check_images(images: Any) -> GivenImages | None:
         return GivenImages("a tensor", pictures=_checked_tensor(images))
     if isinstance(images, Sequence) and images and all(_is_picture(one) for one in images):
         return _of_pictures(images)
-    if _gives_batches(images):
+    arrays = isinstance(images, Sequence) and all(map(_is_array_of_an_image, images))
+    if _gives_batches(images) and not arrays:
         kind = "a list of batches" if isinstance(images, Sequence) else f"a loader ({type(images).__name__})"
         return GivenImages(kind, loader=images)
-    raise ValueError(f"images: got {type(images).__name__} {images!r:.60}{_hint(images)}; {_EXPECTED}")
+    raise ValueError(f"images: got {_in_words(images)}")
 
 
 def _gives_batches(images: Any) -> bool:
     """Whether these can be read batch by batch, and more than once."""
     is_other = isinstance(images, Mapping) or hasattr(images, "__next__") or hasattr(images, "__array__")
     return isinstance(images, Iterable) and not is_other and not (isinstance(images, Sequence) and not images)
+
+
+def _in_words(images: Any) -> str:
+    """What was given, what is expected, and what to write where that is known."""
+    if _is_picture(images):
+        return f"a picture ({type(images).__name__}); {_EXPECTED}. Write [picture]"
+    if hasattr(images, "__array__"):
+        got, write = what_to_write(images)
+        return f"{got}; {_EXPECTED}. Write {write}"
+    if isinstance(images, Sequence) and images and _is_array_of_an_image(images[0]):
+        return (
+            f"a list of {type(images[0]).__name__} {tuple(images[0].shape)}; {_EXPECTED}. Write "
+            "[PIL.Image.fromarray(image) for image in images] for pictures of bytes"
+        )
+    return f"{type(images).__name__} {images!r:.60}{_hint(images)}; {_EXPECTED}"
 
 
 def _hint(images: Any) -> str:
@@ -120,7 +137,7 @@ def _of_pictures(images: Sequence[Any]) -> GivenImages:
         raise ValueError(f"images: {len(missing)} of {len(images)} are no files, such as {missing[0]!r}; {_EXPECTED}")
     for one in images:
         if isinstance(one, Tensor):
-            _checked_tensor(one[None])
+            _checked_tensor(one[None], "[image.permute(2, 0, 1) for image in images] where channels are last")
     return GivenImages(f"a list of {type(images[0]).__name__}", pictures=tuple(images))
 
 
@@ -129,9 +146,16 @@ def _is_picture(one: Any) -> bool:
     return isinstance(one, str | PathLike) or is_pil or (isinstance(one, Tensor) and one.ndim == 3)
 
 
-def _checked_tensor(images: Tensor) -> Tensor:
-    if images.ndim != 4 or not len(images):
-        raise ValueError(f"images: got a tensor {list(images.shape)}; {_EXPECTED}")
+def _is_array_of_an_image(one: Any) -> bool:
+    return hasattr(one, "__array__") and not isinstance(one, Tensor) and getattr(one, "ndim", 0) == 3
+
+
+def _checked_tensor(images: Tensor, if_channels_are_last: str = "") -> Tensor:
+    _, write = what_to_write(images)
+    channels_are_last = "permute" in write
+    if images.ndim != 4 or not len(images) or channels_are_last:
+        said = (if_channels_are_last if channels_are_last else "") or write
+        raise ValueError(f"images: got a tensor {list(images.shape)}; {_EXPECTED}{'. Write ' if said else ''}{said}")
     if not images.is_floating_point():
         raise ValueError(
             f"images: got a tensor of {str(images.dtype).removeprefix('torch.')}; expected floating numbers, as the "

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -87,6 +89,28 @@ def test_a_list_of_tensors_and_pictures() -> None:
     assert mixed.images is not None
     assert levels_of(mixed.images[:1]) == [100]
     assert torch.equal(mixed.images[1], images[0])
+
+
+@pytest.mark.parametrize(
+    ("images", "got", "write"),
+    [
+        (torch.rand(3, 8, 8), r"a tensor \[3, 8, 8\]", "images[None]"),
+        (torch.rand(2, 8, 8, 3), r"a tensor \[2, 8, 8, 3\]", "images.permute(0, 3, 1, 2)"),
+        ([torch.rand(8, 8, 3)] * 2, r"a tensor \[1, 8, 8, 3\]", "[image.permute(2, 0, 1) for image in images]"),
+        (np.zeros((2, 8, 8, 3), np.float32), "ndarray of float32 .*", "torch.from_numpy(images).permute(0, 3, 1, 2)"),
+        (
+            [np.zeros((8, 8, 3), np.uint8)] * 2,
+            "a list of ndarray .*",
+            "[PIL.Image.fromarray(image) for image in images]",
+        ),
+        (Image.new("RGB", (8, 8)), "a picture .*", "[picture]"),
+    ],
+)
+def test_what_is_no_batch_says_what_to_write_and_that_is_one(images: Any, got: str, write: str) -> None:
+    with pytest.raises(ValueError, match=f"images: got {got}; expected a folder.*Write {re.escape(write)}"):
+        ProbeImages(images=images)
+    names = {"torch": torch, "PIL": SimpleNamespace(Image=Image), "images": images, "picture": images}
+    assert ProbeImages(images=eval(write, names)).given is not None
 
 
 def test_the_files_of_a_folder_as_many_of_each_subfolder(tmp_path: Path) -> None:
