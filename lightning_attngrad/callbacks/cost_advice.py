@@ -82,9 +82,7 @@ class CostAdvice:
         if len(costs) == 1:
             taken = f"{kind} has taken {share} of the time since training began{each}"
         else:
-            taken = (
-                f"the monitors have taken {share} of the time since training began, {kind} most of it ({most}{each})"
-            )
+            taken = f"the monitors have taken {share} of the time since training began, {kind} the most ({most}{each})"
         return f"attngrad: {taken}. {dearest.how_to_spend_less(_EXAMPLE)}"
 
     def _cost(self, callback: Spends) -> _Cost:

@@ -55,7 +55,7 @@ def test_it_names_the_dearest_and_what_to_write_once(caplog: Log) -> None:
     fit(WatchedMonitor(name="quick", on_error="raise"), SlowMonitor(name="slow"), max_epochs=3)
     (line,) = advice(caplog)
     assert line.startswith("attngrad: the monitors have taken ")
-    assert ", SlowMonitor most of it (" in line
+    assert ", SlowMonitor the most (" in line
     assert "SlowMonitor(max_overhead=0.05) skips evaluations rather than take more than 5 %; every_n_epochs=…" in line
 
 
