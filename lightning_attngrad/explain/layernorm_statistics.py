@@ -55,7 +55,7 @@ def key_weights(forward: ForwardPass) -> dict[int, Tensor]:
                 calls_on.setdefault(grid, []).append(number)
             totals.setdefault(number, []).append(state[:, index])
             counts.setdefault(number, []).append(state[:, -1])
-    weights = {}
+    weights: dict[int, Tensor] = {}
     for numbers in calls_on.values():
         total, count = (torch.stack([sum_of(of[number]) for number in numbers], dim=1) for of in (totals, counts))
         mean = total.sum(dim=-1, keepdim=True) / count.sum(dim=-1, keepdim=True)
