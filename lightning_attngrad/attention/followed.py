@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_attngrad.attention.place_table import PlaceTable
@@ -54,6 +54,7 @@ class Followed:
     Args:
         images: (B, C, H, W).
         calling_module: name of the innermost module whose forward is running.
+        own: what the model has of itself: its parameters and buffers.
 
     Attributes:
         batch: number of images.
@@ -65,7 +66,7 @@ class Followed:
         makers: by the family of places, the module that made what is mixed.
     """
 
-    def __init__(self, images: Tensor, calling_module: Callable[[], str]) -> None:
+    def __init__(self, images: Tensor, calling_module: Callable[[], str], own: Iterable[Tensor] = ()) -> None:
         self.batch = len(images)
         self.table = PlaceTable(len(images), (images.shape[-2], images.shape[-1]), images.device)
         self.unseen: list[Unseen] = []
@@ -77,6 +78,9 @@ class Followed:
         self._ids: Any = WeakTensorKeyDictionary()
         self._reads: Any = WeakTensorKeyDictionary()  # a bit for each call, and each unseen mixing, it depends on
         self._bits = 1  # bit 0: comes from the images
+        self._beside: Any = WeakTensorKeyDictionary()  # whether it has anything of what is given beside the images
+        for tensor in (images, *own):
+            self._beside[tensor] = False
         self.put(images, self.table.of_pixels())
         self.depend(images, 1)
 
@@ -106,6 +110,18 @@ class Followed:
     def depend(self, tensor: Tensor, bits: int) -> None:
         """Let a tensor depend on more."""
         self._reads[tensor] = self.reads(tensor) | bits
+
+    def is_beside(self, tensor: Tensor) -> bool:
+        """Whether a tensor has anything of what is given beside the images, such as another view of the scene.
+
+        That is what comes neither from them, nor from the model's own numbers, nor from any written in its forward.
+        """
+        known: bool | None = self._beside.get(tensor)
+        return not isinstance(tensor, nn.Parameter) if known is None else known
+
+    def note_beside(self, tensor: Tensor, beside: bool) -> None:
+        """A tensor was made, of what is given beside the images or not."""
+        self._beside[tensor] = beside
 
     def new_bit(self) -> int:
         """A bit for something that tensors may depend on."""

@@ -75,10 +75,14 @@ class Movement(TorchDispatchMode):
         bits = 0
         for tensor in given:
             bits |= followed.reads(tensor)
-        if not bits:
-            return out
         written = args[0] if _writes(func) and isinstance(args[0], Tensor) else None
         changed = made if written is None else [*made, written]
+        # A number that is written in the forward is lifted, and was not seen before.
+        beside = step.packet is not aten.lift_fresh and any(followed.is_beside(tensor) for tensor in given)
+        for tensor in changed:
+            followed.note_beside(tensor, beside)
+        if not bits:
+            return out
         if written is not None and written._base is not None:
             changed.append(written._base)
         for tensor in changed:

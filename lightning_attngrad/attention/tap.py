@@ -57,7 +57,8 @@ class AttentionTap(TorchFunctionMode):
         numbered: how many tensors functions of torch have returned to the model, see :mod:`embedding`.
         embedding: what relevance is measured at, tokens with their positions as they enter the first block: (B, N, D),
             or whatever form the model gives them. None until then.
-        first_reads: what the first attention call reads, values last, in the graph. None until then.
+        first_reads: what the first attention call that reads from the graph's beginning reads, values last, in the
+            graph: a call before it may read another image. None until then.
         features: the maps that grad-CAM may be read from.
         statistics: what the normalisations in front of the calls divided by; None where that was not asked for.
         muted: whether functions of torch are none of the model's for now, and are neither seen nor numbered.
@@ -371,7 +372,7 @@ class AttentionTap(TorchFunctionMode):
     ) -> None:
         """Keep a call, and from what it reads, values last, as the model has it: before rules cut anything."""
         call.name = unlike(call.name, [known.name for known in self.calls])
-        if not self.calls:
+        if self.first_reads is None and reads[-1].requires_grad:
             self.first_reads = reads
         if isinstance(call, FusedAttentionCall):
             self._begin(call.tensor)

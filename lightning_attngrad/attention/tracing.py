@@ -68,7 +68,7 @@ class _Watcher:
             moved = table.reduce(values, (2,)).narrow(2, 0, 1)  # (R, H, 1, d)
         else:
             keys = _one(table.reduce(values, (3,)), 3).expand(*shape[:2], shape[3])
-            queries = self._queries(asks, keys, shape)
+            queries = self._queries(asks, keys, shape, self._asked_from_beside(seen, keys))
             moved = queries.unsqueeze(-1)
         if kind == "tokens" and table.holds_context(keys):
             what = "attention to a context of all tokens (efficient or linear attention)"
@@ -77,8 +77,23 @@ class _Watcher:
             followed.put(seen.output, seen.to_output(moved.expand(*shape[:3], values.shape[3])))
         return kind, queries, keys
 
-    def _queries(self, asks: Tensor, keys: Tensor, shape: tuple[int, int, int, int]) -> Tensor:
-        """Ids of the queries, (R, H, N): where their own scores say, or where the keys of the same tokens lie."""
+    def _asked_from_beside(self, seen: SeenAttention, keys: Tensor) -> bool:
+        """Whether what asks has anything of what is given beside the images, such as the tokens of another view.
+
+        What a model has kept outside its parameters and buffers looks as if it were, and is the same for every image.
+        """
+        if not self.followed.is_beside(seen.asks):
+            return False
+        asks, images = seen.of_rows(seen.asks), self.followed.table.images_of(keys).amax(dim=(1, 2))  # (R,)
+        others = images != images[0]
+        return not bool(others.any()) or bool((asks[others] != asks[:1]).any())
+
+    def _queries(self, asks: Tensor, keys: Tensor, shape: tuple[int, int, int, int], from_beside: bool) -> Tensor:
+        """Ids of the queries, (R, H, N): where their own scores say, or where the keys of the same tokens lie.
+
+        What asks and comes from nothing of the image is scores of positions with positions, by the very tokens that are
+        read; from another image, beside it, it is that image's tokens, as many as they may be.
+        """
         table = self.followed.table
         of_tokens = compressed(asks)
         along_keys = of_tokens.shape[2] == 1 and of_tokens.shape[3] == shape[3] > 1  # scores of keys with queries
@@ -86,19 +101,19 @@ class _Watcher:
         queries = queries.expand(*shape[:3])
         if shape[2] == shape[3]:
             elsewhere = bool((queries != keys).any()) and self._of_other_tokens(queries, keys)
-            if elsewhere or bool(queries.eq(0).all()):
+            if elsewhere or (bool(queries.eq(0).all()) and not from_beside):
                 return keys
         if bool(queries.eq(0).all()) and bool(keys.gt(0).any()):  # asked by nothing of the image: tokens of their own
             images, families = table.images_of(keys).amax(dim=(1, 2)), table.families  # (R,)
-            slots = table.new_slots(images, shape[2], mixed=along_keys)
+            slots = table.new_slots(images, shape[2], mixed=along_keys and not from_beside)
             self.followed.note_makers(families)
             return slots[:, None].expand(*shape[:3])
         return queries
 
     def _of_other_tokens(self, queries: Tensor, keys: Tensor) -> bool:
         """Whether queries were made elsewhere for the tokens that are read: their boxes are others."""
-        boxes = self.followed.table.boxes
-        both = (queries > 0) & (keys > 0)
+        boxes, slot = self.followed.table.boxes, self.followed.table.slot
+        both = (queries > 0) & (keys > 0) & (slot[queries.long()] < 0) & (slot[keys.long()] < 0)
         one, two = boxes[queries[both].long()], boxes[keys[both].long()]
         return bool(one.numel()) and bool(((one - two).abs() > 1e-3).any())
 
@@ -146,7 +161,8 @@ def trace(
     tap = AttentionTap(model, start="images", watcher=watcher)
     with torch.enable_grad():
         images = tap.begin_at(images.detach().clone())
-    followed = watcher.followed = Followed(images, tap.calling_module)
+    own = [*model.parameters(), *model.buffers()]
+    followed = watcher.followed = Followed(images, tap.calling_module, own)
     movement = watcher.movement = Movement(followed)
     # The graph says through which tensor all goes that the output has of the image; it keeps no activations.
     graph_only = torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda kept: kept)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
 from PIL import Image
 from safetensors import safe_open
+
+from lightning_attngrad.guidance import epipolar_mask
 
 ROOT = Path(__file__).parents[2]
 
@@ -93,3 +98,30 @@ def test_three_runs_on_marked_digits(tmp_path: Path) -> None:
     for kind in ("clean", "planted", "guided"):
         assert any(line.startswith(f"{kind} ") and line.count("%") == 15 for line in table.splitlines()), said
     assert (tmp_path / "planted.png").exists()
+
+
+def test_two_views(tmp_path: Path) -> None:
+    quick = ("--steps", "2", "--batch", "2", "--seeds", "2", "--test", "8", "--output", "two_views.png")
+    said = run_example("two_views.py", *quick, cwd=tmp_path)
+    rows = ["the right patch", "it or one beside it", "attention on the epipolar lines", "attention on the right patch"]
+    assert all(any(line.startswith(row) and line.count("±") == 3 for line in said.splitlines()) for row in rows)
+    with Image.open(tmp_path / "two_views.png") as figure:
+        assert min(figure.size) > 600
+
+
+def test_scenes_of_two_views_are_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A patch and its match look alike, and the match lies on the epipolar line; patches beside them do so less."""
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    made = importlib.import_module("two_view_scenes")
+    pairs = made.scenes(16, made.photographs(made.HELD_OUT), torch.Generator().manual_seed(0))
+    seen = pairs.matches >= 0
+    assert 0.4 < float(seen.float().mean()) < 0.9  # some leave the picture, or are hidden
+    near = epipolar_mask(pairs.geometry, made.GRID, made.GRID, 0.71)  # half the diagonal of a patch
+    assert bool(near.gather(2, pairs.matches.clamp_min(0)[..., None])[..., 0][seen].all())
+    colours = [F.avg_pool2d(view, made.PATCH).flatten(2).mT for view in (pairs.a, pairs.b)]
+    apart = torch.cdist(*colours)  # (B, 64, 64)
+    at_match = apart.gather(2, pairs.matches.clamp_min(0)[..., None])[..., 0]
+    assert float(at_match[seen].mean()) < 0.5 * float(apart[seen].mean())
+    here = apart.diagonal(dim1=1, dim2=2)
+    moved = seen & (pairs.matches != torch.arange(64))
+    assert float(at_match[moved].mean()) < float(here[moved].mean())
