@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -69,6 +69,9 @@ class AttentionDriftMonitor(MapsMonitor):
         every_n_steps: evaluate after every n-th optimizer step instead.
         max_overhead: share of the fit's time that this monitor may take, such as 0.05: evaluations that are due are
             skipped rather than take more, and never made with less care. None is no limit.
+        scalars: ``main`` logs the numbers that the summary at the end of a fit shows, ``all`` every one; see
+            :class:`Monitor`.
+        figures: names of those that are drawn; None draws all, an empty list none.
         reference: ``start`` compares with the starting weights, ``previous`` with the evaluation before; anything else
             is the path of a checkpoint of this model, whose weights are compared with.
         method: as for :class:`AttentionMapMonitor`.
@@ -101,6 +104,8 @@ class AttentionDriftMonitor(MapsMonitor):
         }
     )
 
+    drawable = ("curves", "layers", "moved")
+
     def __init__(
         self,
         *,
@@ -109,6 +114,8 @@ class AttentionDriftMonitor(MapsMonitor):
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
         max_overhead: float | None = None,
+        scalars: Literal["main", "all"] = "main",
+        figures: Sequence[str] | None = None,
         reference: str = "start",
         method: str | None = None,
         objective: Literal["logit", "margin", "start"] | Objective | Similarity | Callable[[Any], Tensor] = "logit",
@@ -128,6 +135,8 @@ class AttentionDriftMonitor(MapsMonitor):
             every_n_epochs=every_n_epochs,
             every_n_steps=every_n_steps,
             max_overhead=max_overhead,
+            scalars=scalars,
+            figures=figures,
             on_error=on_error,
         )
         self.question = check_question(method, objective, method_options, has_masks=self.probe.mask is not None)
@@ -142,6 +151,8 @@ class AttentionDriftMonitor(MapsMonitor):
         self.reference = reference
         self.memory_budget = memory_budget
         self.alarm = None if alarm is None else DriftAlarm(alarm, alarm_after)
+        if self.alarm is not None:
+            self.main_scalars = {**self.main_scalars, "alarm": "1 while it is raised"}
         self.alarm_stops = alarm_stops
         self._saved: dict[str, Tensor] | None = None  # of the checkpoint: the whole LightningModule
         self._weights: dict[str, Tensor] | None = None  # of the checkpoint: the part that is explained

@@ -54,6 +54,9 @@ class AttentionMapMonitor(MapsMonitor):
         every_n_steps: evaluate after every n-th optimizer step instead.
         max_overhead: share of the fit's time that this monitor may take, such as 0.05: evaluations that are due are
             skipped rather than take more, and never made with less care. None is no limit.
+        scalars: ``main`` logs the numbers that the summary at the end of a fit shows, ``all`` every one; see
+            :class:`Monitor`.
+        figures: names of those that are drawn; None draws all, an empty list none.
         method: any that :func:`lightning_attngrad.explain` knows. None is its default, or what stands in for that where
             the model does not permit it; one line then says so.
         objective: ``logit``, ``margin``, :class:`~lightning_attngrad.Contrast`, :class:`~lightning_attngrad.Mixture`,
@@ -91,6 +94,8 @@ class AttentionMapMonitor(MapsMonitor):
         }
     )
 
+    drawable = ("overlay", "layers", "classes", "film", "corrections")
+
     def __init__(
         self,
         *,
@@ -99,6 +104,8 @@ class AttentionMapMonitor(MapsMonitor):
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
         max_overhead: float | None = None,
+        scalars: Literal["main", "all"] = "main",
+        figures: Sequence[str] | None = None,
         method: str | None = None,
         objective: Literal["logit", "margin", "start"] | Objective | Similarity | Callable[[Any], Tensor] = "logit",
         method_options: dict[str, Any] | None = None,
@@ -116,6 +123,8 @@ class AttentionMapMonitor(MapsMonitor):
             every_n_epochs=every_n_epochs,
             every_n_steps=every_n_steps,
             max_overhead=max_overhead,
+            scalars=scalars,
+            figures=figures,
             on_error=on_error,
         )
         self.question = check_question(method, objective, method_options, has_masks=self.probe.mask is not None)
@@ -147,9 +156,11 @@ class AttentionMapMonitor(MapsMonitor):
         film = [*self.film, frame]
         if evaluation.in_history:
             self.film = film
-        beside = explain_best_classes(
-            evaluation, question, maps, self.top_k, self.classes, memory_budget=self.memory_budget
-        )
+        beside = None
+        if self.is_drawn("classes"):
+            beside = explain_best_classes(
+                evaluation, question, maps, self.top_k, self.classes, memory_budget=self.memory_budget
+            )
         return Findings(scalars, map_figures(evaluation, question, maps, film, beside))
 
     def knows_enough(self) -> bool:

@@ -51,7 +51,8 @@ class ProbeCallback(Memory, ABC):
         scalars: the last values, by name without what stands in front.
         needs_pixels: whether its numbers are in units of pixels, so that the images' normalisation has to be certain;
             where it is not, it is asked for before training.
-        main_scalars: those that the summary at the end of a fit shows, and what each says in a few words.
+        main_scalars: those that the summary at the end of a fit shows, and what each says in a few words. A monitor
+            logs these alone unless it is asked for all; where there are none, it logs all.
         story: how the run began, and how many evaluations there were.
     """
 
@@ -100,6 +101,10 @@ class ProbeCallback(Memory, ABC):
     def charts(self) -> Charts:
         """Which of its curves share a chart, by title; names are without what stands in front, see `Chart`."""
         return {}
+
+    def charts_shown(self) -> Charts:
+        """Those of them that have curves."""
+        return self.charts()
 
     def remarks(self) -> list[str]:
         """What else the summary at the end of a fit says, a paragraph each."""
@@ -334,10 +339,14 @@ class ProbeCallback(Memory, ABC):
             conditions = self.conditions(trainer) | self.further_conditions(evaluation)
             self.begin_anew_where_conditions_differ(conditions)
             self._pending = self.evaluate(evaluation)
-            self.scalars = {name: float(value) for name, value in self._pending.scalars.items()}
+            self.take({name: float(value) for name, value in self._pending.scalars.items()})
             if evaluation.in_history:
                 self._conditions = conditions
                 self.story.goes_on(evaluation.label, self.scalars, self.main_scalars)
+
+    def take(self, measured: dict[str, float]) -> None:
+        """Take in the numbers of an evaluation."""
+        self.scalars = measured
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
         """The last callback writes the summary of all, and the charts that another layout has pushed aside."""

@@ -26,6 +26,7 @@ from lightning_attngrad.metrics.functional.maps import MAP_STATISTICS
 from lightning_attngrad.probe import Evaluation, Findings, ProbeImages
 from lightning_attngrad.probe.checkpoint_files import CheckpointFile, checkpoint_files
 from lightning_attngrad.probe.moment import Moment, averaging, is_fitting, moment, swaps_at_the_end, whose_weights
+from lightning_attngrad.reporting.board import board_tag
 from lightning_attngrad.reporting.files import remove_from
 from lightning_attngrad.reporting.loggers import log_scalars, scalar_step
 
@@ -283,7 +284,8 @@ class CheckpointAudit(ProbeCallback):
         if is_fitting(trainer):
             # A logger that fails, or is closed already, must not cost the checkpoint.
             with contextlib.suppress(Exception):
-                log_scalars(trainer, {self._key("seconds"): seconds}, scalar_step(trainer))
+                tags = {self._key("seconds"): board_tag(self.name, "seconds", "cost")}
+                log_scalars(trainer, {self._key("seconds"): seconds}, scalar_step(trainer), tags)
 
     def _why_not(self, trainer: pl.Trainer, averaged: bool) -> str:
         """Why no evaluation can be made now; empty if it can."""

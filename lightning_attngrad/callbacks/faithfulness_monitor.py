@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -54,6 +54,9 @@ class FaithfulnessMonitor(MapsMonitor):
         every_n_steps: evaluate after every n-th optimizer step instead.
         max_overhead: share of the fit's time that this monitor may take, such as 0.05: evaluations that are due are
             skipped rather than take more, and never made with less care. None is no limit.
+        scalars: ``main`` logs the numbers that the summary at the end of a fit shows, ``all`` every one; see
+            :class:`Monitor`.
+        figures: names of those that are drawn; None draws all, an empty list none.
         method: of the maps, as for :class:`AttentionMapMonitor`.
         objective: likewise, of those that are about a class.
         method_options: likewise.
@@ -82,6 +85,8 @@ class FaithfulnessMonitor(MapsMonitor):
         }
     )
 
+    drawable = ("curves",)
+
     def __init__(
         self,
         *,
@@ -90,6 +95,8 @@ class FaithfulnessMonitor(MapsMonitor):
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
         max_overhead: float | None = None,
+        scalars: Literal["main", "all"] = "main",
+        figures: Sequence[str] | None = None,
         method: str | None = None,
         objective: Literal["logit", "margin"] | Objective | Similarity = "logit",
         method_options: dict[str, Any] | None = None,
@@ -107,6 +114,8 @@ class FaithfulnessMonitor(MapsMonitor):
             every_n_epochs=_EVERY_N_EPOCHS if every_n_epochs is None and every_n_steps is None else every_n_epochs,
             every_n_steps=every_n_steps,
             max_overhead=max_overhead,
+            scalars=scalars,
+            figures=figures,
             on_error=on_error,
         )
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:

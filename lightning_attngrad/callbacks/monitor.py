@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -13,11 +13,13 @@ from lightning_attngrad.callbacks.base import ProbeCallback
 from lightning_attngrad.callbacks.forecast import CostForecast, forecast
 from lightning_attngrad.probe import Cadence, Evaluation, Findings, Governor, ProbeImages, Timetable
 from lightning_attngrad.probe.moment import is_fitting, label_of_validation, why_no_validation
+from lightning_attngrad.reporting.board import COSTS, Names, board_tag
+from lightning_attngrad.reporting.layout import Charts, charts_of, edges_of
 from lightning_attngrad.reporting.loggers import log_figures, log_scalars, scalar_step
 
 __all__ = ["Evaluation", "Findings", "Monitor"]
 
-_COSTS = ("seconds", "overhead", "stretch")
+_PROBE_SECONDS = "attngrad/probe/seconds"
 
 
 class Monitor(ProbeCallback):
@@ -26,9 +28,9 @@ class Monitor(ProbeCallback):
     The first evaluation is of the starting weights. Later ones happen at the start of a validation, when averaged
     weights, if the run validates with them, are in place; their scalars are logged at its end, where
     ``ModelCheckpoint`` and ``EarlyStopping`` find them. A run without validation is evaluated at the end of its
-    training epochs. On epochs without an evaluation the last values are logged again, so that the key is always there.
-    A run that ends between two evaluations gets one more. All processes log the numbers of the first one, whose weights
-    and buffers a checkpoint holds.
+    training epochs. On epochs without an evaluation these two find the last values again, and loggers get none: each
+    point of a curve was measured at its step. A run that ends between two evaluations gets one more. All processes log
+    the numbers of the first one, whose weights and buffers a checkpoint holds.
 
     ``seconds`` is the time that the monitor took by itself since it was last logged: evaluating, drawing and writing
     figures. What is done once for all of them (reading images, holding the model still) is ``attngrad/probe/seconds``;
@@ -44,6 +46,10 @@ class Monitor(ProbeCallback):
         every_n_steps: evaluate after every n-th optimizer step instead.
         max_overhead: share of the fit's time that this monitor may take, such as 0.05: evaluations that are due are
             skipped rather than take more. None is no limit.
+        scalars: which numbers loggers get. ``main``: those of ``main_scalars`` with the bands around them, those that a
+            ``ModelCheckpoint`` or an ``EarlyStopping`` waits for, and what the monitor costs. ``all``: every one, also
+            of single layers and classes. ``trainer.callback_metrics`` has all in any case.
+        figures: names of those that are drawn, such as ``["overlay", "film"]``; None draws all, an empty list none.
         on_error: ``log`` reports an error inside an evaluation once and switches this monitor off; ``raise`` raises it.
 
     Raises:
@@ -58,6 +64,9 @@ class Monitor(ProbeCallback):
         >>> # trainer = L.Trainer(callbacks=[Confidence()])  # logs attngrad/Confidence/mean
     """
 
+    #: Names of the figures that it can draw; empty where nobody has said.
+    drawable: Collection[str] = ()
+
     def __init__(
         self,
         *,
@@ -67,14 +76,30 @@ class Monitor(ProbeCallback):
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
         max_overhead: float | None = None,
+        scalars: Literal["main", "all"] = "main",
+        figures: Sequence[str] | None = None,
         on_error: Literal["log", "raise"] = "log",
     ) -> None:
         super().__init__(name=name, probe=probe, num_images=num_images, on_error=on_error)
+        if scalars not in ("main", "all"):
+            raise ValueError(f"scalars: got {scalars!r}; expected 'main' or 'all'")
+        known = ", ".join(self.drawable)
+        if figures is not None and (
+            isinstance(figures, str)
+            or not isinstance(figures, Sequence)
+            or any(not isinstance(one, str) or (self.drawable and one not in self.drawable) for one in figures)
+        ):
+            among = f" among {known}" if known else ""
+            raise ValueError(f"figures: got {figures!r}; expected a list of names{among}, or None for all of them")
+        self.which_scalars = scalars
+        self.figures = None if figures is None else tuple(figures)
         self.timetable = Timetable(Cadence(every_n_epochs, every_n_steps))
         self.governor = Governor(max_overhead)
         self._allowed: bool | None = None  # the evaluation that is due in the validation that now runs
         self._has_validation = True
         self._could_draw = True
+        self._measured: set[str] = set()  # names of scalars that no logger has been given yet
+        self._names = Names(self.name)
 
     def knows_enough(self) -> bool:
         """Whether the next evaluation can wait until it is due.
@@ -82,7 +107,7 @@ class Monitor(ProbeCallback):
         Not without a number yet, perhaps because a zero-initialised classifier gives no map at the start. One that is
         NaN beside others may be so for good: it is not waited for.
         """
-        return any(math.isfinite(value) for name, value in self.scalars.items() if name not in _COSTS)
+        return any(math.isfinite(value) for name, value in self.scalars.items() if name not in COSTS)
 
     def dry_cost(
         self,
@@ -126,6 +151,12 @@ class Monitor(ProbeCallback):
         self.governor.begin()
         self._allowed = None
         self._could_draw = True
+        self._measured = set()
+        self._names = Names(self.name, tuple(self.main_scalars))
+        self._report(self._find_edges)
+
+    def _find_edges(self) -> None:
+        self._names = Names(self.name, tuple(self.main_scalars), edges_of(self.charts()))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate the starting weights, before the first step."""
@@ -288,21 +319,39 @@ class Monitor(ProbeCallback):
 
     # Where its numbers go ------------------------------------------------------------------------------------
 
+    def take(self, measured: dict[str, float]) -> None:
+        """Take in the numbers of an evaluation; what it has not measured stays for whatever waits for it."""
+        self.scalars = self.scalars | measured
+        self._measured = set(measured)
+
+    def charts_shown(self) -> Charts:
+        """Those of the numbers that are logged."""
+        charts = self.charts()
+        return charts if self.which_scalars == "all" else charts_of(charts, self._names)
+
+    def is_drawn(self, figure: str) -> bool:
+        """Whether a figure of this name is asked for."""
+        return self.figures is None or figure in self.figures
+
     def _end_epoch(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the figures and numbers of an epoch."""
         self.timetable.end_epoch(trainer)
         self._allowed = None
         self._log_figures(trainer)
         values = self._values(trainer)
+        logged = self._for_loggers(trainer, values)
         # By Lightning for whatever waits for them, and in a fit by us for the loggers: one that fails at a scalar would
         # end the run. The numbers agree already: synchronising keeps Lightning from warning of each of them.
         by_us = is_fitting(trainer)
-        pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True, logger=not by_us)
+        for is_logged in (True, False):
+            part = {key: value for key, value in values.items() if (key in logged) == is_logged}
+            shown = is_logged and not by_us  # outside a fit they are what `validate` and `test` return, too
+            pl_module.log_dict(part, on_step=False, on_epoch=True, batch_size=1, sync_dist=True, logger=shown)
         if by_us:
-            log_scalars(trainer, values, scalar_step(trainer))
+            self._log_scalars(trainer, logged)
 
     def _values(self, trainer: pl.Trainer) -> dict[str, float]:
-        """The scalars to be logged: the same keys on every process, so that EarlyStopping decides alike on all."""
+        """What Lightning is given: the same keys on every process, so that EarlyStopping decides alike on all."""
         self.scalars |= self._costs()
         self._agree(trainer)
         scalars = self.scalars
@@ -311,6 +360,23 @@ class Monitor(ProbeCallback):
             scalars = {name: self.scalars.get(name, math.nan) for name in self._awaited(trainer)}
         shared = self._shared_seconds(trainer)
         return self._keyed(scalars) | (trainer.strategy.broadcast(shared) if shared else {})
+
+    def _for_loggers(self, trainer: pl.Trainer, values: Mapping[str, float]) -> dict[str, float]:
+        """Those that have been measured since loggers were last given any, by key: each point of a curve is one."""
+        measured, self._measured = self._measured, set()
+        if self._off:
+            measured = set()
+        elif self.which_scalars == "main":
+            awaited = self._awaited(trainer)
+            measured = {name for name in measured if self._names.is_logged(name) or name in awaited}
+        keys = {_PROBE_SECONDS, *map(self._key, measured)}
+        keys |= set() if self._off else set(map(self._key, COSTS))  # they are measured all the time
+        return {key: value for key, value in values.items() if key in keys}
+
+    def _log_scalars(self, trainer: pl.Trainer, values: Mapping[str, float]) -> None:
+        tags = {key: self._names.tag(key.removeprefix(self._key(""))) for key in values}
+        tags[_PROBE_SECONDS] = board_tag("probe", "seconds", "cost")
+        log_scalars(trainer, values, scalar_step(trainer), tags)
 
     def _costs(self) -> dict[str, float]:
         """What the monitor took by itself since it was last asked, and its share of the fit so far."""
@@ -321,7 +387,7 @@ class Monitor(ProbeCallback):
         """What monitors did once for all since this was last logged; the first one logs it, while there is any."""
         if not self._leads(trainer) or all(monitor._all_off for monitor in monitors_of(trainer)):
             return {}
-        return {"attngrad/probe/seconds": self._together.shared_cost.take()}
+        return {_PROBE_SECONDS: self._together.shared_cost.take()}
 
     def _write_now(self, trainer: pl.Trainer) -> None:
         """Straight to the loggers: for moments at which nothing reaches them through ``log``."""
@@ -329,15 +395,17 @@ class Monitor(ProbeCallback):
             return
         self._log_figures(trainer)
         self.scalars |= self._costs()
-        log_scalars(trainer, self._keyed(self.scalars) | self._shared_seconds(trainer), scalar_step(trainer))
+        values = self._keyed(self.scalars) | self._shared_seconds(trainer)
+        self._log_scalars(trainer, self._for_loggers(trainer, values))
 
     def _log_figures(self, trainer: pl.Trainer) -> None:
         pending, self._pending = self._pending, None
-        if pending is None or not trainer.is_global_zero:
+        if pending is None or not trainer.is_global_zero or self.figures == ():
             return
         try:
             with self._timed():
-                log_figures(trainer, self._keyed(pending.figures()), scalar_step(trainer))
+                drawn = {name: figure for name, figure in pending.figures().items() if self.is_drawn(name)}
+                log_figures(trainer, self._keyed(drawn), scalar_step(trainer))
         except Exception as error:  # only this process draws: were it switched off now, the others would wait for it
             if self.on_error == "raise":
                 raise

@@ -62,6 +62,9 @@ class RewriteRobustnessMonitor(Monitor):
         every_n_steps: evaluate after every n-th optimizer step instead.
         max_overhead: share of the fit's time that this monitor may take, such as 0.05: evaluations that are due are
             skipped rather than take more, and never made with less care. None is no limit.
+        scalars: ``main`` logs the numbers that the summary at the end of a fit shows, ``all`` every one; see
+            :class:`Monitor`.
+        figures: names of those that are drawn; None draws all, an empty list none.
         norm: ``linf`` (the largest change of a pixel), ``l2``, or ``l0_patches`` (the share of the patches, from the
             top of a gradient-guided map).
         steps: gradients an image; at least 16 for numbers that order checkpoints.
@@ -91,6 +94,8 @@ class RewriteRobustnessMonitor(Monitor):
 
     needs_pixels = True
 
+    drawable = ("rewrites", "success", "classes")
+
     def __init__(
         self,
         *,
@@ -99,6 +104,8 @@ class RewriteRobustnessMonitor(Monitor):
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
         max_overhead: float | None = None,
+        scalars: Literal["main", "all"] = "main",
+        figures: Sequence[str] | None = None,
         norm: Literal["linf", "l2", "l0_patches"] = "linf",
         steps: int = 16,
         target: Literal["random", "runner_up", "least_likely", "all"] | int = "random",
@@ -116,6 +123,8 @@ class RewriteRobustnessMonitor(Monitor):
             every_n_epochs=every_n_epochs,
             every_n_steps=every_n_steps,
             max_overhead=max_overhead,
+            scalars=scalars,
+            figures=figures,
             on_error=on_error,
         )
         self.rewriting = RewriteSettings(norm, steps, target, () if radii is None else radii, top_share)
@@ -129,9 +138,11 @@ class RewriteRobustnessMonitor(Monitor):
             )
         self.reference = reference
         self.long_every = long_every
+        middle = self.rewriting.radius_name(self.rewriting.radii[len(self.rewriting.radii) // 2])
         self.main_scalars = {
             f"median_{norm}": "smallest change found; less is easier",
             "area": "under success; more is easier",
+            f"robust_accuracy/{middle}": "share right, and not rewritten within",
             "log_ratio": "against the reference; below 0 is easier",
             "map_shift": "of the map when rewritten; 0 = none",
             "health/never_rewritten": "share; above 0.05 the search is ill",
@@ -141,7 +152,6 @@ class RewriteRobustnessMonitor(Monitor):
         self._before: tuple[str, list[float]] | None = None
         self._compared: list[float] | None = None  # distances at the reference
         self._evaluations = 0  # since the start
-        self._short_over_long = math.nan
         self.rewrite_hash: str | None = None
 
     def evaluate(self, evaluation: Evaluation) -> Findings:
@@ -156,14 +166,13 @@ class RewriteRobustnessMonitor(Monitor):
         if compared is None and evaluation.in_history and (counts or self.reference == "start"):
             compared = distances
         long_is_due = self.long_every is not None and self._evaluations % self.long_every == 0
+        scalars = rewrite_scalars(pairs, self.rewriting)
+        scalars |= ratio_scalars(pairs.distance, None if compared is None else torch.tensor(compared))
         if counts and long_is_due and self.rewriting.steps < _LONG_STEPS:
             most = max(_LEAST_LONG, len(distances) // 4)
             searched = replace(self.rewriting, steps=_LONG_STEPS)
             long, _ = rewrite_images(evaluation, searched, frozen, shown=0, most=most)
-            self._short_over_long = _median_ratio(pairs.distance[:most], long.distance)
-        scalars = rewrite_scalars(pairs, self.rewriting)
-        scalars |= ratio_scalars(pairs.distance, None if compared is None else torch.tensor(compared))
-        scalars["short_over_long"] = self._short_over_long
+            scalars["short_over_long"] = _median_ratio(pairs.distance[:most], long.distance)
 
         earlier = [curve for curve in (self._first, self._before) if curve is not None]
         curves = {**dict(earlier), f"{evaluation.label} (now)": distances}
@@ -208,7 +217,6 @@ class RewriteRobustnessMonitor(Monitor):
             "reference": self.reference,
             "compared": self._compared,
             "evaluations": self._evaluations,
-            "short_over_long": self._short_over_long,
         }
 
     def recall(self, history: Mapping[str, Any]) -> None:
@@ -223,14 +231,12 @@ class RewriteRobustnessMonitor(Monitor):
             is_that = known is not None and (self.reference == "previous" or known[0].startswith("start"))
             self._compared = list(known[1]) if known is not None and is_that else None
         self._evaluations = history["evaluations"]
-        self._short_over_long = history["short_over_long"]
 
     def forget(self) -> None:
         """Drop the history of another run, of other images or of other settings."""
         super().forget()
         self._frozen = self._first = self._before = self._compared = self.rewrite_hash = None
         self._evaluations = 0
-        self._short_over_long = math.nan
 
     def charts(self) -> Charts:
         """Distances and their ratio with bands, success at the radii, and what tells of the search."""

@@ -25,8 +25,8 @@ class Reports(Protocol):
     story: Story
     account: Clocked
 
-    def charts(self) -> Charts:
-        """Which of its curves share a chart."""
+    def charts_shown(self) -> Charts:
+        """Which of the curves that are logged share a chart."""
 
     def remarks(self) -> list[str]:
         """What else there is to say."""
@@ -37,7 +37,7 @@ class Reports(Protocol):
 
 def write_layout(trainer: pl.Trainer, monitors: Sequence[Reports]) -> None:
     """Tell the loggers which curves share a chart; nothing is written twice."""
-    log_layout(trainer, {monitor.name: monitor.charts() for monitor in monitors})
+    log_layout(trainer, {monitor.name: monitor.charts_shown() for monitor in monitors})
 
 
 def write_summary(trainer: pl.Trainer, monitors: Sequence[Reports], fit_seconds: float, shared_seconds: float) -> None:

@@ -31,6 +31,7 @@ from lightning_attngrad.demo.data import DigitsDataModule, FolderDataModule, cou
 from lightning_attngrad.demo.models import build_model, load_backbone, load_weights
 from lightning_attngrad.demo.module import FineTuner
 from lightning_attngrad.demo.options import DEMO_MODEL, DemoError, DemoOptions
+from lightning_attngrad.demo.settings import show_settings
 from lightning_attngrad.demo.shortcut import FAINT
 from lightning_attngrad.demo.summary import summary_table
 from lightning_attngrad.probe import ProbeImages
@@ -133,10 +134,12 @@ def run_demo(options: DemoOptions) -> DemoResult:
         # A checkpoint cannot hold a network's class: from these `fine_tuner` makes it anew for the audit.
         described = {"model_name": options.model_name, "class_count": len(data.class_names)}
         module.hparams.update(described, image_size=options.image_size)
-        trainer, history, loggers = _trainer(options, data)
-        directory = Path(loggers[0].log_dir)
+        trainer, history, board = _trainer(options, data)
+        directory = Path(board.log_dir)
         print(f"{data.description}{_planted(options)}\n{_describe(options, model)}, {origin}\n")
         history.start.update(_validate(options, module, data))
+        if trainer.is_global_zero:
+            show_settings(options, trainer.max_epochs or 0, board)
         began = time.perf_counter()
         trainer.fit(module, datamodule=data)
         seconds = time.perf_counter() - began
@@ -206,7 +209,7 @@ def _describe(options: DemoOptions, model: nn.Module) -> str:
 
 def _trainer(
     options: DemoOptions, data: DigitsDataModule | FolderDataModule
-) -> tuple[L.Trainer, ScalarHistory, list[TensorBoardLogger | CSVLogger]]:
+) -> tuple[L.Trainer, ScalarHistory, TensorBoardLogger]:
     epochs, batches = options.epochs, len(data.train_dataloader())
     if options.max_steps is not None:
         # Whole epochs, shortened alike: Lightning validates only at their ends.
@@ -228,20 +231,19 @@ def _trainer(
             ("most_robust", {"monitor": "attngrad/rewrite/area", "mode": "min"}),
         )
     ]
-    loggers: list[TensorBoardLogger | CSVLogger] = [board, table]
     with _trainer_errors():
         trainer = L.Trainer(
             accelerator=options.accelerator,
             devices=options.devices,
             max_epochs=epochs,
             limit_train_batches=batches,
-            logger=loggers,
+            logger=[board, table],
             callbacks=[*monitors, *guidance, audit, history, _ProgressBar(refresh_rate=5), *checkpoints],
             enable_model_summary=False,
             num_sanity_val_steps=0,
             log_every_n_steps=10,
         )
-    return trainer, history, loggers
+    return trainer, history, board
 
 
 def _monitors(

@@ -13,7 +13,9 @@ from typing import Any, TypeAlias
 
 import fsspec  # type: ignore[import-untyped]
 
-__all__ = ["Chart", "Charts", "Margin", "torch_layout", "with_earlier_layout"]
+from lightning_attngrad.reporting.board import Names, board_tag
+
+__all__ = ["Chart", "Charts", "Margin", "charts_of", "edges_of", "torch_layout", "with_earlier_layout"]
 
 #: Tag under which TensorBoard keeps a layout.
 _LAYOUT_TAG = "custom_scalars__config__"
@@ -21,14 +23,14 @@ _AT_ONCE = 2**22  # bytes of a file that are searched
 
 #: Charts that the curves of all monitors share. They name no monitor, so that those of several runs are one.
 _OF_ALL = {
-    "seconds taken": "attngrad/.+/seconds",
-    "share of the time of the fit": "attngrad/.+/overhead",
+    "share of the time of the fit": board_tag("", "overhead", "cost"),
+    "seconds taken": board_tag("", "seconds", "cost"),
 }
 
 
 @dataclass(frozen=True)
 class Margin:
-    """A curve with a band around it.
+    """A curve with a band around it: the curve is a main number of its monitor, the edges of the band are none.
 
     Attributes:
         value: name of a scalar.
@@ -47,6 +49,38 @@ Chart: TypeAlias = tuple[str, ...] | Margin
 Charts: TypeAlias = Mapping[str, Chart]
 
 
+def edges_of(charts: Charts) -> frozenset[str]:
+    """Names of the edges of all bands."""
+    bands = [chart for chart in charts.values() if isinstance(chart, Margin)]
+    return frozenset(name for band in bands for name in (band.lower, band.upper))
+
+
+def charts_of(charts: Charts, names: Names) -> Charts:
+    """The charts, and the curves in them, that are left where only the main numbers are logged.
+
+    Args:
+        charts: of a monitor.
+        names: which of its numbers are main ones.
+
+    Example:
+        >>> charts_of({"spread": ("entropy", "border_mass"), "heads": ("head_entropy/",)}, Names("maps", {"entropy"}))
+        {'spread': ('entropy',)}
+    """
+
+    def is_left(name: str) -> bool:
+        return any(main.startswith(name) for main in names.main) if name.endswith("/") else names.is_logged(name)
+
+    if not names.main:
+        return charts
+    left: dict[str, Chart] = {}
+    for title, chart in charts.items():
+        if isinstance(chart, Margin):
+            left |= {title: chart} if names.is_logged(chart.value) else {}
+        elif lines := tuple(name for name in chart if is_left(name)):
+            left[title] = lines
+    return left
+
+
 def torch_layout(charts: Mapping[str, Charts], prefix: str = "") -> dict[str, dict[str, list[Any]]]:
     """A layout as ``SummaryWriter.add_custom_scalars`` takes it: one category a monitor, and one for what they share.
 
@@ -60,25 +94,26 @@ def torch_layout(charts: Mapping[str, Charts], prefix: str = "") -> dict[str, di
     Example:
         >>> layout = torch_layout({"maps": {"spread": ("entropy", "head_entropy/"), "band": Margin("m", "a", "b")}})
         >>> layout["attngrad/maps"]["spread"]
-        ['Multiline', ['^attngrad/maps/entropy$', '^attngrad/maps/head_entropy/']]
+        ['Multiline', ['^attngrad_(secondary_)?maps/entropy$', '^attngrad_(secondary_)?maps/head_entropy/']]
         >>> layout["attngrad/maps"]["band"]
-        ['Margin', ['attngrad/maps/m', 'attngrad/maps/a', 'attngrad/maps/b']]
+        ['Margin', ['attngrad_maps/m', 'attngrad_secondary_maps/a', 'attngrad_secondary_maps/b']]
     """
     layout = {
-        f"{prefix}attngrad/{name}": {
-            title: _drawn(chart, f"{prefix}attngrad/{name}/") for title, chart in of_monitor.items()
-        }
+        f"{prefix}attngrad/{name}": {title: _drawn(chart, name, prefix) for title, chart in of_monitor.items()}
         for name, of_monitor in charts.items()
         if of_monitor
     }
-    costs = {title: ["Multiline", [f"^{re.escape(prefix)}{tags}$"]] for title, tags in _OF_ALL.items()}
+    costs = {title: ["Multiline", [f"^{re.escape(prefix + tags)}"]] for title, tags in _OF_ALL.items()}
     return {**layout, f"{prefix}attngrad": costs}
 
 
-def _drawn(chart: Chart, front: str) -> list[Any]:
+def _drawn(chart: Chart, monitor: str, prefix: str) -> list[Any]:
     if isinstance(chart, Margin):
-        return ["Margin", [f"{front}{name}" for name in (chart.value, chart.lower, chart.upper)]]
-    return ["Multiline", [f"^{re.escape(front + name)}{'' if name.endswith('/') else '$'}" for name in chart]]
+        edges = [board_tag(monitor, name, "secondary") for name in (chart.lower, chart.upper)]
+        return ["Margin", [f"{prefix}{tag}" for tag in (board_tag(monitor, chart.value), *edges)]]
+    # Of either group: which one a number is in does not tell whether it belongs to a chart.
+    front = f"{re.escape(prefix)}attngrad_(secondary_)?{re.escape(monitor)}/"
+    return ["Multiline", [f"^{front}{re.escape(name)}{'' if name.endswith('/') else '$'}" for name in chart]]
 
 
 def with_earlier_layout(layout: Mapping[str, Mapping[str, list[Any]]], directory: str) -> Any:

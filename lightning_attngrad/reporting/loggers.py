@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
+from lightning_attngrad.reporting.board import figure_tag
 from lightning_attngrad.reporting.files import write_to
 from lightning_attngrad.reporting.layout import Charts, torch_layout, with_earlier_layout
 
@@ -46,6 +47,9 @@ T = TypeVar("T")
 FigureWriter: TypeAlias = Callable[[Any, str, "Picture", int], None]
 TextWriter: TypeAlias = Callable[[Any, str, str, int], None]
 LayoutWriter: TypeAlias = Callable[[Any, Mapping[str, Charts]], None]
+
+#: Shows cards in groups by the first part of their names.
+_IN_GROUPS = "TensorBoardLogger"
 
 _WRITERS: dict[str, FigureWriter] = {}
 _TEXT_WRITERS: dict[str, TextWriter] = {}
@@ -132,7 +136,9 @@ def log_figures(trainer: Trainer, figures: Mapping[str, Figure], step: int) -> N
             _write(trainer, None, tag, picture, step, filled)
 
 
-def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int) -> None:
+def log_scalars(
+    trainer: Trainer, scalars: Mapping[str, float], step: int, tags: Mapping[str, str] | None = None
+) -> None:
     """Hand numbers to every logger, on the terms of `log_figures`; without a logger they go nowhere.
 
     What is infinite or NaN is handed on as it is. A logger that refuses it gets the other numbers, and one that
@@ -142,13 +148,15 @@ def log_scalars(trainer: Trainer, scalars: Mapping[str, float], step: int) -> No
         trainer: Of ``lightning.pytorch`` or of ``pytorch_lightning``.
         scalars: From names, such as ``attngrad/maps/entropy``, to Python floats.
         step: That they belong to.
+        tags: What some of them are called in TensorBoard, by name: see :mod:`~.board`.
     """
     if not scalars or not trainer.is_global_zero or _logs_nothing(trainer):
         return
-    numbers = {name: float(value) for name, value in scalars.items()}
-    finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
     for logger in trainer.loggers:
         name = type(logger).__name__
+        called = tags if tags and _is_a(logger, _IN_GROUPS) else {}
+        numbers = {called.get(name, name): float(value) for name, value in scalars.items()}
+        finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
         try:
             logger.log_metrics(dict(numbers), step=step)
         except Exception as error:  # whatever a logger raises must not end a run
@@ -226,7 +234,8 @@ def scalar_step(trainer: Trainer) -> int:
 
     Lightning counts the batches that ended in an optimizer step, and raises the count only after the
     validation that follows such a batch: scalars land one step before ``trainer.global_step``. Those of the
-    end of a training epoch, when the count has been raised, are put back by one.
+    end of a training epoch, when the count has been raised, are put back by one; so are those of a checkpoint that is
+    saved then.
 
     Where ``log("step", …)`` was called, all scalars of that moment land on its value instead. A callback's
     hook sees only the calls before it: not one in the same hook of the LightningModule, which runs later.
@@ -247,7 +256,12 @@ def scalar_step(trainer: Trainer) -> int:
     if logged is not None:
         return logged
     hook = getattr(trainer.lightning_module, "_current_fx_name", None)
-    return max(step - 1, 0) if hook in ("on_train_epoch_end", "on_train_end", "on_fit_end") else step
+    if hook == "on_save_checkpoint":  # which does not tell from which hook the checkpoint is saved
+        progress = trainer.fit_loop.epoch_loop.batch_progress.current
+        is_raised = not trainer.validating and progress.processed == progress.completed
+    else:
+        is_raised = hook in ("on_train_epoch_end", "on_train_end", "on_fit_end")
+    return max(step - 1, 0) if is_raised else step
 
 
 def _logged_step(trainer: Trainer) -> int | None:
@@ -278,7 +292,7 @@ def _to_tensorboard(logger: Any, tag: str, picture: Picture, step: int) -> None:
 
     # As ``add_image`` does, but for encoding the picture once more.
     image = Summary.Image(height=picture.height, width=picture.width, colorspace=3, encoded_image_string=picture.png)
-    summary = Summary(value=[Summary.Value(tag=_prefixed(logger, tag), image=image)])
+    summary = Summary(value=[Summary.Value(tag=_prefixed(logger, figure_tag(tag)), image=image)])
     logger.experiment._get_file_writer().add_summary(summary, step)
 
 
@@ -386,6 +400,10 @@ def _short_path(path: str) -> str:
 
 def _writer_of(logger: Any, writers: Mapping[str, T]) -> T | None:
     return next((writers[base.__name__] for base in type(logger).__mro__ if base.__name__ in writers), None)
+
+
+def _is_a(logger: Any, logger_class: str) -> bool:
+    return any(base.__name__ == logger_class for base in type(logger).__mro__)
 
 
 def _prefixed(logger: Any, tag: str) -> str:

@@ -22,7 +22,7 @@ class WatchedDrift(attngrad.AttentionDriftMonitor):
     """The monitor as it is, which keeps what it saw; it draws only where asked to."""
 
     def __init__(self, *, draws: bool = False, **options: Any) -> None:
-        super().__init__(**with_probe({"num_images": 3, "on_error": "raise", **options}))
+        super().__init__(**with_probe({"num_images": 3, "scalars": "all", "on_error": "raise", **options}))
         self.draws = draws
         self.evaluations: list[tuple[Evaluation, Findings]] = []
 

@@ -24,7 +24,7 @@ class WatchedRewriting(attngrad.RewriteRobustnessMonitor):
     """The monitor as it is, which keeps what it saw; it draws only where asked to."""
 
     def __init__(self, *, draws: bool = False, **options: Any) -> None:
-        super().__init__(**with_probe({**CHEAP, "long_every": None, **options}))
+        super().__init__(**with_probe({**CHEAP, "long_every": None, "scalars": "all", **options}))
         self.draws = draws
         self.evaluations: list[tuple[Evaluation, Findings]] = []
         self.hashes: list[str | None] = []

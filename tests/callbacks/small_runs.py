@@ -116,13 +116,14 @@ class Classifier(pl.LightningModule):
 
 
 class WatchedMonitor(attngrad.AttentionMapMonitor):
-    """The monitor as it is, which keeps what it was given and what it found, with the weights of that moment.
+    """The monitor as it is, which logs all of its numbers, and keeps what it was given and what it found.
 
-    It draws nothing unless asked to: drawing costs more than everything else.
+    With the weights of that moment where asked to. It draws nothing unless asked to: drawing costs more than everything
+    else.
     """
 
     def __init__(self, *, draws: bool = False, keep_weights: bool = False, **options: Any) -> None:
-        super().__init__(**with_probe({"num_images": 3, **options}))
+        super().__init__(**with_probe({"num_images": 3, "scalars": "all", **options}))
         self.draws, self.keep_weights = draws, keep_weights
         self.evaluations: list[tuple[Evaluation, Findings]] = []
         self.weights: list[dict[str, Tensor]] = []
@@ -240,17 +241,54 @@ def tensorboard(directory: Path, **options: Any) -> TensorBoardLogger:
     return TensorBoardLogger(directory, name="", version="", **options)
 
 
-def events(directory: str | Path) -> EventAccumulator:
-    accumulator = EventAccumulator(str(directory), size_guidance={"images": 0, "scalars": 0})
-    accumulator.Reload()
-    return accumulator
+def monitored_name(tag: str) -> str:
+    """The name by which a number is monitored, or a figure is a file elsewhere, from what TensorBoard calls it."""
+    prefix, ours, rest = tag.partition("attngrad_")
+    group, _, name = rest.partition("/")
+    if not ours:
+        return tag
+    if group == "time":
+        name, _, group = name.partition("/")
+    return f"{prefix}attngrad/{group.removeprefix('secondary_')}/{name}"
 
 
-def scalar_points(accumulator: EventAccumulator, tag: str) -> list[tuple[int, float]]:
+class ByMonitoredName:
+    """Event files, read by the names that everything but TensorBoard uses; what it uses is ``raw.Tags()``."""
+
+    def __init__(self, directory: str) -> None:
+        self.raw = EventAccumulator(directory, size_guidance={"images": 0, "scalars": 0})
+        self.raw.Reload()
+
+    def Tags(self) -> dict[str, Any]:
+        return {
+            kind: [monitored_name(tag) for tag in tags] if isinstance(tags, list) else tags
+            for kind, tags in self.raw.Tags().items()
+        }
+
+    def _tag(self, kind: str, name: str) -> str:
+        """The only one: no number is there twice, among the main ones and among the others."""
+        (tag,) = [tag for tag in self.raw.Tags()[kind] if monitored_name(tag) == name]
+        return str(tag)
+
+    def Scalars(self, name: str) -> list[Any]:
+        return list(self.raw.Scalars(self._tag("scalars", name)))
+
+    def Images(self, name: str) -> list[Any]:
+        return list(self.raw.Images(self._tag("images", name)))
+
+    def Tensors(self, tag: str) -> list[Any]:
+        return list(self.raw.Tensors(tag))
+
+
+def events(directory: str | Path) -> ByMonitoredName:
+    return ByMonitoredName(str(directory))
+
+
+def scalar_points(accumulator: ByMonitoredName, tag: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in accumulator.Scalars(tag)]
 
 
-def image_steps(accumulator: EventAccumulator, tag: str) -> list[int]:
+def image_steps(accumulator: ByMonitoredName, tag: str) -> list[int]:
     return [event.step for event in accumulator.Images(tag)]
 
 

@@ -217,10 +217,10 @@ def test_scalars_of_steps_reach_the_loggers_once_whatever_lightnings_own_interva
     mine = watched(every_n_steps=2)
     fit(mine, logger=tensorboard(tmp_path), log_every_n_steps=interval, max_epochs=1, limit_train_batches=2)
     points = scalar_points(events(tmp_path), KEY)
-    # in the count of the loggers the batch of the second optimizer step is number 1, and so is its validation
-    assert [step for step, _ in points] == [0, 1, 1]
+    # in the count of the loggers the batch of the second optimizer step is number 1; its validation measures nothing
+    assert [step for step, _ in points] == [0, 1]
     start, end = (findings.scalars["entropy"] for _, findings in mine.evaluations)
-    assert [value for _, value in points] == pytest.approx([start, end, end])
+    assert [value for _, value in points] == pytest.approx([start, end])
 
 
 def test_a_start_without_a_map_is_not_carried_on() -> None:
@@ -513,7 +513,7 @@ class FailsLater(WatchedMonitor):
         return super().evaluate(*args, **options)
 
 
-def test_after_an_error_only_what_is_waited_for_goes_on(tmp_path: Any) -> None:
+def test_after_an_error_only_what_is_waited_for_goes_on_and_nothing_is_drawn(tmp_path: Any) -> None:
     mine = FailsLater()
     stopping = EarlyStopping(KEY, patience=50)
     run = fit(mine, stopping, max_epochs=4, logger=tensorboard(tmp_path))
@@ -522,9 +522,9 @@ def test_after_an_error_only_what_is_waited_for_goes_on(tmp_path: Any) -> None:
     last = mine.evaluations[-1][1].scalars["entropy"]
     assert f"{KEY} stays {last:.3g}" in message
     written = events(tmp_path)
-    assert [value for _, value in scalar_points(written, KEY)][-1] == pytest.approx(last)
-    assert len(scalar_points(written, KEY)) == 5
-    assert len(scalar_points(written, "attngrad/maps/border_mass")) == 2  # no flat line that looks like a finding
+    assert float(run.trainer.callback_metrics[KEY]) == pytest.approx(last)
+    for key in (KEY, "attngrad/maps/border_mass", "attngrad/maps/seconds"):
+        assert len(scalar_points(written, key)) == 2  # no flat line that looks like a finding
 
 
 def test_early_stopping_on_a_monitor_that_never_worked_does_not_crash() -> None:

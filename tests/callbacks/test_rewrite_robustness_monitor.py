@@ -51,7 +51,7 @@ SCALARS = {
     *("median_linf", "q25_linf", "q75_linf", "area", "psnr", "ssim", "survives_8_bit", "map_shift"),
     *COSTS,
     *(f"{kind}/{level}" for kind in ("success", "robust_accuracy") for level in LEVELS),
-    *("log_ratio", "log_ratio_low", "log_ratio_high", "short_over_long"),
+    *("log_ratio", "log_ratio_low", "log_ratio_high"),
     *(f"health/{what}" for what in ("zero_gradient", "unconverged", "never_rewritten", "one_step_better")),
 }
 FIGURES = {"rewrites", "success", "classes"}
@@ -67,7 +67,11 @@ def test_everything_of_the_docstring_is_in_the_users_tensorboard(tmp_path: Path)
     written = events(tmp_path)
     tags = written.Tags()
     scalars = {tag.removeprefix("attngrad/rewrite/") for tag in tags["scalars"] if "attngrad" in tag}
-    assert scalars == SCALARS | {"attngrad/probe/seconds"}
+    assert scalars == SCALARS | {"short_over_long", "attngrad/probe/seconds"}
+    assert [step for step, _ in scalar_points(written, "attngrad/rewrite/short_over_long")] == [
+        2,
+        5,
+    ]  # not at the start
     assert names_of(tags["images"]) == FIGURES
     for figure in FIGURES:
         assert image_steps(written, f"attngrad/rewrite/{figure}") == [0, 2, 5]
@@ -99,7 +103,7 @@ def test_a_model_without_maps_has_every_number_but_their_shift(monkeypatch: Any)
     mine = WatchedRewriting(draws=True, steps=4)
     run = fit(mine, module=bright, max_epochs=1)
     undefined = {name for name, value in mine.scalars.items() if math.isnan(value)}
-    assert undefined == {"short_over_long"}
+    assert not undefined
     assert mine.scalars.keys() == SCALARS - {"map_shift"}
     assert mine.scalars["health/never_rewritten"] == 0
     assert 0 < mine.scalars["median_linf"] < 1
@@ -257,8 +261,10 @@ def test_every_so_many_evaluations_a_long_search(long_every: int | None, searche
     mine = WatchedRewriting(long_every=long_every, num_images=2)
     fit(mine, module=bright, max_epochs=4)
     assert steps == searches
-    known = [not math.isnan(value) for value in mine.series("short_over_long")]
-    assert known == [False] + [long_every is not None] * 4
+    measured = ["short_over_long" in findings.scalars for _, findings in mine.evaluations]
+    assert sum(measured) == searches.count(12)
+    assert not measured[0]
+    assert ("short_over_long" in mine.scalars) == any(measured)  # what is not measured again stays
 
 
 def test_how_far_the_short_search_is_off(monkeypatch: Any) -> None:
@@ -547,7 +553,8 @@ def test_the_long_search_keeps_its_turn_over_a_resume(tmp_path: Path, monkeypatc
     before, after = (WatchedRewriting(long_every=3, num_images=2) for _ in range(2))
     resumed(tmp_path, before, after)
     assert steps == [2, 2, 12, 2, 2, 2, 12]  # epochs 1 and 4
-    assert after.series("short_over_long")[0] == before.scalars["short_over_long"]
+    kept = torch.load(tmp_path / "step=6.ckpt", weights_only=True)["callbacks"][before.state_key]["scalars"]
+    assert kept["short_over_long"] == before.scalars["short_over_long"]
 
 
 def test_the_state_is_plain_enough_for_a_safe_load(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def run_example(*arguments: str, cwd: Path) -> str:
 
 def has_figures(folder: Path) -> bool:
     events = list(folder.glob("lightning_logs/version_0/events.*"))
-    return any(b"attngrad/maps/overlay" in file.read_bytes() for file in events)
+    return any(b"attngrad_maps/overlay" in file.read_bytes() for file in events)
 
 
 def test_plain_script(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def run(folder: Path, spelt: Any, loss_of: Any, classes: int, monkeypatch: Any, 
         log(trainer, drawn, step)
 
     probe = attngrad.ProbeImages(num_images=IMAGES, mean=0.0, std=1.0, **settings)
-    every: dict[str, Any] = {"probe": probe, "on_error": "raise"}
+    every: dict[str, Any] = {"probe": probe, "scalars": "all", "on_error": "raise"}
     watched = attngrad.AttentionMapMonitor(**every)
     with monkeypatch.context() as patched:
         patched.setattr(module_of_monitors, "log_figures", log_and_read)

@@ -16,7 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 import lightning_attngrad as attngrad
 from lightning_attngrad.reporting import loggers as loggers_module
-from lightning_attngrad.reporting.layout import Charts, Margin, torch_layout, with_earlier_layout
+from lightning_attngrad.reporting.board import Names, board_tag
+from lightning_attngrad.reporting.layout import Charts, Margin, charts_of, edges_of, torch_layout, with_earlier_layout
 from lightning_attngrad.reporting.loggers import layout_writer, log_layout
 from tests.callbacks.small_runs import make_trainer
 
@@ -66,39 +67,42 @@ def taken(title: str, tags: list[str], prefix: str = "") -> list[str]:
 
 def test_a_name_takes_that_scalar_alone() -> None:
     tags = [
-        "attngrad/maps/entropy",
-        "attngrad/maps/entropy_step",
-        "attngrad/late/maps/entropy",
-        "my/attngrad/maps/entropy",
+        "attngrad_maps/entropy",
+        "attngrad_secondary_maps/entropy",  # where it is no main number
+        "attngrad_maps/entropy_step",
+        "attngrad_late/maps/entropy",
+        "my/attngrad_maps/entropy",
     ]
-    assert taken("spread", tags) == tags[:1]
+    assert taken("spread", tags) == tags[:2]
 
 
 def test_a_name_that_ends_in_a_slash_takes_all_below() -> None:
     tags = [
-        "attngrad/maps/head_entropy/net.blocks.0.attn",
-        "attngrad/maps/head_entropy",
-        "attngrad/late/head_entropy/0",
+        "attngrad_secondary_maps/head_entropy/net.blocks.0.attn",
+        "attngrad_secondary_maps/head_entropy",
+        "attngrad_late/head_entropy/0",
     ]
     assert taken("heads", tags) == tags[:1]
 
 
 def test_what_all_monitors_log_shares_a_chart() -> None:
-    tags = ["attngrad/maps/seconds", "attngrad/late/maps/seconds", "attngrad/maps/seconds_left", "my/seconds"]
+    tags = [board_tag(name, "seconds", "cost") for name in ("maps", "late/maps")]
+    tags += ["attngrad_time/seconds_left/maps", "attngrad_maps/seconds", "my/seconds"]
     assert taken("seconds taken", tags) == tags[:2]
 
 
 def test_a_prefix_is_no_regular_expression() -> None:
     tags = [
-        "a.b-attngrad/maps/entropy",
-        "a.b-attngrad/maps/seconds",
-        "axb-attngrad/maps/entropy",
-        "attngrad/maps/entropy",
+        "a.b-attngrad_maps/entropy",
+        "a.b-attngrad_time/seconds/maps",
+        "axb-attngrad_maps/entropy",
+        "attngrad_maps/entropy",
     ]
     assert taken("spread", tags, "a.b-") == tags[:1]
     assert taken("seconds taken", tags, "a.b-") == tags[1:2]
     band = torch_layout(CHARTS, "a.b-")["a.b-attngrad/rewrite"]["median"]
-    assert band == ["Margin", [f"a.b-attngrad/rewrite/{name}_linf" for name in ("median", "q25", "q75")]]
+    edges = [f"a.b-attngrad_secondary_rewrite/{name}_linf" for name in ("q25", "q75")]
+    assert band == ["Margin", ["a.b-attngrad_rewrite/median_linf", *edges]]
 
 
 def test_a_monitor_without_charts_has_no_category() -> None:
@@ -115,6 +119,20 @@ def test_charts_do_not_depend_on_how_many_monitors_there_are() -> None:
 def test_distances_of_a_norm_have_their_band(norm: Any) -> None:
     charts = attngrad.RewriteRobustnessMonitor(norm=norm).charts()
     assert Margin(f"median_{norm}", f"q25_{norm}", f"q75_{norm}") in charts.values()
+
+
+def test_where_only_main_numbers_are_logged_no_chart_is_empty() -> None:
+    charts: Charts = {
+        "one of two": ("entropy", "completeness_error"),
+        "none": ("completeness_error",),
+        "some below": ("ratio/",),
+        "none below": ("head_entropy/",),
+        "band": Margin("median", "low", "high"),
+        "band of another": Margin("mean", "low", "high"),
+    }
+    left = charts_of(charts, Names("maps", ("entropy", "ratio/spearman", "median"), edges_of(charts)))
+    assert left == {"one of two": ("entropy",), "some below": ("ratio/",), "band": charts["band"]}
+    assert charts_of(charts, Names("maps")) == charts  # of a monitor that has not said which are main, all are
 
 
 # What is there already ------------------------------------------------------------------------------------------
@@ -174,8 +192,8 @@ def test_a_chart_of_the_users_in_our_category_stays(tmp_path: Path) -> None:
     (maps,) = [category for category in shown(tmp_path).category if category.title == "attngrad/maps"]
     assert [(chart.title, list(chart.multiline.tag)) for chart in maps.chart] == [
         ("spread", ["mine"]),
-        ("spread", ["^attngrad/maps/entropy$"]),
-        ("heads", ["^attngrad/maps/head_entropy/"]),
+        ("spread", ["^attngrad_(secondary_)?maps/entropy$"]),
+        ("heads", ["^attngrad_(secondary_)?maps/head_entropy/"]),
     ]
 
 

@@ -25,6 +25,7 @@ from lightning_attngrad.reporting import loggers as loggers_module
 from lightning_attngrad.reporting.loggers import figure_writer, log_figures, log_scalars, scalar_step
 
 TAG = "attngrad/maps/grid"
+ON_A_BOARD = "attngrad_maps/grid"  # what TensorBoard calls it
 
 
 @pytest.fixture
@@ -234,7 +235,7 @@ def test_pytorch_lightning_is_served_as_well(tmp_path):
     log_figures(trainer, {TAG: make_figure()}, 3)
     assert scalar_step(trainer) == 0
     logger.experiment.flush()
-    assert read_events(logger.log_dir)[1] == {TAG: [(3, 40, 30)]}
+    assert read_events(logger.log_dir)[1] == {ON_A_BOARD: [(3, 40, 30)]}
 
 
 def test_tensorboard_prefix_stands_before_figures_too(tmp_path):
@@ -243,7 +244,7 @@ def test_tensorboard_prefix_stands_before_figures_too(tmp_path):
     logger.log_metrics({"attngrad/maps/entropy": 1.0}, 3)
     logger.experiment.flush()
     scalars, images = read_events(logger.log_dir)
-    assert images == {f"run-{TAG}": [(3, 40, 30)]}
+    assert images == {f"run-{ON_A_BOARD}": [(3, 40, 30)]}
     assert scalars == {"run-attngrad/maps/entropy": [3]}
 
 
@@ -342,7 +343,7 @@ def test_a_failing_logger_is_named_once_and_the_others_are_served(tmp_path, monk
         warnings.simplefilter("error")
         log_figures(trainer, {TAG: make_figure()}, 2)
     logger.experiment.flush()
-    assert read_events(logger.log_dir)[1] == {TAG: [(1, 40, 30), (2, 40, 30)]}
+    assert read_events(logger.log_dir)[1] == {ON_A_BOARD: [(1, 40, 30), (2, 40, 30)]}
     with pytest.warns(UserWarning, match="server is away"):  # another run hears of it again
         log_figures(make_trainer(tmp_path, FailingLogger()), {TAG: make_figure()}, 1)
 
@@ -470,11 +471,12 @@ def has_infinity(metrics) -> bool:
 def test_every_logger_gets_python_floats_on_the_step(tmp_path):
     ledger, board, lines = Ledger(), TensorBoardLogger(tmp_path, prefix="run"), CSVLogger(tmp_path, name="csv")
     trainer = make_trainer(tmp_path, [ledger, board, lines])
-    log_scalars(trainer, {"attngrad/maps/entropy": np.float32(0.5), "attngrad/maps/seconds": 2}, 3)
+    tags = {"attngrad/maps/entropy": "attngrad_maps/entropy"}
+    log_scalars(trainer, {"attngrad/maps/entropy": np.float32(0.5), "attngrad/maps/seconds": 2}, 3, tags)
     assert ledger.entries == [(3, {"attngrad/maps/entropy": 0.5, "attngrad/maps/seconds": 2.0})]
     assert {type(value) for value in ledger.entries[0][1].values()} == {float}
     board.experiment.flush()
-    assert read_events(board.log_dir)[0] == {f"run-attngrad/maps/{name}": [3] for name in ("entropy", "seconds")}
+    assert read_events(board.log_dir)[0] == {"run-attngrad_maps/entropy": [3], "run-attngrad/maps/seconds": [3]}
     (row,) = csv.DictReader((tmp_path / "csv" / "version_0" / "metrics.csv").open())
     assert (row["step"], row["attngrad/maps/entropy"]) == ("3", "0.5")
 
@@ -546,6 +548,6 @@ def test_a_picture_is_encoded_once_for_all_loggers(tmp_path, monkeypatch):
     assert saved == [(40, 30)]
     events = EventAccumulator(str(board.log_dir), size_guidance={"images": 0})
     events.Reload()
-    (image,) = events.Images(TAG)
+    (image,) = events.Images(ON_A_BOARD)
     files = {path.read_bytes() for path in tmp_path.rglob("*.png")}
     assert files == {image.encoded_image_string}
