@@ -14,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from lightning_attngrad.demo import DemoError, DemoOptions, run_demo
 from lightning_attngrad.demo.data import (
@@ -341,6 +343,22 @@ class TestOptions:
         assert DemoOptions(learning_rate=0.5).peak_learning_rate == 0.5
 
 
+def hyperparameters(directory: Path) -> tuple[dict[str, object], set[str], dict[str, list[float]]]:
+    """Settings, names of the numbers to compare by, and values of all scalars, as TensorBoard reads them."""
+    board = EventAccumulator(str(directory), size_guidance={"scalars": 0})
+    board.Reload()
+    start, experiment = (
+        HParamsPluginData.FromString(board.SummaryMetadata(f"_hparams_/{tag}").plugin_data.content)
+        for tag in ("session_start_info", "experiment")
+    )
+    settings = {
+        name: getattr(value, value.WhichOneof("kind")) for name, value in start.session_start_info.hparams.items()
+    }
+    numbers = {info.name.tag for info in experiment.experiment.metric_infos}
+    points = {tag: [event.value for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
+    return settings, numbers, points
+
+
 class TestRun:
     def test_a_few_steps_on_the_digits(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         level, threads = logging.getLogger("lightning.pytorch").level, torch.get_num_threads()
@@ -406,6 +424,16 @@ class TestRun:
             result.log_directory / "checkpoints" / "last.ckpt", weights_only=True, map_location="cpu"
         )["datamodule_hyper_parameters"]
         assert described["plant_shortcut"]  # so that an audit of the checkpoint sees the same images
+        settings, numbers, points = hyperparameters(result.log_directory)
+        assert settings["planted_shortcut"]
+        assert settings["batch_size"] == 8
+        assert settings["epochs"] == 1, "as many as two steps are"
+        assert settings["images"] == (folder.name if kind == "folder" else "digits")
+        assert settings.get("image_size") == quick.get("image_size")
+        # The last value of each is shown: all are logged, and none has a point that was not measured.
+        assert {"val_accuracy", "attngrad_maps/entropy", "attngrad_rewrite/median_linf"} <= numbers <= points.keys()
+        assert points["val_accuracy"] == [pytest.approx(end["val_accuracy"])]
+        assert points["attngrad_maps/entropy"][-1] == pytest.approx(end["attngrad/maps/entropy"])
 
     def test_a_guided_run_is_said_and_watched(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         quick = {"max_steps": 2, "batch_size": 8, "output": tmp_path / "out", "accelerator": "cpu"}

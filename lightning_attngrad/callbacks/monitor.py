@@ -327,7 +327,9 @@ class Monitor(ProbeCallback):
     def charts_shown(self) -> Charts:
         """Those of the numbers that are logged."""
         charts = self.charts()
-        return charts if self.which_scalars == "all" else charts_of(charts, self._names)
+        if self.which_scalars == "all":
+            return charts
+        return charts_of(charts, Names(self.name, tuple(self.main_scalars), edges_of(charts)))
 
     def is_drawn(self, figure: str) -> bool:
         """Whether a figure of this name is asked for."""

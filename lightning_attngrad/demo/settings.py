@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
@@ -29,10 +31,9 @@ def show_settings(options: DemoOptions, epochs: int, board: TensorBoardLogger) -
         epochs: that will be trained: ``max_steps`` may leave fewer than were asked for.
         board: the logger, of the process of rank zero.
     """
-    settings = {
+    settings: dict[str, Any] = {
         "model": options.model_name,
         "images": "digits" if options.data is None else options.data.name,
-        "image_size": options.image_size or "the model's own",
         "weights": _weights(options),
         "epochs": epochs,
         "batch_size": options.batch_size,
@@ -40,6 +41,8 @@ def show_settings(options: DemoOptions, epochs: int, board: TensorBoardLogger) -
         "planted_shortcut": options.plant_shortcut,
         "seed": options.seed,
     }
+    if options.image_size is not None:
+        settings["image_size"] = options.image_size
     writer = board.experiment._get_file_writer()
     for summary in hparams(settings, dict.fromkeys(END_NUMBERS, 0.0)):  # of these, only the names are written
         writer.add_summary(summary)

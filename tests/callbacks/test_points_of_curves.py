@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from lightning_attngrad.reporting.board import Names
 from tests.callbacks.small_runs import WatchedMonitor, events, fit, scalar_points, tensorboard
 from tests.callbacks.test_logging_of_monitors import Recorder
 from tests.callbacks.test_together import counted
+from tests.reporting.test_layout import shown
 
 KEY = "attngrad/maps/entropy"
 PIXELS = attngrad.ProbeImages(num_images=3, mean=0.0, std=1.0)
@@ -216,6 +218,21 @@ def test_other_loggers_use_the_names_that_are_monitored(everything: Any) -> None
     assert keys - {"attngrad/audit/seconds"} <= set(trainer.callback_metrics)
     assert len(keys) == sum(map(len, groups(tags["scalars"]).values())), "and no number is in TensorBoard twice"
     assert (len(keys) < 45) == (which == "main")
+
+
+def test_no_chart_of_the_custom_scalars_is_empty(everything: Any) -> None:
+    _, _, _, tags, folder = everything
+    charts = [chart for category in shown(folder / "board").category for chart in category.chart]
+    assert len(charts) > 8
+    for chart in charts:
+        if chart.HasField("margin"):
+            (band,) = chart.margin.series
+            assert {band.value, band.lower, band.upper} <= set(tags["scalars"]), chart.title
+        else:
+            for line in chart.multiline.tag:
+                # There is no mask, and no long search.
+                if not line.endswith(("mass_in_mask$", "pointing$", "mask_average_precision$", "short_over_long$")):
+                    assert any(re.match(line, tag) for tag in tags["scalars"]), (chart.title, line)
 
 
 def test_a_number_that_is_waited_for_is_logged_whatever_it_is(tmp_path: Path) -> None:
