@@ -153,10 +153,10 @@ class Monitor(ProbeCallback):
         self._could_draw = True
         self._measured = set()
         self._names = Names(self.name, tuple(self.main_scalars))
-        self._report(self._find_edges)
+        self._report(self._find_names)
 
-    def _find_edges(self) -> None:
-        self._names = Names(self.name, tuple(self.main_scalars), edges_of(self.charts()))
+    def _find_names(self) -> None:
+        self._names = self.names()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Evaluate the starting weights, before the first step."""
@@ -329,7 +329,24 @@ class Monitor(ProbeCallback):
         charts = self.charts()
         if self.which_scalars == "all":
             return charts
-        return charts_of(charts, Names(self.name, tuple(self.main_scalars), edges_of(charts)))
+        return charts_of(charts, self.names())
+
+    def names(self) -> Names:
+        """Which of its numbers are main ones."""
+        return Names(self.name, tuple(self.main_scalars), edges_of(self.charts()))
+
+    def board_tag(self, name: str) -> str:
+        """What TensorBoard calls one of its numbers.
+
+        Args:
+            name: of the scalar, without what stands in front, such as ``entropy``.
+
+        Example:
+            >>> import lightning_attngrad as attngrad
+            >>> attngrad.AttentionMapMonitor().board_tag("entropy")
+            'attngrad_maps/entropy'
+        """
+        return self.names().tag(name)
 
     def is_drawn(self, figure: str) -> bool:
         """Whether a figure of this name is asked for."""

@@ -139,7 +139,7 @@ def run_demo(options: DemoOptions) -> DemoResult:
         print(f"{data.description}{_planted(options)}\n{_describe(options, model)}, {origin}\n")
         history.start.update(_validate(options, module, data))
         if trainer.is_global_zero:
-            show_settings(options, trainer.max_epochs or 0, board)
+            show_settings(options, trainer.max_epochs or 0, board, history.monitors)
         began = time.perf_counter()
         trainer.fit(module, datamodule=data)
         seconds = time.perf_counter() - began

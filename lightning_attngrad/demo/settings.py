@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.tensorboard.summary import hparams
 
+from lightning_attngrad.callbacks.monitor import Monitor
 from lightning_attngrad.demo.options import DEMO_MODEL, DemoOptions
-from lightning_attngrad.reporting.board import board_tag
 
-#: By which runs are compared: TensorBoard shows the last value of each.
-END_NUMBERS = (
-    "val_accuracy",
-    "val_loss",
-    board_tag("maps", "entropy"),
-    board_tag("maps", "corner_mass"),
-    board_tag("drift", "spearman"),
-    board_tag("rewrite", "median_linf"),
-)
+#: By which runs are compared, beside accuracy and loss: of each monitor. TensorBoard shows the last value of each.
+_COMPARED = {"maps": ("entropy", "corner_mass"), "drift": ("spearman",), "rewrite": ("median_linf",)}
 
 
-def show_settings(options: DemoOptions, epochs: int, board: TensorBoardLogger) -> None:
+def show_settings(options: DemoOptions, epochs: int, board: TensorBoardLogger, monitors: Sequence[Monitor]) -> None:
     """Tell TensorBoard what this run was asked for, and by which numbers to compare it with others.
 
     Not through ``log_hyperparams``, which would draw a point of each number that nobody has measured.
@@ -30,6 +24,7 @@ def show_settings(options: DemoOptions, epochs: int, board: TensorBoardLogger) -
         options: what was asked for.
         epochs: that will be trained: ``max_steps`` may leave fewer than were asked for.
         board: the logger, of the process of rank zero.
+        monitors: of the run.
     """
     settings: dict[str, Any] = {
         "model": options.model_name,
@@ -43,8 +38,10 @@ def show_settings(options: DemoOptions, epochs: int, board: TensorBoardLogger) -
     }
     if options.image_size is not None:
         settings["image_size"] = options.image_size
+    compared = [monitor.board_tag(name) for monitor in monitors for name in _COMPARED[monitor.name]]
+    numbers = dict.fromkeys(["val_accuracy", "val_loss", *compared], 0.0)
     writer = board.experiment._get_file_writer()
-    for summary in hparams(settings, dict.fromkeys(END_NUMBERS, 0.0)):  # of these, only the names are written
+    for summary in hparams(settings, numbers):  # of the numbers, only their names are written
         writer.add_summary(summary)
 
 

@@ -258,7 +258,7 @@ def scalar_step(trainer: Trainer) -> int:
     hook = getattr(trainer.lightning_module, "_current_fx_name", None)
     if hook == "on_save_checkpoint":  # which does not tell from which hook the checkpoint is saved
         progress = trainer.fit_loop.epoch_loop.batch_progress.current
-        is_raised = not trainer.validating and progress.processed == progress.completed
+        is_raised = not trainer.validating and progress.ready == progress.completed
     else:
         is_raised = hook in ("on_train_epoch_end", "on_train_end", "on_fit_end")
     return max(step - 1, 0) if is_raised else step
