@@ -28,7 +28,7 @@ from tests.callbacks.small_runs import (
 from tests.other_models import ViTBesideColours, tiny_resnet
 from tests.probe_options import with_probe
 
-GIVEN: dict[str, Any] = {"num_images": 3, "mean": 0.0, "std": 1.0, "on_error": "raise"}
+GIVEN: dict[str, Any] = {"num_images": 3, "mean": 0.0, "std": 1.0, "scalars": "all", "on_error": "raise"}
 KINDS: dict[str, Callable[..., Any]] = {
     "maps": lambda **options: attngrad.AttentionMapMonitor(**with_probe({**GIVEN, **options})),
     "drift": lambda **options: attngrad.AttentionDriftMonitor(**with_probe({**GIVEN, **options})),

@@ -156,7 +156,7 @@ def test_the_audit_logs_on_the_steps_of_monitors_and_batches(
 ) -> None:
     audit = attngrad.CheckpointAudit(probe=PIXELS, steps=2, on_error="raise")
     saving = ModelCheckpoint(tmp_path / "saved", save_top_k=-1, **saved)
-    options = {"logger": tensorboard(tmp_path), "enable_checkpointing": True}
+    options: dict[str, Any] = {"logger": tensorboard(tmp_path), "enable_checkpointing": True}
     fit(WatchedMonitor(on_error="raise"), audit, saving, max_epochs=2, **options)
     written = events(tmp_path)
     assert [step for step, _ in scalar_points(written, "attngrad/audit/seconds")] == steps
@@ -175,7 +175,7 @@ def everything(request: Any, tmp_path_factory: Any) -> tuple[str, list[Any], pl.
     saving = ModelCheckpoint(folder / "saved")
     lines = CSVLogger(folder, name="csv", version="")
     watching = monitors(scalars=request.param)
-    options = {"logger": [tensorboard(folder / "board"), lines], "enable_checkpointing": True}
+    options: dict[str, Any] = {"logger": [tensorboard(folder / "board"), lines], "enable_checkpointing": True}
     run = fit(*watching, audit, saving, max_epochs=1, **options)
     return request.param, watching, run.trainer, events(folder / "board").raw.Tags(), folder
 
