@@ -44,6 +44,8 @@ class Monitor(ProbeCallback):
         every_n_steps: evaluate after every n-th optimizer step instead.
         max_overhead: share of the fit's time that this monitor may take, such as 0.05: evaluations that are due are
             skipped rather than take more. None is no limit.
+        report: write the HTML report of the run when it ends, and keep maps and numbers of each evaluation beside it
+            (docs/report.md); one callback that asks for it is enough, it is of all.
         on_error: ``log`` reports an error inside an evaluation once and switches this monitor off; ``raise`` raises it.
 
     Raises:
@@ -67,9 +69,10 @@ class Monitor(ProbeCallback):
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
         max_overhead: float | None = None,
+        report: bool = False,
         on_error: Literal["log", "raise"] = "log",
     ) -> None:
-        super().__init__(name=name, probe=probe, num_images=num_images, on_error=on_error)
+        super().__init__(name=name, probe=probe, num_images=num_images, report=report, on_error=on_error)
         self.timetable = Timetable(Cadence(every_n_epochs, every_n_steps))
         self.governor = Governor(max_overhead)
         self._allowed: bool | None = None  # the evaluation that is due in the validation that now runs
@@ -285,6 +288,7 @@ class Monitor(ProbeCallback):
         pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True, logger=not by_us)
         if by_us:
             log_scalars(trainer, values, scalar_step(trainer))
+        self._keep(trainer)
 
     def _values(self, trainer: pl.Trainer) -> dict[str, float]:
         """The scalars to be logged: the same keys on every process, so that EarlyStopping decides alike on all."""
@@ -315,6 +319,7 @@ class Monitor(ProbeCallback):
         self._log_figures(trainer)
         self.scalars |= self._costs()
         log_scalars(trainer, self._keyed(self.scalars) | self._shared_seconds(trainer), scalar_step(trainer))
+        self._keep(trainer)
 
     def _log_figures(self, trainer: pl.Trainer) -> None:
         pending, self._pending = self._pending, None
