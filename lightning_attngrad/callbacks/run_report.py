@@ -121,7 +121,7 @@ class RunReport:
         rank_zero_info(f"attngrad: the report of the run is {address}")
 
     def _write(self, trainer: pl.Trainer) -> None:
-        audits = [callback.name for callback in self._callbacks if type(callback).__name__ == "CheckpointAudit"]
+        audits = [callback.name for callback in self._callbacks if "CheckpointAudit" in _lineage(callback)]
         records = [record_address(path, name) for path in checkpoint_files(trainer) for name in audits]
         self._store.write(
             {
@@ -140,6 +140,7 @@ def _described(callback: Kept) -> dict[str, Any]:
     return {
         "name": callback.name,
         "kind": type(callback).__name__,
+        "lineage": _lineage(callback),
         "settings": callback.settings(),
         "conditions": callback.known_conditions(),
         "probe": _options(callback.probe),
@@ -148,6 +149,11 @@ def _described(callback: Kept) -> dict[str, Any]:
         "seconds": callback.account.spent,
         "remarks": callback.remarks(),
     }
+
+
+def _lineage(callback: Kept) -> list[str]:
+    """Names of its class and those that this is derived from."""
+    return [kind.__name__ for kind in type(callback).__mro__]
 
 
 def _options(probe: ProbeImages) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -117,8 +117,8 @@ def _sections(runs: Sequence[StoredRun], names: Sequence[str], timeline: Timelin
             found.append(
                 {
                     "name": monitor.name,
-                    "heading": _HEADINGS.get(monitor.kind, monitor.kind),
-                    "words": _WORDS.get(monitor.kind, ""),
+                    "heading": _said(_HEADINGS, monitor.lineage) or monitor.kind,
+                    "words": _said(_WORDS, monitor.lineage),
                     "main": main,
                     "others": others,
                     "differs": differs,
@@ -134,6 +134,11 @@ def _sections(runs: Sequence[StoredRun], names: Sequence[str], timeline: Timelin
                 }
             )
     return found
+
+
+def _said(words: Mapping[str, str], lineage: Sequence[str]) -> str:
+    """What is said of the first of these classes that is known; empty of none."""
+    return next((words[kind] for kind in lineage if kind in words), "")
 
 
 def _data(runs: Sequence[StoredRun], key: str, timeline: Timeline) -> tuple[dict[str, Any], list[str]]:

@@ -69,6 +69,7 @@ class StoredMonitor:
     Attributes:
         name: in ``attngrad/<name>/…``.
         kind: name of its class.
+        lineage: of that and the classes that it is derived from.
         settings: what its numbers depend on.
         conditions: under which its history was measured.
         probe: settings of its images.
@@ -81,6 +82,7 @@ class StoredMonitor:
 
     name: str
     kind: str
+    lineage: Sequence[str]
     settings: Mapping[str, Any]
     conditions: Mapping[str, Any]
     probe: Mapping[str, Any]
@@ -129,6 +131,10 @@ class StoredRun:
     records: Sequence[Mapping[str, Any]] = field(default=())
 
 
+#: Of a monitor, as it describes itself.
+_DESCRIBED = ("name", "kind", "lineage", "settings", "conditions", "probe", "charts", "meanings")
+
+
 def read_run(directory: str | Path) -> StoredRun:
     """Read what a run with ``report=True`` has kept.
 
@@ -168,7 +174,7 @@ def _monitor(described: Mapping[str, Any], evaluations: Sequence[Mapping[str, An
     name = described["name"]
     own = [one for one in evaluations if one["monitor"] == name]
     return StoredMonitor(
-        **{key: described[key] for key in ("name", "kind", "settings", "conditions", "probe", "charts", "meanings")},
+        **{key: described[key] for key in _DESCRIBED},
         seconds=float(described["seconds"]),
         remarks=described["remarks"],
         evaluations=[
@@ -193,7 +199,7 @@ def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
 
 def _records(address: str, index: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """Of the checkpoints that are still there, by the step at which they were saved."""
-    audits = [one["name"] for one in index["monitors"] if one["kind"] == "CheckpointAudit"]
+    audits = [one["name"] for one in index["monitors"] if "CheckpointAudit" in one["lineage"]]
     named = {one if "://" in one or one.startswith("/") else f"{address}/{one}" for one in index.get("records", ())}
     if "://" not in address:
         named |= {str(path) for name in audits for path in Path(address).rglob(f"*.{name.replace('/', '.')}.json")}

@@ -40,6 +40,7 @@ def monitor(name: str, kind: str, charts: dict[str, Any], main: list[str]) -> di
     return {
         "name": name,
         "kind": kind,
+        "lineage": [kind],
         "settings": {"steps": 16},
         "conditions": {"images": "abc", "precision": "32-true"},
         "probe": {"num_images": 16},
