@@ -56,9 +56,8 @@ def of_the_page(folder: Path, rounds: int) -> None:
     keep_run(folder, images=64, epochs=20, side=224, grid=14, layers=12, pairs=6)
     began = time.perf_counter()
     html = report_html([read_run(folder)])
-    print(
-        f"page of 64 images and 20 epochs: {len(html.encode()) / 1e6:.1f} MB, made in {time.perf_counter() - began:.1f} s"
-    )
+    seconds = time.perf_counter() - began
+    print(f"page of 64 images and 20 epochs: {len(html.encode()) / 1e6:.1f} MB, made in {seconds:.1f} s")
     path = folder / "report.html"
     path.write_text(html, encoding="utf-8")
     found = opened(path, rounds)

@@ -114,7 +114,14 @@ def charts_of_metrics(
         for number, name in enumerate(group[:MOST_LINES]):
             for of_run, run in enumerate(runs):
                 points = [(timeline.place(moment), row[name]) for moment, row in run.metrics if name in row]
-                lines.append(Line(_named(name, names, of_run), points, style=number, dash=of_run if names else number))
+                lines.append(
+                    Line(
+                        _named(name, names, of_run),
+                        points,
+                        style=_style(number, of_run, names),
+                        dash=of_run if names else number,
+                    )
+                )
         if (drawn := draw(title, lines, timeline) if lines else None) is not None:
             found[title] = drawn
     return [found[title] for title in ("accuracy", "loss") if title in found], [
@@ -181,9 +188,7 @@ def _lines(chart: Any, found: Sequence[StoredMonitor], names: Sequence[str], tim
             rows = [(timeline.place(one.moment), one.numbers) for one in monitor.evaluations]
             points = [(moment, row[value]) for moment, row in rows if value in row]
             band = [(moment, row[low], row[high]) for moment, row in rows if low in row and high in row]
-            lines.append(
-                Line(_named(value, names, of_run), points, band, style=0 if not names else of_run, dash=of_run)
-            )
+            lines.append(Line(_named(value, names, of_run), points, band, style=of_run, dash=of_run))
         return [line for line in lines if line.points]
     known = list(dict.fromkeys(name for one in found for evaluation in one.evaluations for name in evaluation.numbers))
     wanted = [name for one in chart for name in known if _stands_for(one, name)]
@@ -194,7 +199,7 @@ def _lines(chart: Any, found: Sequence[StoredMonitor], names: Sequence[str], tim
             ]
             if points:
                 dash = of_run if names else number
-                lines.append(Line(_named(name, names, of_run), points, style=number, dash=dash))
+                lines.append(Line(_named(name, names, of_run), points, style=_style(number, of_run, names), dash=dash))
     return lines
 
 
@@ -204,6 +209,11 @@ def _stands_for(asked: str, name: str) -> bool:
 
 def _named(name: str, names: Sequence[str], of_run: int) -> str:
     return f"{name}, {names[of_run]}" if names else name
+
+
+def _style(number: int, of_run: int, names: Sequence[str]) -> int:
+    """Of the curves of two runs each has its own."""
+    return number * max(len(names), 1) + of_run
 
 
 def _norm_of(name: str) -> str | None:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from lightning_attngrad.reporting.report.reading import Moment, StoredRun
 
+#: Beside the first.
+_MOST_TICKS = 5
+
 
 @dataclass(frozen=True)
 class Timeline:
@@ -49,8 +52,9 @@ class Timeline:
     def ticks(self) -> list[tuple[float, str]]:
         """Positions of a few moments, and what to write there."""
         count = len(self.labels)
-        most = 6
-        chosen = range(count) if count <= most else sorted({round(n * (count - 1) / (most - 1)) for n in range(most)})
+        every = max(1, -(-(count - 1) // _MOST_TICKS))
+        # From the last one backwards would leave out the start.
+        chosen = [*range(0, count - every, every), count - 1]
         found: list[tuple[float, str]] = []
         for number in chosen:
             text = self.labels[number].removeprefix("epoch ").removeprefix("step ").split(" (")[0]
