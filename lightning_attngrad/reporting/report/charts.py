@@ -87,7 +87,8 @@ def charts_of(
         timeline: of all runs of the page.
     """
     found = [(run, one) for run in runs for one in run.monitors if one.name == monitor]
-    main, others = [], []
+    main: list[Chart] = []
+    others: list[Chart] = []
     for title, chart in found[0][1].charts.items():
         lines = _lines(chart, [one for _, one in found], names, timeline)
         drawn = None if not lines else draw(title, lines, timeline)

@@ -163,8 +163,7 @@ def _data(runs: Sequence[StoredRun], key: str, timeline: Timeline) -> tuple[dict
             "positions": list(timeline.positions),
             "limit": LIMIT,
             "palettes": {
-                kind: base64.b64encode(ColourScale(kind).palette.tobytes()).decode()  # type: ignore[arg-type]
-                for kind in ("share", "signed")
+                kind: base64.b64encode(ColourScale(kind).palette.tobytes()).decode() for kind in ("share", "signed")
             },
             "names": [] if len(runs) == 1 else ["A", "B"],
             "true": list(images.true),
@@ -205,4 +204,4 @@ def _as_script(data: Any) -> str:
 
 
 def _file(name: str) -> str:
-    return files(_PACKAGE).joinpath("page_files", name).read_text(encoding="utf-8")
+    return (files(_PACKAGE) / "page_files" / name).read_text(encoding="utf-8")

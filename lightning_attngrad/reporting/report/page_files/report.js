@@ -249,8 +249,10 @@
       mark.setAttribute("x2", x);
     }
     showImages(moment);
-    showRewrites(moment);
+    if (document.readyState === "complete") showRewrites(moment);
   }
+  // Their pictures are the largest of the page: it is open before they are decoded.
+  window.addEventListener("load", () => setTimeout(show));
   $("moment").addEventListener("input", show);
   if (cards.length) {
     $("view").addEventListener("change", show);
