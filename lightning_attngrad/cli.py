@@ -17,6 +17,7 @@ import jsonargparse
 from lightning_attngrad import __version__
 from lightning_attngrad.audit.options import AuditError, AuditOptions
 from lightning_attngrad.demo.options import DemoError, DemoOptions
+from lightning_attngrad.reporting.report.options import ReportError, ReportOptions
 
 # What a command does, with torch, Lightning and timm, is imported only where it runs: `--help` is there at once.
 
@@ -52,6 +53,19 @@ examples:
 exit codes: 0 all is well, 1 a --fail-if condition is met, 2 bad input, or checkpoints that do not compare"""
 
 
+_REPORT = """\
+Write the report of a run as one HTML file, which needs no network; of two runs, compare them.
+
+The run has to have been made with report=True in one of its callbacks: its maps and numbers are then kept in
+its log directory. Such a run writes its report itself when it ends; this makes it of a run that was
+interrupted or still goes on, and of two runs on the same validation images."""
+
+_REPORT_EXAMPLES = """\
+examples:
+  lightning-attngrad report lightning_logs/version_0
+  lightning-attngrad report lightning_logs/version_0 lightning_logs/version_1 --output comparison.html"""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -85,6 +99,14 @@ def _run_audit(options: AuditOptions) -> int:
     from lightning_attngrad.audit.run import audit_exit_code  # noqa: PLC0415
 
     return audit_exit_code(options)
+
+
+def _run_report(options: ReportOptions) -> int:
+    from lightning_attngrad.reporting.report.page import make_report  # noqa: PLC0415
+
+    make_report(options)
+    print(options.file)
+    return 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +151,15 @@ _COMMANDS = (
         options=AuditOptions,
         error=AuditError,
         run=_run_audit,
+    ),
+    _Command(
+        name="report",
+        summary="write the report of a run, or of two side by side, as one HTML file",
+        description=_REPORT,
+        examples=_REPORT_EXAMPLES,
+        options=ReportOptions,
+        error=ReportError,
+        run=_run_report,
     ),
 )
 

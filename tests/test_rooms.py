@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "callbacks": {"attention", "explain", "guidance", "rewrite", "metrics", "probe", "measure", "reporting", "state"},
     "demo": {"callbacks", "models", "probe"},
     "audit": {"callbacks", "measure", "probe", "reporting"},
-    "cli": {"audit", "demo", "callbacks"},
+    "cli": {"audit", "demo", "callbacks", "reporting"},
     "callbacks_factory": {"callbacks"},
     "__init__": {"version", "attention", "callbacks", "explain", "guidance", "probe", "rewrite"},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -26,6 +27,7 @@ from lightning_attngrad.measure.drift import (
     what_moved,
 )
 from lightning_attngrad.measure.drift_figures import drift_figures
+from lightning_attngrad.measure.kept import kept_drift, kept_maps
 from lightning_attngrad.measure.maps import Maps, explain_images
 from lightning_attngrad.measure.questions import check_question
 from lightning_attngrad.measure.reference_weights import hash_of_weights, on_device, read_checkpoint, weights_for
@@ -81,6 +83,7 @@ class AttentionDriftMonitor(MapsMonitor):
         alarm: warn, and log ``alarm`` as 1, while ``ratio/spearman`` is above this number; None never.
         alarm_after: so many evaluations in a row.
         alarm_stops: end the run when the alarm is raised, as early stopping would.
+        report: as for :class:`Monitor`: write the HTML report of the run when it ends.
         name: of this monitor, in ``attngrad/<name>/…``.
         on_error: ``log`` reports an error inside an evaluation once and switches this monitor off; ``raise`` raises it.
 
@@ -124,6 +127,7 @@ class AttentionDriftMonitor(MapsMonitor):
         alarm: float | None = None,
         alarm_after: int = 2,
         alarm_stops: bool = False,
+        report: bool = False,
         name: str = "drift",
         on_error: Literal["log", "raise"] = "log",
     ) -> None:
@@ -137,6 +141,7 @@ class AttentionDriftMonitor(MapsMonitor):
             max_overhead=max_overhead,
             scalars=scalars,
             figures=figures,
+            report=report,
             on_error=on_error,
         )
         self.question = check_question(method, objective, method_options, has_masks=self.probe.mask is not None)
@@ -228,7 +233,14 @@ class AttentionDriftMonitor(MapsMonitor):
                     self._references[panel] = kept
                 else:
                     self._references.pop(panel, None)
-        return Findings(scalars, draw)
+
+        def keep() -> dict[str, Any]:
+            return {
+                **kept_maps(evaluation, question, replace(maps, layers=None)),
+                **kept_drift(drift, reference, maps.layer_names),
+            }
+
+        return Findings(scalars, draw, keep)
 
     def _maps(self, evaluation: Evaluation, images: Tensor | None = None) -> Maps:
         return explain_images(evaluation, self.asked(evaluation), images, memory_budget=self.memory_budget)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_attngrad.callbacks.maps_monitor import MapsMonitor, objective_and_images
 from lightning_attngrad.explain import Objective, Similarity, within_area
+from lightning_attngrad.measure.kept import kept_maps
 from lightning_attngrad.measure.map_figures import Frame, caption_of, map_figures
 from lightning_attngrad.measure.map_scalars import completeness_scalars, head_scalars, mask_scalars
 from lightning_attngrad.measure.maps import explain_best_classes, explain_images, with_panels
@@ -72,6 +73,7 @@ class AttentionMapMonitor(MapsMonitor):
         memory_budget: bytes for the temporaries of a block of attention rows; None follows the device.
         top_k: how many of the most probable classes stand side by side.
         classes: further classes that stand beside them.
+        report: as for :class:`Monitor`: write the HTML report of the run when it ends.
         name: of this monitor, in ``attngrad/<name>/…``.
         on_error: ``log`` reports an error inside an evaluation once and switches this monitor off; ``raise`` raises it.
 
@@ -112,6 +114,7 @@ class AttentionMapMonitor(MapsMonitor):
         memory_budget: int | None = None,
         top_k: int = 3,
         classes: Sequence[int] = (),
+        report: bool = False,
         name: str = "maps",
         on_error: Literal["log", "raise"] = "log",
     ) -> None:
@@ -125,6 +128,7 @@ class AttentionMapMonitor(MapsMonitor):
             max_overhead=max_overhead,
             scalars=scalars,
             figures=figures,
+            report=report,
             on_error=on_error,
         )
         self.question = check_question(method, objective, method_options, has_masks=self.probe.mask is not None)
@@ -161,7 +165,11 @@ class AttentionMapMonitor(MapsMonitor):
             beside = explain_best_classes(
                 evaluation, question, maps, self.top_k, self.classes, memory_budget=self.memory_budget
             )
-        return Findings(scalars, map_figures(evaluation, question, maps, film, beside))
+        return Findings(
+            scalars,
+            map_figures(evaluation, question, maps, film, beside),
+            lambda: kept_maps(evaluation, question, maps, beside),
+        )
 
     def knows_enough(self) -> bool:
         """Not without a map: heads have an entropy also where a zero-initialised classifier gives none."""

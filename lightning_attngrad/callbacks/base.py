@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_attngrad.callbacks.cost_advice import CostAdvice
 from lightning_attngrad.callbacks.memory import Memory
+from lightning_attngrad.callbacks.run_report import Found, RunReport
 from lightning_attngrad.callbacks.summary import write_layout, write_summary
 from lightning_attngrad.callbacks.together import Together
 from lightning_attngrad.probe import Account, Evaluation, Findings, ProbeImages, ProbeSet, SharedProbe
@@ -41,6 +42,8 @@ class ProbeCallback(Memory, ABC):
         name: stands in ``attngrad/<name>/…``.
         probe: the images and how they are read; None shares the default of the Trainer's other monitors.
         num_images: short for ``probe=ProbeImages(num_images=…)``.
+        report: write the HTML report of the run when it ends, and keep maps and numbers of each evaluation beside it;
+            one callback that asks for it is enough, it is of all.
         on_error: ``log`` reports an error inside an evaluation once and switches this callback off; ``raise`` raises
             it.
 
@@ -65,6 +68,7 @@ class ProbeCallback(Memory, ABC):
         name: str | None = None,
         probe: ProbeImages | None = None,
         num_images: int | None = None,
+        report: bool = False,
         on_error: Literal["log", "raise"] = "log",
     ) -> None:
         name = type(self).__name__ if name is None else name
@@ -76,6 +80,9 @@ class ProbeCallback(Memory, ABC):
                 f"num_images: got {num_images!r} beside probe=…; say it there, ProbeImages(num_images={num_images!r})"
             )
         self.probe = probe or (ProbeImages() if num_images is None else ProbeImages(num_images=num_images))
+        if report is not True and report is not False:
+            raise ValueError(f"report: got {report!r}; expected True or False")
+        self.report = report
         self.account = Account()
         self._shared: SharedProbe | None = None
         self._probe_before: SharedProbe | None = None  # of the Trainer before this one, until the run begins
@@ -84,6 +91,7 @@ class ProbeCallback(Memory, ABC):
         self._could_report = True
         self._restored: dict[str, Any] | None = None  # state of the images, until there is a Trainer
         self._pending: Findings | None = None  # found, and not yet logged
+        self._found: Found | None = None  # and not yet kept for the report
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a Trainer: a copy meets its own."""
@@ -161,7 +169,7 @@ class ProbeCallback(Memory, ABC):
     def _begin(self, pl_module: pl.LightningModule) -> None:
         """A fit, validation or test begins; a wrong path of the model is an error now."""
         self._switch_on()
-        self._pending = None
+        self._pending = self._found = None
         self.account = Account()
         self.shared.begin(pl_module)
         if self._restored is not None:
@@ -199,6 +207,7 @@ class ProbeCallback(Memory, ABC):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Freeze the images before the first step."""
         if self._is_first(trainer):
+            self._report(lambda: self._begin_report(trainer))
             for callback in callbacks_of(trainer):
                 callback._freeze(trainer, pl_module)
             # A stream's images of the sanity check come again in the first validation, unless there are enough.
@@ -211,9 +220,10 @@ class ProbeCallback(Memory, ABC):
                 callback.begin_anew_where_conditions_differ(callback.conditions(trainer))
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """What monitors take from now on is a share of the time of training."""
+        """What monitors take from now on is a share of the time of training; without validation, metrics are kept."""
         if self._is_first(trainer):
             self._together.advice.begin(callbacks_of(trainer))
+        self._keep_metrics(trainer, of_validation=False)
 
     def on_validation_batch_end(
         self,
@@ -341,6 +351,7 @@ class ProbeCallback(Memory, ABC):
             self._pending = self.evaluate(evaluation)
             self.take({name: float(value) for name, value in self._pending.scalars.items()})
             if evaluation.in_history:
+                self._found = None if self._together.report is None else Found(evaluation, self._pending)
                 self._conditions = conditions
                 self.story.goes_on(evaluation.label, self.scalars, self.main_scalars)
 
@@ -356,6 +367,36 @@ class ProbeCallback(Memory, ABC):
             first._report(lambda: write_layout(trainer, everyone))
             fit_seconds, shared = time.perf_counter() - first._fit_began, self._together.shared_cost.spent
             first._report(lambda: write_summary(trainer, everyone, fit_seconds, shared))
+            if (report := self._together.report) is not None:
+                first._report(lambda: report.finish(trainer, fit_seconds))
+
+    # The report of the run -----------------------------------------------------------------------------------
+
+    def _begin_report(self, trainer: pl.Trainer) -> None:
+        self._together.report = None
+        self._together.report = RunReport.of(trainer, callbacks_of(trainer))
+
+    def _keep(self, trainer: pl.Trainer) -> None:
+        """Write for the report what has been found, once it has been logged."""
+        found, self._found = self._found, None
+        report = self._together.report
+        if found is not None and report is not None:
+            with self._timed():
+                self._report(lambda: report.keep(trainer, self, found))
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """The run's own numbers are there by now."""
+        if is_fitting(trainer) and not trainer.sanity_checking:
+            self._keep_metrics(trainer, of_validation=True)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Likewise."""
+        self._keep_metrics(trainer, of_validation=False)
+
+    def _keep_metrics(self, trainer: pl.Trainer, *, of_validation: bool) -> None:
+        report = self._together.report
+        if report is not None and report.has_validation == of_validation and self._is_first(trainer):
+            self._report(lambda: report.keep_metrics(trainer))
 
     def _report(self, write: Callable[[], None]) -> None:
         """Write something for all monitors; an error costs no more than that, and is reported once."""
@@ -367,7 +408,7 @@ class ProbeCallback(Memory, ABC):
             if self._could_report:
                 self._could_report = False
                 rank_zero_warn(
-                    "attngrad could not write the charts or the summary of its monitors: "
+                    "attngrad could not write the charts, the summary or the report of its monitors: "
                     f"{type(error).__name__}: {error}. Nothing else is missing."
                 )
 

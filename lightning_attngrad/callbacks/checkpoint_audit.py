@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_attngrad.callbacks.base import ProbeCallback
 from lightning_attngrad.explain import TASKS
-from lightning_attngrad.measure.audit_record import AuditRecord, record_address
+from lightning_attngrad.measure.audit_record import AuditRecord, own_metrics, record_address
 from lightning_attngrad.measure.map_scalars import completeness_scalars
 from lightning_attngrad.measure.maps import Maps, explain_images
 from lightning_attngrad.measure.questions import question_of_maps
@@ -56,6 +56,7 @@ class CheckpointAudit(ProbeCallback):
         steps: gradients an image.
         target: which class images are rewritten to.
         radii: at which success is reported.
+        report: as for :class:`Monitor`: write the HTML report of the run when it ends.
         name: of this callback, where a run has several.
         on_error: ``log`` reports an error inside an evaluation once and switches this callback off; ``raise`` raises
             it.
@@ -80,10 +81,11 @@ class CheckpointAudit(ProbeCallback):
         steps: int = 16,
         target: Literal["random", "runner_up", "least_likely", "all"] | int = "random",
         radii: Sequence[float] | None = None,
+        report: bool = False,
         name: str = "audit",
         on_error: Literal["log", "raise"] = "log",
     ) -> None:
-        super().__init__(name=name, probe=probe, num_images=num_images, on_error=on_error)
+        super().__init__(name=name, probe=probe, num_images=num_images, report=report, on_error=on_error)
         self.rewriting = RewriteSettings(norm, steps, target, () if radii is None else radii)
         self.main_scalars = {
             f"rewrite/median_{norm}": "smallest change found; less is easier",
@@ -160,6 +162,7 @@ class CheckpointAudit(ProbeCallback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Describe what was saved at the end of the epoch."""
+        super().on_train_end(trainer, pl_module)
         self._describe_checkpoints(trainer, pl_module)
         if swaps_at_the_end(trainer):
             self._evaluated_at = None
@@ -238,12 +241,13 @@ class CheckpointAudit(ProbeCallback):
         """
         now = moment(trainer)
         if self.record is not None and self._evaluated_at == now and not self.record.why_empty:
-            self.record = replace(self.record, metrics=_own_metrics(trainer))  # a validation may have come between
+            self.record = replace(self.record, metrics=own_metrics(trainer))  # a validation may have come between
             return
         why = self._why_not(trainer, averaged)
         weights = ""
         if not why:
             self._together.evaluate(trainer, pl_module, [self], _label(trainer))
+            self._found = None  # the report reads the file beside the checkpoint
             self._agree(trainer)
             weights = whose_weights(trainer, self)
             why = f"the audit is switched off: {self._why_off}" if self._off else ""
@@ -255,7 +259,7 @@ class CheckpointAudit(ProbeCallback):
             epoch=trainer.current_epoch,
             global_step=trainer.global_step,
             figures={} if why else dict(self.scalars),
-            metrics=_own_metrics(trainer),
+            metrics=own_metrics(trainer),
             images={"count": len(self.probe_set), "hash": self.probe_set.hash},
             settings={
                 "num_images": known.num_images,
@@ -369,12 +373,6 @@ def _map_numbers(maps: Maps) -> dict[str, float]:
     """Of the maps of the images' own classes."""
     found = {**map_statistics(maps.heatmap), **completeness_scalars(maps)}
     return {f"maps/{name}": value for name, value in found.items()}
-
-
-def _own_metrics(trainer: pl.Trainer) -> dict[str, float]:
-    """The user's scalars, without those of the monitors."""
-    metrics = trainer.callback_metrics.items()
-    return {name: float(value) for name, value in metrics if not name.startswith("attngrad/") and value.numel() == 1}
 
 
 def _plain_key(key: Any) -> Any:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from lightning_attngrad.callbacks.maps_monitor import MapsMonitor, objective_and_images
 from lightning_attngrad.explain import Objective, Similarity
 from lightning_attngrad.measure.faithfulness import curves_of, sensitivity_of
+from lightning_attngrad.measure.kept import kept_curves
 from lightning_attngrad.measure.maps import explain_images
 from lightning_attngrad.measure.questions import check_question
 from lightning_attngrad.metrics.functional import Faithfulness
@@ -64,6 +65,7 @@ class FaithfulnessMonitor(MapsMonitor):
         steps: points of a curve; an evaluation takes ``2 · steps`` forwards an image, beside the maps.
         replacement: of patches, ``mean`` (the image's mean colour) or ``blur``: see
             :func:`~lightning_attngrad.metrics.functional.faithfulness_curves`.
+        report: as for :class:`Monitor`: write the HTML report of the run when it ends.
         name: of this monitor, in ``attngrad/<name>/…``.
         on_error: ``log`` reports an error inside an evaluation once and switches this monitor off; ``raise`` raises it.
 
@@ -103,6 +105,7 @@ class FaithfulnessMonitor(MapsMonitor):
         memory_budget: int | None = None,
         steps: int = 8,
         replacement: Literal["mean", "blur"] = "mean",
+        report: bool = False,
         name: str = "faithfulness",
         on_error: Literal["log", "raise"] = "log",
     ) -> None:
@@ -116,6 +119,7 @@ class FaithfulnessMonitor(MapsMonitor):
             max_overhead=max_overhead,
             scalars=scalars,
             figures=figures,
+            report=report,
             on_error=on_error,
         )
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
@@ -158,7 +162,7 @@ class FaithfulnessMonitor(MapsMonitor):
 
         if evaluation.in_history and first is None and not now.srg.isnan().all():
             self._first = (evaluation.label, now)
-        return Findings(scalars, draw)
+        return Findings(scalars, draw, lambda: kept_curves(found))
 
     def knows_enough(self) -> bool:
         """Not without a gain. The runner-up may have no map for good, and so no class sensitivity."""

@@ -63,6 +63,10 @@ class Memory(Switch):
         """All that numbers depend on beside the weights, as far as it is known before an evaluation; plain values."""
         return {"precision": str(trainer.precision), **self.settings()}
 
+    def known_conditions(self) -> dict[str, Any]:
+        """Those under which the history was measured; empty where there is none yet."""
+        return dict(self._conditions or {})
+
     def begin_anew_where_conditions_differ(self, now: Mapping[str, Any]) -> None:
         """Compare the conditions of the history with those of now: a resumed run may have other ones.
 

@@ -50,6 +50,8 @@ class Monitor(ProbeCallback):
             ``ModelCheckpoint`` or an ``EarlyStopping`` waits for, and what the monitor costs. ``all``: every one, also
             of single layers and classes. ``trainer.callback_metrics`` has all in any case.
         figures: names of those that are drawn, such as ``["overlay", "film"]``; None draws all, an empty list none.
+        report: write the HTML report of the run when it ends, and keep maps and numbers of each evaluation beside it
+            (docs/report.md); one callback that asks for it is enough, it is of all.
         on_error: ``log`` reports an error inside an evaluation once and switches this monitor off; ``raise`` raises it.
 
     Raises:
@@ -78,9 +80,10 @@ class Monitor(ProbeCallback):
         max_overhead: float | None = None,
         scalars: Literal["main", "all"] = "main",
         figures: Sequence[str] | None = None,
+        report: bool = False,
         on_error: Literal["log", "raise"] = "log",
     ) -> None:
-        super().__init__(name=name, probe=probe, num_images=num_images, on_error=on_error)
+        super().__init__(name=name, probe=probe, num_images=num_images, report=report, on_error=on_error)
         if scalars not in ("main", "all"):
             raise ValueError(f"scalars: got {scalars!r}; expected 'main' or 'all'")
         known = ", ".join(self.drawable)
@@ -368,6 +371,7 @@ class Monitor(ProbeCallback):
             pl_module.log_dict(part, on_step=False, on_epoch=True, batch_size=1, sync_dist=True, logger=shown)
         if by_us:
             self._log_scalars(trainer, logged)
+        self._keep(trainer)
 
     def _values(self, trainer: pl.Trainer) -> dict[str, float]:
         """What Lightning is given: the same keys on every process, so that EarlyStopping decides alike on all."""
@@ -416,6 +420,7 @@ class Monitor(ProbeCallback):
         self.scalars |= self._costs()
         values = self._keyed(self.scalars) | self._shared_seconds(trainer)
         self._log_scalars(trainer, self._for_loggers(trainer, values))
+        self._keep(trainer)
 
     def _log_figures(self, trainer: pl.Trainer) -> None:
         pending, self._pending = self._pending, None

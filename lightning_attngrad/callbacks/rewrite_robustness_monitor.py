@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from lightning_attngrad.callbacks.monitor import Monitor
+from lightning_attngrad.measure.kept import kept_rewrites
 from lightning_attngrad.measure.rewrite_figures import rewrite_figures
 from lightning_attngrad.measure.rewrite_scalars import ill_health, ratio_scalars, rewrite_scalars
 from lightning_attngrad.measure.rewriting import (
@@ -76,6 +77,7 @@ class RewriteRobustnessMonitor(Monitor):
             starting weights (``start``; a new head makes that meaningless), or the evaluation before (``previous``).
         long_every: every so many evaluations a search of 64 steps for a quarter of the image–target pairs says how far
             the short one is off; None never.
+        report: as for :class:`Monitor`: write the HTML report of the run when it ends.
         name: of this monitor, in ``attngrad/<name>/…``.
         on_error: ``log`` reports an error inside an evaluation once and switches this monitor off; ``raise`` raises it.
 
@@ -113,6 +115,7 @@ class RewriteRobustnessMonitor(Monitor):
         top_share: float | None = None,
         reference: Literal["first_epoch", "start", "previous"] = "first_epoch",
         long_every: int | None = 10,
+        report: bool = False,
         name: str = "rewrite",
         on_error: Literal["log", "raise"] = "log",
     ) -> None:
@@ -125,6 +128,7 @@ class RewriteRobustnessMonitor(Monitor):
             max_overhead=max_overhead,
             scalars=scalars,
             figures=figures,
+            report=report,
             on_error=on_error,
         )
         self.rewriting = RewriteSettings(norm, steps, target, () if radii is None else radii, top_share)
@@ -185,7 +189,7 @@ class RewriteRobustnessMonitor(Monitor):
             self._compared = distances if self.reference == "previous" else compared
             self._first = self._first or (evaluation.label, distances)
             self._before = (evaluation.label, distances)
-        return Findings(scalars, draw)
+        return Findings(scalars, draw, lambda: kept_rewrites(evaluation, self.rewriting, pairs, shown))
 
     def _targets(self, evaluation: Evaluation) -> FrozenTargets:
         """Those of the history, else those that another callback of the same settings has chosen, else new ones."""

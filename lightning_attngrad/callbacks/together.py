@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_attngrad.callbacks.cost_advice import CostAdvice
+from lightning_attngrad.callbacks.run_report import RunReport
 from lightning_attngrad.probe import Account, Clock, Evaluation, ProbeImages, SharedProbe, isolated
 from lightning_attngrad.probe.moment import averaging, is_fitting, updates_of_average, whose_weights
 from lightning_attngrad.state import held_still
@@ -37,6 +38,7 @@ class Together:
         shared_cost: reading and moving images, and holding the model still.
         members: how many monitors there are.
         advice: on what they cost, in the fit that runs.
+        report: what is kept for the report of the run, on the process that writes; None where nobody asks for one.
     """
 
     _of: ClassVar[WeakKeyDictionary[pl.Trainer, Together]] = WeakKeyDictionary()
@@ -46,6 +48,7 @@ class Together:
         self.shared_cost = Account()
         self.members = 1
         self.advice = CostAdvice()
+        self.report: RunReport | None = None
         self._probes: dict[ProbeImages, SharedProbe] = {}
         self._average: tuple[int, int] | None = None  # step and updates at the last evaluation of the average
         self._warned_at: int | None = None

@@ -253,7 +253,7 @@ def _monitors(
     each = None if options.max_overhead is None else options.max_overhead / 3  # of three monitors
     mask = data.strokes if isinstance(data, DigitsDataModule) else None
     images = ProbeImages(mask=mask, mean=data.mean, std=data.std)
-    maps = AttentionMapMonitor(probe=images, max_overhead=each)
+    maps = AttentionMapMonitor(probe=images, max_overhead=each, report=True)
     drift = AttentionDriftMonitor(probe=images, max_overhead=each)
     rewrites = RewriteRobustnessMonitor(probe=images, radii=data.radii, every_n_epochs=rewrite_every, max_overhead=each)
     return [maps, drift, rewrites], CheckpointAudit(probe=images, radii=data.radii)

@@ -67,6 +67,7 @@ def summary_table(history: Sequence[Mapping[str, float]], training_seconds: floa
         seconds of training          60.0
         ---------------------------------
         figures      logs/version_0/attngrad
+        report       logs/version_0/attngrad/report.html
         TensorBoard  ...--logdir logs/version_0
     """
     first, last = (history[0], history[-1]) if history else ({}, {})
@@ -92,6 +93,7 @@ def summary_table(history: Sequence[Mapping[str, float]], training_seconds: floa
     places = tabulate(
         [
             ["figures", str(directory / "attngrad")],
+            ["report", str(directory / "attngrad" / "report.html")],
             ["TensorBoard", shlex.join([*board, "--logdir", str(directory)])],
         ],
         tablefmt="plain",

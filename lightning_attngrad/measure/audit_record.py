@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import lightning
+import lightning.pytorch as pl
 import torch
 
 from lightning_attngrad.reporting.files import write_to
@@ -16,6 +17,15 @@ from lightning_attngrad.version import VERSION
 
 #: Of the layout of the record; raised when a reader of the old one would misread the new.
 FORMAT = 1
+
+
+def versions_now() -> dict[str, str]:
+    """Of what numbers are computed with."""
+    return {
+        "lightning-attngrad": VERSION,
+        "lightning": str(lightning.__version__),
+        "torch": str(torch.__version__),
+    }
 
 
 @dataclass(frozen=True)
@@ -47,13 +57,7 @@ class AuditRecord:
     weights: str = ""
     why_empty: str = ""
     format: int = FORMAT
-    versions: dict[str, str] = field(
-        default_factory=lambda: {
-            "lightning-attngrad": VERSION,
-            "lightning": str(lightning.__version__),
-            "torch": str(torch.__version__),
-        }
-    )
+    versions: dict[str, str] = field(default_factory=versions_now)
 
     def plain(self) -> dict[str, Any]:
         """As plain values, which a checkpoint read with ``weights_only=True`` may hold."""
@@ -116,6 +120,12 @@ class AuditRecord:
             return cls.from_plain(values)
         except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(f"{path} is no audit record ({type(error).__name__}: {error}); remove it") from error
+
+
+def own_metrics(trainer: pl.Trainer) -> dict[str, float]:
+    """The user's scalars, without those of the monitors."""
+    metrics = trainer.callback_metrics.items()
+    return {name: float(value) for name, value in metrics if not name.startswith("attngrad/") and value.numel() == 1}
 
 
 def record_address(checkpoint: str, name: str = "audit") -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import torch
@@ -63,7 +63,7 @@ def rewrite_figures(
             display.of_channels(torch.stack([pair.rewritten for pair in shown])),
             None if maps is None else maps[:, 0],
             None if maps is None else maps[:, 1],
-            [_caption(evaluation, settings, pairs, pair) for pair in shown],
+            captions_of(evaluation, settings, pairs, shown),
             title=f"Smallest change found · {evaluation.label}{warned}",
             scale=ColourScale("signed" if shown[0].signed else "share"),
             limits=display.limits_of(of_images),
@@ -78,6 +78,13 @@ def rewrite_figures(
             title=f"From class to class · {evaluation.label}{warned}",
         )
     return figures
+
+
+def captions_of(
+    evaluation: Evaluation, settings: RewriteSettings, pairs: RewrittenPairs, shown: Sequence[ShownPair]
+) -> list[RewriteCaption]:
+    """What is said of each pair that is shown."""
+    return [_caption(evaluation, settings, pairs, pair) for pair in shown]
 
 
 def _caption(

@@ -218,7 +218,10 @@ class Findings:
     Attributes:
         scalars: by name, without the ``attngrad/<monitor>/`` in front.
         figures: draws, by name likewise; called only on the process that logs.
+        kept: arrays and plain values for the run report (docs/report.md); called only on that process, and only where
+            ``report=True`` asks for it.
     """
 
     scalars: Mapping[str, float]
     figures: Callable[[], dict[str, Figure]] = dict
+    kept: Callable[[], Mapping[str, Any]] = dict

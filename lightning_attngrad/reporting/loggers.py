@@ -34,10 +34,12 @@ __all__ = [
     "TextWriter",
     "figure_writer",
     "layout_writer",
+    "log_directory",
     "log_figures",
     "log_layout",
     "log_scalars",
     "log_text",
+    "logs_nothing",
     "places",
     "scalar_step",
     "text_writer",
@@ -123,7 +125,7 @@ def log_figures(trainer: Trainer, figures: Mapping[str, Figure], step: int) -> N
         figures: From tags, such as ``attngrad/maps/grid``, to figures.
         step: The step that they belong to: `scalar_step` gives that of the scalars of the same hook.
     """
-    if not trainer.is_global_zero or _logs_nothing(trainer):
+    if not trainer.is_global_zero or logs_nothing(trainer):
         return
     from lightning_attngrad.reporting.pictures import Picture  # noqa: PLC0415  # matplotlib only where it draws
 
@@ -150,7 +152,7 @@ def log_scalars(
         step: That they belong to.
         tags: What some of them are called in TensorBoard, by name: see :mod:`~.board`.
     """
-    if not scalars or not trainer.is_global_zero or _logs_nothing(trainer):
+    if not scalars or not trainer.is_global_zero or logs_nothing(trainer):
         return
     for logger in trainer.loggers:
         name = type(logger).__name__
@@ -183,7 +185,7 @@ def log_text(trainer: Trainer, tag: str, text: str, step: int) -> None:
         text: Keeps its line breaks and columns.
         step: That it belongs to.
     """
-    if not trainer.is_global_zero or _logs_nothing(trainer):
+    if not trainer.is_global_zero or logs_nothing(trainer):
         return
     for logger in _loggers(trainer):
         writer = _writer_of(logger, _TEXT_WRITERS)
@@ -205,7 +207,7 @@ def log_layout(trainer: Trainer, charts: Mapping[str, Charts]) -> None:
         trainer: Of ``lightning.pytorch`` or of ``pytorch_lightning``.
         charts: Of each monitor, by its name.
     """
-    if not trainer.is_global_zero or _logs_nothing(trainer):
+    if not trainer.is_global_zero or logs_nothing(trainer):
         return
     for logger in trainer.loggers:
         writer = _writer_of(logger, _LAYOUT_WRITERS)
@@ -227,6 +229,11 @@ def places(trainer: Trainer) -> list[str]:
             where = _short_path(str(directory)) if directory else f"run {logger.version} of {logger.name}"
         found.append(where if logger is None else f"{type(logger).__name__}: {where}")
     return found
+
+
+def log_directory(trainer: Trainer) -> str:
+    """Where the files of a run are: the directory of its first logger, else that of the Trainer."""
+    return _log_directory(trainer, _loggers(trainer)[0])
 
 
 def scalar_step(trainer: Trainer) -> int:
@@ -344,7 +351,7 @@ def _text_to_nowhere(logger: Any, tag: str, text: str, step: int) -> None:
     """Likewise."""
 
 
-def _logs_nothing(trainer: Any) -> bool:
+def logs_nothing(trainer: Any) -> bool:
     """Whether the user asked for a run that leaves nothing behind."""
     return bool(trainer.fast_dev_run or getattr(trainer, "barebones", False))
 
