@@ -23,6 +23,7 @@ from lightning_attngrad.reporting.figures import (
     layer_strip,
     map_grid,
 )
+from lightning_attngrad.reporting.style import PLAIN, FigureStyle
 
 #: Images of the overlay.
 _OVERLAID = 8
@@ -57,7 +58,7 @@ class Frame:
 def caption_of(evaluation: Evaluation, question: Question, maps: Maps, index: int) -> Caption:
     """What an image is predicted to be, what it is, and of which class its map is where that is not plain."""
     task = evaluation.task
-    if said := question.objective_in_words:
+    if said := question.objective_in_words(evaluation.class_name):
         value = float(maps.value[index])
         return Caption(predicted="not there" if math.isnan(value) else f"{value:.3g}", probability=None, what=said)
     if maps.target is None or (task.has_classes and maps.logits.shape[1] < 2 and task.name != "multilabel"):
@@ -91,7 +92,14 @@ def _number(evaluation: Evaluation, maps: Maps, index: int) -> str:
 
 
 def map_figures(
-    evaluation: Evaluation, question: Question, maps: Maps, film: Sequence[Frame], beside: tuple[Tensor, Tensor] | None
+    evaluation: Evaluation,
+    question: Question,
+    maps: Maps,
+    film: Sequence[Frame],
+    beside: tuple[Tensor, Tensor] | None,
+    *,
+    film_image: int = 0,
+    style: FigureStyle = PLAIN,
 ) -> Callable[[], dict[str, Figure]]:
     """The figures of one evaluation, to be drawn.
 
@@ -99,8 +107,10 @@ def map_figures(
         evaluation: images and names.
         question: what was asked.
         maps: what was found.
-        film: of the first image, this evaluation last.
+        film: of one image, this evaluation last.
         beside: classes (n, K) and their maps (n, K, h, w) of the first images; None where there are none.
+        film_image: which one, counted from 0.
+        style: how they look.
 
     Returns:
         Draws ``overlay`` and ``film``; ``classes`` where there are any; ``layers`` for methods that have them;
@@ -121,16 +131,18 @@ def map_figures(
                 title=f"Where the model looks · {evaluation.label} · {method}",
                 scale=scale,
                 shown_as=shown_as,
+                style=style,
                 masks=None if masks is None else within_area(masks[:shown], maps.area),
             ),
             "film": film_strip(
-                pixels[0],
+                pixels[film_image],
                 torch.stack([frame.map for frame in film]),
                 [frame.label for frame in film],
                 [frame.caption for frame in film],
                 title=f"One image through training · {method}",
                 scale=scale,
                 shown_as=shown_as,
+                style=style,
             ),
         }
         if beside is not None:
@@ -143,6 +155,7 @@ def map_figures(
                 title=f"Evidence for each class · {evaluation.label} · {method}",
                 scale=scale,
                 shown_as=shown_as,
+                style=style,
             )
         if maps.layers is not None:
             figures["layers"] = layer_strip(
@@ -152,6 +165,7 @@ def map_figures(
                 title=f"What each part adds to the map · {evaluation.label} · {method}",
                 scale=scale,
                 shown_as=shown_as,
+                style=style,
             )
         if maps.panel_names:
             figures["corrections"] = layer_strip(
@@ -161,6 +175,7 @@ def map_figures(
                 title=f"The map by each correction · {evaluation.label} · {method}",
                 scale=scale,
                 shown_as=shown_as,
+                style=style,
             )
         return figures
 

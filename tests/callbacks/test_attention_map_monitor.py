@@ -72,7 +72,7 @@ def test_the_pictures_are_large_enough_to_read_and_hold_colours(written: tuple[R
     for name in FIGURES:
         pictures = accumulator.Images(f"attngrad/maps/{name}")
         sizes = [(picture.height, picture.width) for picture in pictures]
-        assert all(height >= 200 and width >= 900 for height, width in sizes), (name, sizes)
+        assert all(height >= 200 and width >= 570 for height, width in sizes), (name, sizes)
         if name != "film":  # one more frame each time
             assert len(set(sizes)) == 1
         decoded = imread(io.BytesIO(pictures[0].encoded_image_string))
