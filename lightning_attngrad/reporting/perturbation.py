@@ -19,8 +19,10 @@ from lightning_attngrad.reporting.text import with_minus
 
 _PLOT_LEFT, _PLOT_RIGHT, _PLOT_HEIGHT, _BELOW = 0.78, 0.3, 3.2, 0.6  # in inches; a tick at the end has its words
 _LEGEND = 2.05
-# Of Okabe and Ito, for every kind of sight. The order of removal has the colour, the evaluation the line.
+# Of Okabe and Ito, for every kind of sight; in black and white the marks tell the orders of removal apart, and the line
+# the evaluations.
 _ORDERS = (("lerf", "least relevant first", "#0072b2"), ("morf", "most relevant first", "#d55e00"))
+_MARKS = {"#0072b2": "", "#d55e00": "v"}
 
 
 class PerturbationCurves(NamedTuple):
@@ -150,6 +152,7 @@ def _shade(plot: Plot, curves: _Drawn) -> None:
 
 
 def _line_style(colour: str, *, is_now: bool) -> dict[str, Any]:
+    mark = {"marker": _MARKS[colour], "markersize": 6 if is_now else 4}
     if is_now:
-        return {"color": colour, "linestyle": "solid", "linewidth": 2.6, "zorder": 2, "solid_capstyle": "butt"}
-    return {"color": colour, "linestyle": (0, (4, 1.6)), "linewidth": 1.3, "zorder": 3}
+        return {"color": colour, "linestyle": "solid", "linewidth": 2.6, "zorder": 2, "solid_capstyle": "butt", **mark}
+    return {"color": colour, "linestyle": (0, (4, 1.6)), "linewidth": 1.3, "zorder": 3, **mark}
