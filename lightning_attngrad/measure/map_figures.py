@@ -24,6 +24,7 @@ from lightning_attngrad.reporting.figures import (
     map_grid,
 )
 from lightning_attngrad.reporting.style import PLAIN, FigureStyle
+from lightning_attngrad.reporting.text import with_minus
 
 #: Images of the overlay.
 _OVERLAID = 8
@@ -60,9 +61,11 @@ def caption_of(evaluation: Evaluation, question: Question, maps: Maps, index: in
     task = evaluation.task
     if said := question.objective_in_words(evaluation.class_name):
         value = float(maps.value[index])
-        return Caption(predicted="not there" if math.isnan(value) else f"{value:.3g}", probability=None, what=said)
+        return Caption(predicted="not there" if math.isnan(value) else _in_words(value), probability=None, what=said)
     if maps.target is None or (task.has_classes and maps.logits.shape[1] < 2 and task.name != "multilabel"):
-        return Caption(predicted=f"output {float(maps.value[index]):.3g}", probability=None)  # no class is predicted
+        return Caption(
+            predicted=f"output {_in_words(float(maps.value[index]))}", probability=None
+        )  # no class is predicted
     if not task.has_classes:
         return Caption(predicted=_number(evaluation, maps, index), probability=None)
     scores = maps.scores(evaluation)[index]
@@ -87,8 +90,12 @@ def _number(evaluation: Evaluation, maps: Maps, index: int) -> str:
     called = name if name != str(place) else f"number {place}" if several else "output"
     targets = evaluation.targets
     known = targets is not None and targets.dim() == 2 and targets.shape[1] == maps.logits.shape[1]
-    truth = f", true {float(targets[index, place]):.3g}" if known and targets is not None else ""
-    return f"{called} {float(maps.logits[index, place]):.3g}{truth}"
+    truth = f", true {_in_words(float(targets[index, place]))}" if known and targets is not None else ""
+    return f"{called} {_in_words(float(maps.logits[index, place]))}{truth}"
+
+
+def _in_words(number: float) -> str:
+    return with_minus(f"{number:.3g}")
 
 
 def map_figures(

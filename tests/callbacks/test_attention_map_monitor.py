@@ -335,7 +335,7 @@ def test_a_backbone_without_a_classifier_is_watched_through_a_function(monkeypat
     assert findings.scalars["entropy"] == pytest.approx(_statistics(expected.heatmap)["entropy"], abs=1e-5)
     assert names_of(drawn[0][1]) == FIGURES - {"classes"}
     shown = words(drawn[0][1]["attngrad/maps/overlay"])
-    assert {f"output {value:.3g}" for value in expected.value.tolist()} <= set(shown)
+    assert {f"output {value:.3g}".replace("-", "−") for value in expected.value.tolist()} <= set(shown)
 
 
 # Masks ----------------------------------------------------------------------------------------------------------
