@@ -19,6 +19,7 @@ from lightning_attngrad.metrics.functional.faithfulness import REPLACEMENTS
 from lightning_attngrad.probe import Evaluation, Findings, ProbeImages
 from lightning_attngrad.reporting.layout import Charts
 from lightning_attngrad.reporting.perturbation import PerturbationCurves, perturbation_curves
+from lightning_attngrad.reporting.style import PLAIN, FigureStyle
 
 #: Epochs between two evaluations, where nothing is said: one takes 2 · steps forwards an image.
 _EVERY_N_EPOCHS = 5
@@ -65,6 +66,7 @@ class FaithfulnessMonitor(MapsMonitor):
         replacement: of patches, ``mean`` (the image's mean colour) or ``blur``: see
             :func:`~lightning_attngrad.metrics.functional.faithfulness_curves`.
         name: of this monitor, in ``attngrad/<name>/…``.
+        style: how its figures look, see :class:`~lightning_attngrad.FigureStyle`.
         on_error: ``log`` reports an error inside an evaluation once and switches this monitor off; ``raise`` raises it.
 
     Raises:
@@ -104,6 +106,7 @@ class FaithfulnessMonitor(MapsMonitor):
         steps: int = 8,
         replacement: Literal["mean", "blur"] = "mean",
         name: str = "faithfulness",
+        style: FigureStyle = PLAIN,
         on_error: Literal["log", "raise"] = "log",
     ) -> None:
         objective, probe, num_images = objective_and_images(objective, probe, num_images)
@@ -116,6 +119,7 @@ class FaithfulnessMonitor(MapsMonitor):
             max_overhead=max_overhead,
             scalars=scalars,
             figures=figures,
+            style=style,
             on_error=on_error,
         )
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
@@ -154,7 +158,8 @@ class FaithfulnessMonitor(MapsMonitor):
             curves = {} if first is None else {first[0]: _drawn(first[1])}
             curves[f"{evaluation.label} (now)"] = _drawn(now)
             title = f"Does the prediction rest where the map points? · {evaluation.label} · {question.method_in_words}"
-            return {"curves": perturbation_curves(curves, replaced_by=_NAMES[self.replacement], title=title)}
+            replaced_by = _NAMES[self.replacement]
+            return {"curves": perturbation_curves(curves, replaced_by=replaced_by, title=title, style=self.style)}
 
         if evaluation.in_history and first is None and not now.srg.isnan().all():
             self._first = (evaluation.label, now)

@@ -16,6 +16,7 @@ from lightning_attngrad.probe.moment import is_fitting, label_of_validation, why
 from lightning_attngrad.reporting.board import COSTS, Names, board_tag
 from lightning_attngrad.reporting.layout import Charts, charts_of, edges_of
 from lightning_attngrad.reporting.loggers import log_figures, log_scalars, scalar_step
+from lightning_attngrad.reporting.style import PLAIN, FigureStyle
 
 __all__ = ["Evaluation", "Findings", "Monitor"]
 
@@ -50,6 +51,7 @@ class Monitor(ProbeCallback):
             ``ModelCheckpoint`` or an ``EarlyStopping`` waits for, and what the monitor costs. ``all``: every one, also
             of single layers and classes. ``trainer.callback_metrics`` has all in any case.
         figures: names of those that are drawn, such as ``["overlay", "film"]``; None draws all, an empty list none.
+        style: how its figures look, see :class:`~lightning_attngrad.FigureStyle`.
         on_error: ``log`` reports an error inside an evaluation once and switches this monitor off; ``raise`` raises it.
 
     Raises:
@@ -78,6 +80,7 @@ class Monitor(ProbeCallback):
         max_overhead: float | None = None,
         scalars: Literal["main", "all"] = "main",
         figures: Sequence[str] | None = None,
+        style: FigureStyle = PLAIN,
         on_error: Literal["log", "raise"] = "log",
     ) -> None:
         super().__init__(name=name, probe=probe, num_images=num_images, on_error=on_error)
@@ -95,6 +98,7 @@ class Monitor(ProbeCallback):
         self.figures = None if figures is None else tuple(figures)
         self.timetable = Timetable(Cadence(every_n_epochs, every_n_steps))
         self.governor = Governor(max_overhead)
+        self.style = style
         self._allowed: bool | None = None  # the evaluation that is due in the validation that now runs
         self._has_validation = True
         self._could_draw = True

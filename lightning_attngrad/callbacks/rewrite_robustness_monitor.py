@@ -23,6 +23,7 @@ from lightning_attngrad.measure.rewriting import (
 )
 from lightning_attngrad.probe import Evaluation, Findings, ProbeImages
 from lightning_attngrad.reporting.layout import Charts, Margin
+from lightning_attngrad.reporting.style import PLAIN, FigureStyle
 
 #: Gradients of the long search that the short one is measured against.
 _LONG_STEPS = 64
@@ -77,6 +78,7 @@ class RewriteRobustnessMonitor(Monitor):
         long_every: every so many evaluations a search of 64 steps for a quarter of the image–target pairs says how far
             the short one is off; None never.
         name: of this monitor, in ``attngrad/<name>/…``.
+        style: how its figures look, see :class:`~lightning_attngrad.FigureStyle`.
         on_error: ``log`` reports an error inside an evaluation once and switches this monitor off; ``raise`` raises it.
 
     Attributes:
@@ -114,6 +116,7 @@ class RewriteRobustnessMonitor(Monitor):
         reference: Literal["first_epoch", "start", "previous"] = "first_epoch",
         long_every: int | None = 10,
         name: str = "rewrite",
+        style: FigureStyle = PLAIN,
         on_error: Literal["log", "raise"] = "log",
     ) -> None:
         super().__init__(
@@ -125,6 +128,7 @@ class RewriteRobustnessMonitor(Monitor):
             max_overhead=max_overhead,
             scalars=scalars,
             figures=figures,
+            style=style,
             on_error=on_error,
         )
         self.rewriting = RewriteSettings(norm, steps, target, () if radii is None else radii, top_share)
@@ -178,7 +182,7 @@ class RewriteRobustnessMonitor(Monitor):
         curves = {**dict(earlier), f"{evaluation.label} (now)": distances}
 
         def draw() -> dict[str, Figure]:
-            return rewrite_figures(evaluation, self.rewriting, pairs, shown, curves, ill_health(scalars))
+            return rewrite_figures(evaluation, self.rewriting, pairs, shown, curves, ill_health(scalars), self.style)
 
         if evaluation.in_history:
             self._evaluations += counts

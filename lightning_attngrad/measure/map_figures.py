@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from lightning_attngrad.reporting.figures import (
     layer_strip,
     map_grid,
 )
+from lightning_attngrad.reporting.film import save_film
 from lightning_attngrad.reporting.style import PLAIN, FigureStyle
 from lightning_attngrad.reporting.text import with_minus
 
@@ -187,3 +189,38 @@ def map_figures(
         return figures
 
     return draw
+
+
+@dataclass(frozen=True, eq=False)
+class Filmed:
+    """What a film is made of, beside its frames.
+
+    Attributes:
+        pixels: (3 or 1, H, W) of the image, as far as its maps cover it.
+        shown_as: what was done to it so that it can be seen.
+        signed: whether maps have negative parts.
+    """
+
+    pixels: Tensor
+    shown_as: str
+    signed: bool
+
+    @classmethod
+    def of(cls, evaluation: Evaluation, question: Question, maps: Maps, index: int) -> Filmed:
+        """Of one image of an evaluation."""
+        pixels = within_area(evaluation.pixels[index], maps.area).clone()  # not all images for the sake of one
+        return cls(pixels, evaluation.display.words, question.signed)
+
+    def save(self, path: str | Path, film: Sequence[Frame], *, seconds: float, style: FigureStyle) -> Path:
+        """Write the film, see :func:`~lightning_attngrad.reporting.film.save_film`."""
+        return save_film(
+            path,
+            self.pixels,
+            torch.stack([frame.map for frame in film]),
+            [frame.label for frame in film],
+            [frame.caption for frame in film],
+            seconds=seconds,
+            scale=ColourScale("signed" if self.signed else "share"),
+            shown_as=self.shown_as,
+            style=style,
+        )
