@@ -34,7 +34,7 @@ from lightning_attngrad.demo.shortcut import FAINT
 from lightning_attngrad.measure.maps import explain_images
 from lightning_attngrad.metrics.functional import times_uniform_share
 from lightning_attngrad.probe import Evaluation, Findings
-from lightning_attngrad.reporting.figures import Caption, figure_to_array, map_grid
+from lightning_attngrad.reporting.figures import Caption, FigureStyle, figure_to_array, map_grid
 
 KINDS = ("clean", "planted", "guided")
 QUIET: dict[str, Any] = {
@@ -147,6 +147,7 @@ def side_by_side(clean: Watched, marked: Watched, kind: str, count: int) -> Figu
         captions,
         title=f"Without the mark (left), and with it{', guided' if kind == 'guided' else ''} (right)",
         masks=torch.stack(masks),
+        style=FigureStyle(width=11.4),  # two columns
     )
 
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     )
     from lightning_attngrad.guidance import attention_guidance_loss, capture_attention
     from lightning_attngrad.probe import ProbeImages
+    from lightning_attngrad.reporting.style import FigureStyle
     from lightning_attngrad.rewrite import Rewrite, rewrite
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "Evaluation",
     "Explanation",
     "FaithfulnessMonitor",
+    "FigureStyle",
     "Findings",
     "Mixture",
     "Monitor",
@@ -95,6 +97,7 @@ _ROOMS = {
     "capture_attention": "guidance",
     "explain": "explain",
     "register_method": "explain",
+    "FigureStyle": "reporting.style",
     "ProbeImages": "probe",
     "Rewrite": "rewrite",
     "rewrite": "rewrite",

@@ -18,11 +18,12 @@ MAY_IMPORT = {
     "version": set(),
     "state": set(),
     "attention": {"state"},
-    "explain": {"attention", "state"},
-    "rewrite": {"attention", "explain", "state"},
+    # Results are drawn by `reporting`, which knows arrays and none of the other rooms; see the rule below.
+    "explain": {"attention", "state", "reporting"},
+    "rewrite": {"attention", "explain", "state", "reporting"},
     "guidance": {"attention", "explain", "state"},
     "models": set(),
-    "metrics": {"attention", "explain", "rewrite", "state"},
+    "metrics": {"attention", "explain", "rewrite", "state", "reporting"},
     "probe": {"attention", "explain", "rewrite", "state"},
     "reporting": set(),
     "measure": {"version", "attention", "explain", "rewrite", "metrics", "probe", "reporting", "state"},
@@ -31,7 +32,7 @@ MAY_IMPORT = {
     "audit": {"callbacks", "measure", "probe", "reporting"},
     "cli": {"audit", "demo", "callbacks", "reporting"},
     "callbacks_factory": {"callbacks"},
-    "__init__": {"version", "attention", "callbacks", "explain", "guidance", "probe", "rewrite"},
+    "__init__": {"version", "attention", "callbacks", "explain", "guidance", "probe", "reporting", "rewrite"},
 }
 #: Rooms that may know Lightning.
 KNOW_LIGHTNING = {"probe", "measure", "reporting", "callbacks", "demo", "audit", "cli", "callbacks_factory"}
@@ -165,6 +166,27 @@ def test_the_lowest_rooms_need_torch_alone() -> None:
         and top not in sys.stdlib_module_names
     ]
     assert not wrong
+
+
+#: What rooms that need torch alone may load of `reporting`, and only where a result is drawn.
+DRAWN_BY = {"figures", "distances", "perturbation", "rewriting", "saving", "style"}
+
+
+def test_results_load_what_draws_them_only_when_they_are_drawn() -> None:
+    for path in (file for room in ("explain", "rewrite", "metrics") for file in sorted((PACKAGE / room).rglob("*.py"))):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        at_import = {id(node) for node in tree.body}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(f"{PACKAGE.name}.reporting"):
+                assert id(node) not in at_import, f"{path.name}:{node.lineno} loads figures with the room"
+                assert node.module.rsplit(".", 1)[-1] in DRAWN_BY, f"{path.name}:{node.lineno} imports {node.module}"
+
+
+@pytest.mark.parametrize("name", sorted(DRAWN_BY))
+def test_what_draws_results_knows_no_lightning(name: str) -> None:
+    program = f"import sys, lightning_attngrad.reporting.{name}; print(*sorted({LIGHTNING!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == []
 
 
 def test_no_file_is_called_utils() -> None:

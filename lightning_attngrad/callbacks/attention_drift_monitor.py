@@ -35,6 +35,7 @@ from lightning_attngrad.metrics.functional.drift import DRIFT_MEASURES
 from lightning_attngrad.probe import Evaluation, Findings, ProbeImages, jittered_copies
 from lightning_attngrad.probe.moment import is_fitting
 from lightning_attngrad.reporting.layout import Charts
+from lightning_attngrad.reporting.style import PLAIN, FigureStyle
 
 
 class AttentionDriftMonitor(MapsMonitor):
@@ -85,6 +86,7 @@ class AttentionDriftMonitor(MapsMonitor):
         alarm_stops: end the run when the alarm is raised, as early stopping would.
         report: as for :class:`Monitor`: write the HTML report of the run when it ends.
         name: of this monitor, in ``attngrad/<name>/…``.
+        style: how its figures look, see :class:`~lightning_attngrad.FigureStyle`.
         on_error: ``log`` reports an error inside an evaluation once and switches this monitor off; ``raise`` raises it.
 
     Raises:
@@ -129,6 +131,7 @@ class AttentionDriftMonitor(MapsMonitor):
         alarm_stops: bool = False,
         report: bool = False,
         name: str = "drift",
+        style: FigureStyle = PLAIN,
         on_error: Literal["log", "raise"] = "log",
     ) -> None:
         objective, probe, num_images = objective_and_images(objective, probe, num_images)
@@ -142,6 +145,7 @@ class AttentionDriftMonitor(MapsMonitor):
             scalars=scalars,
             figures=figures,
             report=report,
+            style=style,
             on_error=on_error,
         )
         self.question = check_question(method, objective, method_options, has_masks=self.probe.mask is not None)
@@ -223,7 +227,7 @@ class AttentionDriftMonitor(MapsMonitor):
         past = [*self.past, PastDrift.of(drift, evaluation.label)]
 
         def draw() -> dict[str, Figure]:
-            return drift_figures(evaluation, question, drift, reference, is_now, past, maps)
+            return drift_figures(evaluation, question, drift, reference, is_now, past, maps, self.style)
 
         if evaluation.in_history:
             self.past = past

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -12,13 +13,14 @@ from torch import Tensor
 from lightning_attngrad.callbacks.maps_monitor import MapsMonitor, objective_and_images
 from lightning_attngrad.explain import Objective, Similarity, within_area
 from lightning_attngrad.measure.kept import kept_maps
-from lightning_attngrad.measure.map_figures import Frame, caption_of, map_figures
+from lightning_attngrad.measure.map_figures import Filmed, Frame, caption_of, map_figures
 from lightning_attngrad.measure.map_scalars import completeness_scalars, head_scalars, mask_scalars
 from lightning_attngrad.measure.maps import explain_best_classes, explain_images, with_panels
 from lightning_attngrad.measure.questions import check_question
 from lightning_attngrad.metrics.functional import map_statistics, times_uniform_share
 from lightning_attngrad.probe import Evaluation, Findings, ProbeImages
 from lightning_attngrad.reporting.layout import Charts
+from lightning_attngrad.reporting.style import PLAIN, FigureStyle
 
 
 class AttentionMapMonitor(MapsMonitor):
@@ -74,7 +76,9 @@ class AttentionMapMonitor(MapsMonitor):
         top_k: how many of the most probable classes stand side by side.
         classes: further classes that stand beside them.
         report: as for :class:`Monitor`: write the HTML report of the run when it ends.
+        film_image: which image the film is of, by its place in the overlay, from 0.
         name: of this monitor, in ``attngrad/<name>/…``.
+        style: how its figures look, see :class:`~lightning_attngrad.FigureStyle`.
         on_error: ``log`` reports an error inside an evaluation once and switches this monitor off; ``raise`` raises it.
 
     Raises:
@@ -115,7 +119,9 @@ class AttentionMapMonitor(MapsMonitor):
         top_k: int = 3,
         classes: Sequence[int] = (),
         report: bool = False,
+        film_image: int = 0,
         name: str = "maps",
+        style: FigureStyle = PLAIN,
         on_error: Literal["log", "raise"] = "log",
     ) -> None:
         objective, probe, num_images = objective_and_images(objective, probe, num_images)
@@ -129,6 +135,7 @@ class AttentionMapMonitor(MapsMonitor):
             scalars=scalars,
             figures=figures,
             report=report,
+            style=style,
             on_error=on_error,
         )
         self.question = check_question(method, objective, method_options, has_masks=self.probe.mask is not None)
@@ -138,10 +145,15 @@ class AttentionMapMonitor(MapsMonitor):
             isinstance(index, bool) or not isinstance(index, int) or index < 0 for index in classes
         ):
             raise ValueError(f"classes: got {classes!r}; expected a list of class numbers from 0")
+        most = self.probe.num_images
+        if isinstance(film_image, bool) or not isinstance(film_image, int) or not 0 <= film_image < most:
+            raise ValueError(f"film_image: got {film_image!r}; expected the place of one of the {most} images, from 0")
         self.top_k = top_k
+        self.film_image = film_image
         self.classes = tuple(classes)
         self.memory_budget = memory_budget
         self.film: list[Frame] = []
+        self._filmed: Filmed | None = None
 
     def evaluate(self, evaluation: Evaluation) -> Findings:
         """Explain the images, and the most probable classes of the first few."""
@@ -152,14 +164,16 @@ class AttentionMapMonitor(MapsMonitor):
         if (masks := evaluation.masks) is not None:
             covered = within_area(masks, maps.area)
             scalars |= with_panels(maps, lambda panel: mask_scalars(panel.heatmap, covered))
+        place = min(self.film_image, len(maps.heatmap) - 1)  # a data set may have fewer images than were asked for
         frame = Frame(
             evaluation.label,
-            times_uniform_share(maps.heatmap[:1])[0].clone(),
-            caption_of(evaluation, question, maps, 0),
+            times_uniform_share(maps.heatmap[place : place + 1])[0].clone(),
+            caption_of(evaluation, question, maps, place),
         )
         film = [*self.film, frame]
         if evaluation.in_history:
             self.film = film
+            self._filmed = Filmed.of(evaluation, question, maps, place)
         beside = None
         if self.is_drawn("classes"):
             beside = explain_best_classes(
@@ -167,9 +181,28 @@ class AttentionMapMonitor(MapsMonitor):
             )
         return Findings(
             scalars,
-            map_figures(evaluation, question, maps, film, beside),
+            map_figures(evaluation, question, maps, film, beside, film_image=place, style=self.style),
             lambda: kept_maps(evaluation, question, maps, beside),
         )
+
+    def save_film(self, path: str | Path, *, seconds: float = 0.6) -> Path:
+        """Write the film so far as a GIF, or as an MP4 where ``imageio[ffmpeg]`` is installed.
+
+        Args:
+            path: that ends with ``.gif`` or ``.mp4``.
+            seconds: that a frame stands; the last one stands longer.
+
+        Returns:
+            The path.
+
+        Raises:
+            RuntimeError: before the first evaluation of a fit, also of one that is resumed.
+            ValueError: for a name that ends otherwise.
+            ImportError: for an MP4, where what writes it is not installed.
+        """
+        if self._filmed is None:
+            raise RuntimeError("save_film: nothing has been evaluated in this process yet; call it after trainer.fit")
+        return self._filmed.save(path, self.film, seconds=seconds, style=self.style)
 
     def knows_enough(self) -> bool:
         """Not without a map: heads have an entropy also where a zero-initialised classifier gives none."""
@@ -177,17 +210,20 @@ class AttentionMapMonitor(MapsMonitor):
 
     def history(self) -> dict[str, Any]:
         """The film strip so far."""
-        return {**super().history(), "film": [frame.plain() for frame in self.film]}
+        film = [frame.plain() for frame in self.film]
+        return {**super().history(), "film": film, "film_image": self.film_image}
 
     def recall(self, history: Mapping[str, Any]) -> None:
         """The film strip goes on where it was."""
         super().recall(history)
-        self.film = [Frame.of(frame) for frame in history["film"]]
+        # The film of another image does not go on as that of this one.
+        same = history.get("film_image", 0) == self.film_image
+        self.film = [Frame.of(frame) for frame in history["film"]] if same else []
 
     def forget(self) -> None:
         """Drop the film of another run."""
         super().forget()
-        self.film = []
+        self.film, self._filmed = [], None
 
     def charts(self) -> Charts:
         """How spread out the maps are and where they lie, what they account for, and the heads of each layer."""

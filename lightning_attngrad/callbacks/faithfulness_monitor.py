@@ -20,6 +20,7 @@ from lightning_attngrad.metrics.functional.faithfulness import REPLACEMENTS
 from lightning_attngrad.probe import Evaluation, Findings, ProbeImages
 from lightning_attngrad.reporting.layout import Charts
 from lightning_attngrad.reporting.perturbation import PerturbationCurves, perturbation_curves
+from lightning_attngrad.reporting.style import PLAIN, FigureStyle
 
 #: Epochs between two evaluations, where nothing is said: one takes 2 · steps forwards an image.
 _EVERY_N_EPOCHS = 5
@@ -67,6 +68,7 @@ class FaithfulnessMonitor(MapsMonitor):
             :func:`~lightning_attngrad.metrics.functional.faithfulness_curves`.
         report: as for :class:`Monitor`: write the HTML report of the run when it ends.
         name: of this monitor, in ``attngrad/<name>/…``.
+        style: how its figures look, see :class:`~lightning_attngrad.FigureStyle`.
         on_error: ``log`` reports an error inside an evaluation once and switches this monitor off; ``raise`` raises it.
 
     Raises:
@@ -107,6 +109,7 @@ class FaithfulnessMonitor(MapsMonitor):
         replacement: Literal["mean", "blur"] = "mean",
         report: bool = False,
         name: str = "faithfulness",
+        style: FigureStyle = PLAIN,
         on_error: Literal["log", "raise"] = "log",
     ) -> None:
         objective, probe, num_images = objective_and_images(objective, probe, num_images)
@@ -120,6 +123,7 @@ class FaithfulnessMonitor(MapsMonitor):
             scalars=scalars,
             figures=figures,
             report=report,
+            style=style,
             on_error=on_error,
         )
         if isinstance(steps, bool) or not isinstance(steps, int) or steps < 2:
@@ -158,7 +162,8 @@ class FaithfulnessMonitor(MapsMonitor):
             curves = {} if first is None else {first[0]: _drawn(first[1])}
             curves[f"{evaluation.label} (now)"] = _drawn(now)
             title = f"Does the prediction rest where the map points? · {evaluation.label} · {question.method_in_words}"
-            return {"curves": perturbation_curves(curves, replaced_by=_NAMES[self.replacement], title=title)}
+            replaced_by = _NAMES[self.replacement]
+            return {"curves": perturbation_curves(curves, replaced_by=replaced_by, title=title, style=self.style)}
 
         if evaluation.in_history and first is None and not now.srg.isnan().all():
             self._first = (evaluation.label, now)

@@ -16,6 +16,7 @@ from lightning_attngrad.probe.moment import is_fitting, label_of_validation, why
 from lightning_attngrad.reporting.board import COSTS, Names, board_tag
 from lightning_attngrad.reporting.layout import Charts, charts_of, edges_of
 from lightning_attngrad.reporting.loggers import log_figures, log_scalars, scalar_step
+from lightning_attngrad.reporting.style import PLAIN, FigureStyle
 
 __all__ = ["Evaluation", "Findings", "Monitor"]
 
@@ -52,6 +53,7 @@ class Monitor(ProbeCallback):
         figures: names of those that are drawn, such as ``["overlay", "film"]``; None draws all, an empty list none.
         report: write the HTML report of the run when it ends, and keep maps and numbers of each evaluation beside it
             (docs/report.md); one callback that asks for it is enough, it is of all.
+        style: how its figures look, see :class:`~lightning_attngrad.FigureStyle`.
         on_error: ``log`` reports an error inside an evaluation once and switches this monitor off; ``raise`` raises it.
 
     Raises:
@@ -81,6 +83,7 @@ class Monitor(ProbeCallback):
         scalars: Literal["main", "all"] = "main",
         figures: Sequence[str] | None = None,
         report: bool = False,
+        style: FigureStyle = PLAIN,
         on_error: Literal["log", "raise"] = "log",
     ) -> None:
         super().__init__(name=name, probe=probe, num_images=num_images, report=report, on_error=on_error)
@@ -98,6 +101,7 @@ class Monitor(ProbeCallback):
         self.figures = None if figures is None else tuple(figures)
         self.timetable = Timetable(Cadence(every_n_epochs, every_n_steps))
         self.governor = Governor(max_overhead)
+        self.style = style
         self._allowed: bool | None = None  # the evaluation that is due in the validation that now runs
         self._has_validation = True
         self._could_draw = True

@@ -24,6 +24,7 @@ from lightning_attngrad.measure.rewriting import (
 )
 from lightning_attngrad.probe import Evaluation, Findings, ProbeImages
 from lightning_attngrad.reporting.layout import Charts, Margin
+from lightning_attngrad.reporting.style import PLAIN, FigureStyle
 
 #: Gradients of the long search that the short one is measured against.
 _LONG_STEPS = 64
@@ -79,6 +80,7 @@ class RewriteRobustnessMonitor(Monitor):
             the short one is off; None never.
         report: as for :class:`Monitor`: write the HTML report of the run when it ends.
         name: of this monitor, in ``attngrad/<name>/…``.
+        style: how its figures look, see :class:`~lightning_attngrad.FigureStyle`.
         on_error: ``log`` reports an error inside an evaluation once and switches this monitor off; ``raise`` raises it.
 
     Attributes:
@@ -117,6 +119,7 @@ class RewriteRobustnessMonitor(Monitor):
         long_every: int | None = 10,
         report: bool = False,
         name: str = "rewrite",
+        style: FigureStyle = PLAIN,
         on_error: Literal["log", "raise"] = "log",
     ) -> None:
         super().__init__(
@@ -129,6 +132,7 @@ class RewriteRobustnessMonitor(Monitor):
             scalars=scalars,
             figures=figures,
             report=report,
+            style=style,
             on_error=on_error,
         )
         self.rewriting = RewriteSettings(norm, steps, target, () if radii is None else radii, top_share)
@@ -182,7 +186,7 @@ class RewriteRobustnessMonitor(Monitor):
         curves = {**dict(earlier), f"{evaluation.label} (now)": distances}
 
         def draw() -> dict[str, Figure]:
-            return rewrite_figures(evaluation, self.rewriting, pairs, shown, curves, ill_health(scalars))
+            return rewrite_figures(evaluation, self.rewriting, pairs, shown, curves, ill_health(scalars), self.style)
 
         if evaluation.in_history:
             self._evaluations += counts

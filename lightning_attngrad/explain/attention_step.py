@@ -14,17 +14,19 @@ from torch import Tensor, nn
 
 from lightning_attngrad.attention import AttentionCall
 from lightning_attngrad.attention.places import TokenPlaces
+from lightning_attngrad.explain.displayed import as_pixels
 from lightning_attngrad.explain.explaining import explain
 from lightning_attngrad.explain.explanation import Explanation
 from lightning_attngrad.explain.flow import first_tensors
 from lightning_attngrad.explain.forward_pass import forward_pass
 from lightning_attngrad.explain.objectives import Logit
 from lightning_attngrad.explain.outputs import Task, check_task
-from lightning_attngrad.explain.placing import row_images, sum_by_image
+from lightning_attngrad.explain.placing import row_images, sum_by_image, within_area
+from lightning_attngrad.explain.shown import Shown, counted, is_signed, needs, shares
 
 
-@dataclass(frozen=True)
-class AttentionStep:
+@dataclass(frozen=True, repr=False)
+class AttentionStep(Shown):
     """What redirecting the attention towards a class did.
 
     Attributes:
@@ -48,6 +50,45 @@ class AttentionStep:
     def logit_change(self) -> Tensor:
         """Change of all logits against ``before``, (S, B, C)."""
         return self.logits - self.before.logits
+
+    def __repr__(self) -> str:
+        done, sizes = int(self.smallest_step.isfinite().sum()), ", ".join(f"{size:g}" for size in self.step_sizes)
+        redirected = counted(len(self.layer_names), "layer")
+        return f"AttentionStep({done} of {len(self.smallest_step)} images predicted so, {redirected}, steps {sizes})"
+
+    def plot(
+        self,
+        *,
+        images: Tensor | None = None,
+        mean: Sequence[float] | float | None = None,
+        std: Sequence[float] | float | None = None,
+        style: Any = None,
+    ) -> Any:
+        """Draw the maps of the target without a step and after each.
+
+        Args:
+            images: shown in place of those that were explained, (B, C, H, W).
+            mean: with which the images were normalised, see :meth:`Explanation.plot`.
+            std: likewise.
+            style: a :class:`lightning_attngrad.FigureStyle`.
+
+        Returns:
+            A ``matplotlib.figure.Figure``.
+        """
+        from lightning_attngrad.reporting.figures import ColourScale, layer_strip  # noqa: PLC0415
+        from lightning_attngrad.reporting.style import PLAIN  # noqa: PLC0415
+
+        maps = torch.cat([self.before.heatmap[None], self.heatmaps]).movedim(0, 1)  # (B, 1 + S, h, w)
+        pixels, words = as_pixels(needs(self.before.images if images is None else images, maps), mean, std)
+        return layer_strip(
+            within_area(pixels, self.before.area),
+            shares(maps),
+            ["no step", *(f"step {size:g}" for size in self.step_sizes)],
+            title=f"Attention redirected towards the target · {self.before.method}",
+            scale=ColourScale("signed" if is_signed(maps) else "share"),
+            shown_as=words,
+            style=PLAIN if style is None else style,
+        )
 
 
 def attention_step(

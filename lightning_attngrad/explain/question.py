@@ -83,10 +83,9 @@ class Question:
         """Whether it depends on what a class is."""
         return self._objective.asks_task
 
-    @property
-    def objective_in_words(self) -> str:
-        """What is explained, for figures; empty where it is a class of the image."""
-        return self._objective.in_words()
+    def objective_in_words(self, class_name: Callable[[int], str] = str) -> str:
+        """What is explained, for figures, with classes by name; empty where it is a class of the image."""
+        return self._objective.in_words(class_name)
 
     @property
     def panels(self) -> tuple[str, ...] | None:
@@ -260,7 +259,8 @@ def answer(
         panels = names
         if classes is not None and classes.dim() == 2:
             panels = _names_of_classes(classes)
-        return _as_explanation(ran, method.name, results, values, classes, panels)
+        found = _as_explanation(ran, method.name, results, values, classes, panels)
+        return replace(found, images=images.detach() if images.dim() == 4 else None, task=task)
 
 
 def _check_target(objective: Objective, target: Target, *, several_maps: bool) -> None:

@@ -16,6 +16,7 @@ from lightning_attngrad.probe import Evaluation
 from lightning_attngrad.reporting.colour_scale import ColourScale
 from lightning_attngrad.reporting.drift import drift_curves, layer_drift
 from lightning_attngrad.reporting.moved import MovedCaption, moved_most
+from lightning_attngrad.reporting.style import PLAIN, FigureStyle
 
 #: Images that are drawn.
 _SHOWN = 6
@@ -38,6 +39,7 @@ def drift_figures(
     now: Reference,
     past: Sequence[PastDrift],
     maps: Maps,
+    style: FigureStyle = PLAIN,
 ) -> dict[str, Figure]:
     """The figures of one evaluation.
 
@@ -49,6 +51,7 @@ def drift_figures(
         now: the maps of this evaluation.
         past: the history, this one last.
         maps: those that ``now`` was made of, for the names of their layers and the area that they cover.
+        style: how they look.
 
     Returns:
         ``curves``; ``layers`` for methods that have them; ``moved`` unless this evaluation is the reference.
@@ -62,6 +65,7 @@ def drift_figures(
             {_CALLED[name]: [one.floor[name] for one in past] for name in drift.floor},
             labels,
             title=f"Drift of the maps · {then} · {method}",
+            style=style,
         )
     }
     if len(drift.layers):
@@ -71,6 +75,7 @@ def drift_figures(
             maps.layer_names,
             labels,
             title=f"Which parts of the map moved · {then}",
+            style=style,
         )
     if reference is not None and reference is not now:
         order = drift.distance[LEADING].nan_to_num(-1).argsort(descending=True, stable=True)[:_SHOWN]
@@ -83,6 +88,7 @@ def drift_figures(
             title=f"What moved most · {evaluation.label} {then}",
             scale=ColourScale("signed" if question.signed else "share"),
             shown_as=evaluation.display.words,
+            style=style,
         )
     return figures
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,9 @@ from lightning_attngrad.reporting.figures import (
     layer_strip,
     map_grid,
 )
+from lightning_attngrad.reporting.film import save_film
+from lightning_attngrad.reporting.style import PLAIN, FigureStyle
+from lightning_attngrad.reporting.text import with_minus
 
 #: Images of the overlay.
 _OVERLAID = 8
@@ -57,11 +61,13 @@ class Frame:
 def caption_of(evaluation: Evaluation, question: Question, maps: Maps, index: int) -> Caption:
     """What an image is predicted to be, what it is, and of which class its map is where that is not plain."""
     task = evaluation.task
-    if said := question.objective_in_words:
+    if said := question.objective_in_words(evaluation.class_name):
         value = float(maps.value[index])
-        return Caption(predicted="not there" if math.isnan(value) else f"{value:.3g}", probability=None, what=said)
+        return Caption(predicted="not there" if math.isnan(value) else _in_words(value), probability=None, what=said)
     if maps.target is None or (task.has_classes and maps.logits.shape[1] < 2 and task.name != "multilabel"):
-        return Caption(predicted=f"output {float(maps.value[index]):.3g}", probability=None)  # no class is predicted
+        return Caption(
+            predicted=f"output {_in_words(float(maps.value[index]))}", probability=None
+        )  # no class is predicted
     if not task.has_classes:
         return Caption(predicted=_number(evaluation, maps, index), probability=None)
     scores = maps.scores(evaluation)[index]
@@ -86,12 +92,23 @@ def _number(evaluation: Evaluation, maps: Maps, index: int) -> str:
     called = name if name != str(place) else f"number {place}" if several else "output"
     targets = evaluation.targets
     known = targets is not None and targets.dim() == 2 and targets.shape[1] == maps.logits.shape[1]
-    truth = f", true {float(targets[index, place]):.3g}" if known and targets is not None else ""
-    return f"{called} {float(maps.logits[index, place]):.3g}{truth}"
+    truth = f", true {_in_words(float(targets[index, place]))}" if known and targets is not None else ""
+    return f"{called} {_in_words(float(maps.logits[index, place]))}{truth}"
+
+
+def _in_words(number: float) -> str:
+    return with_minus(f"{number:.3g}")
 
 
 def map_figures(
-    evaluation: Evaluation, question: Question, maps: Maps, film: Sequence[Frame], beside: tuple[Tensor, Tensor] | None
+    evaluation: Evaluation,
+    question: Question,
+    maps: Maps,
+    film: Sequence[Frame],
+    beside: tuple[Tensor, Tensor] | None,
+    *,
+    film_image: int = 0,
+    style: FigureStyle = PLAIN,
 ) -> Callable[[], dict[str, Figure]]:
     """The figures of one evaluation, to be drawn.
 
@@ -99,8 +116,10 @@ def map_figures(
         evaluation: images and names.
         question: what was asked.
         maps: what was found.
-        film: of the first image, this evaluation last.
+        film: of one image, this evaluation last.
         beside: classes (n, K) and their maps (n, K, h, w) of the first images; None where there are none.
+        film_image: which one, counted from 0.
+        style: how they look.
 
     Returns:
         Draws ``overlay`` and ``film``; ``classes`` where there are any; ``layers`` for methods that have them;
@@ -121,16 +140,18 @@ def map_figures(
                 title=f"Where the model looks · {evaluation.label} · {method}",
                 scale=scale,
                 shown_as=shown_as,
+                style=style,
                 masks=None if masks is None else within_area(masks[:shown], maps.area),
             ),
             "film": film_strip(
-                pixels[0],
+                pixels[film_image],
                 torch.stack([frame.map for frame in film]),
                 [frame.label for frame in film],
                 [frame.caption for frame in film],
                 title=f"One image through training · {method}",
                 scale=scale,
                 shown_as=shown_as,
+                style=style,
             ),
         }
         if beside is not None:
@@ -143,6 +164,7 @@ def map_figures(
                 title=f"Evidence for each class · {evaluation.label} · {method}",
                 scale=scale,
                 shown_as=shown_as,
+                style=style,
             )
         if maps.layers is not None:
             figures["layers"] = layer_strip(
@@ -152,6 +174,7 @@ def map_figures(
                 title=f"What each part adds to the map · {evaluation.label} · {method}",
                 scale=scale,
                 shown_as=shown_as,
+                style=style,
             )
         if maps.panel_names:
             figures["corrections"] = layer_strip(
@@ -161,7 +184,43 @@ def map_figures(
                 title=f"The map by each correction · {evaluation.label} · {method}",
                 scale=scale,
                 shown_as=shown_as,
+                style=style,
             )
         return figures
 
     return draw
+
+
+@dataclass(frozen=True, eq=False)
+class Filmed:
+    """What a film is made of, beside its frames.
+
+    Attributes:
+        pixels: (3 or 1, H, W) of the image, as far as its maps cover it.
+        shown_as: what was done to it so that it can be seen.
+        signed: whether maps have negative parts.
+    """
+
+    pixels: Tensor
+    shown_as: str
+    signed: bool
+
+    @classmethod
+    def of(cls, evaluation: Evaluation, question: Question, maps: Maps, index: int) -> Filmed:
+        """Of one image of an evaluation."""
+        pixels = within_area(evaluation.pixels[index], maps.area).clone()  # not all images for the sake of one
+        return cls(pixels, evaluation.display.words, question.signed)
+
+    def save(self, path: str | Path, film: Sequence[Frame], *, seconds: float, style: FigureStyle) -> Path:
+        """Write the film, see :func:`~lightning_attngrad.reporting.film.save_film`."""
+        return save_film(
+            path,
+            self.pixels,
+            torch.stack([frame.map for frame in film]),
+            [frame.label for frame in film],
+            [frame.caption for frame in film],
+            seconds=seconds,
+            scale=ColourScale("signed" if self.signed else "share"),
+            shown_as=self.shown_as,
+            style=style,
+        )

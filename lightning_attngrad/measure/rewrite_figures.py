@@ -17,10 +17,9 @@ from lightning_attngrad.reporting.colour_scale import ColourScale
 from lightning_attngrad.reporting.curves import success_curves
 from lightning_attngrad.reporting.distances import Norm, distance_unit
 from lightning_attngrad.reporting.rewriting import RewriteCaption, rewrite_panels
+from lightning_attngrad.reporting.style import PLAIN, FigureStyle
 
 _MOST_CLASSES = 40  # of a matrix that is drawn
-_SYMBOLS = {"linf": "L∞ ", "l2": "L2 ", "l0_patches": ""}
-_OF_WHAT = {"linf": "", "l2": "", "l0_patches": " of the patches"}
 
 
 def rewrite_figures(
@@ -30,6 +29,7 @@ def rewrite_figures(
     shown: list[ShownPair],
     curves: Mapping[str, list[float]],
     warning: str,
+    style: FigureStyle = PLAIN,
 ) -> dict[str, Figure]:
     """The figures of one evaluation.
 
@@ -40,6 +40,7 @@ def rewrite_figures(
         shown: the first pairs, with their images.
         curves: distances by the name of the evaluation, this one last.
         warning: what speaks against the numbers; empty if nothing does.
+        style: how they look.
 
     Returns:
         ``success``; ``rewrites``, with maps where the model has any; ``classes`` where there are not too many.
@@ -52,6 +53,7 @@ def rewrite_figures(
             radii=settings.radii,
             norm=norm,
             title=f"Rewritten within a radius · {evaluation.label}{warned}",
+            style=style,
         )
     }
     if shown:
@@ -68,6 +70,7 @@ def rewrite_figures(
             scale=ColourScale("signed" if shown[0].signed else "share"),
             limits=display.limits_of(of_images),
             shown_as=_shown_as(display, shown[0].original.shape[0]),
+            style=style,
         )
     classes = len(shown[0].before) if shown else 0
     if 0 < classes <= _MOST_CLASSES:
@@ -76,6 +79,7 @@ def rewrite_figures(
             [evaluation.class_name(index) for index in range(classes)],
             norm=norm,
             title=f"From class to class · {evaluation.label}{warned}",
+            style=style,
         )
     return figures
 
@@ -93,7 +97,7 @@ def _caption(
     number = shown.pair
     before, after = (_predicted(evaluation, scores) for scores in (shown.before, shown.after))
     success = bool(pairs.success[number])
-    text = distance_unit(cast("Norm", settings.norm)).text(float(pairs.distance[number]))
+    text = distance_unit(cast("Norm", settings.norm)).in_words(float(pairs.distance[number]))
     complaints = {
         "unconverged": bool(pairs.unconverged[number]),
         "no gradient": float(pairs.zero_gradient[number]) > 0,
@@ -106,7 +110,7 @@ def _caption(
         after_probability=after[1],
         target=evaluation.class_name(int(pairs.target[number])),
         success=success,
-        distance=f"{_SYMBOLS[settings.norm]}{text}{_OF_WHAT[settings.norm]}" if success else "at no distance",
+        distance=text if success else "at no distance",
         psnr=float(pairs.psnr[number]),
         note=", ".join(complaint for complaint, applies in complaints.items() if applies),
     )

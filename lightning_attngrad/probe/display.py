@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
+from lightning_attngrad.explain.displayed import STRETCHED, UNKNOWN, stretched
 from lightning_attngrad.probe.normalisation import KnownPixels
-
-#: Shares of the values of an image, in its shown channels, below and above which all is black or white.
-_STRETCH = (0.02, 0.98)
-_STRETCHED = "each image stretched, 2–98 %"
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,13 +66,11 @@ def shown_pixels(images: Tensor, known: KnownPixels, channels: Sequence[int] | N
     shown = display.of_channels(values)
     words = _words(display.channels or tuple(range(shown.shape[1])), count, chosen=channels is not None)
     if known.values is None:
-        words = [*words, "normalisation unknown"]
+        words = [*words, UNKNOWN]
     if channels is None and count in (1, 3) and known.normalisation is not None:
         return shown.clamp(0, 1), display
-    limits = torch.stack([_limits(image) for image in shown])
-    low, high = (limits[:, end, None, None, None] for end in (0, 1))
-    pixels = ((shown - low) / (high - low)).clamp(0, 1)
-    return pixels, Display(display.channels, limits, "; ".join([*words, _STRETCHED]))
+    pixels, limits = stretched(shown)
+    return pixels, Display(display.channels, limits, "; ".join([*words, STRETCHED]))
 
 
 def _words(channels: tuple[int, ...], count: int, *, chosen: bool) -> list[str]:
@@ -87,14 +81,3 @@ def _words(channels: tuple[int, ...], count: int, *, chosen: bool) -> list[str]:
         return [f"channel {channels[0]} of 0 to {count - 1} in grey"]
     numbers = ", ".join(str(channel) for channel in channels)
     return [f"channels {numbers} of 0 to {count - 1} as red, green, blue"]
-
-
-def _limits(image: Tensor) -> Tensor:
-    """(2,) the values of an image (c, H, W) that are black and white; what is not finite does not count."""
-    values = image[torch.isfinite(image)].sort().values
-    if not len(values):
-        return torch.tensor([0.0, 1.0])
-    low, high = (float(values[round(share * (len(values) - 1))]) for share in _STRETCH)
-    if low == high:  # nearly all of it is of one value
-        low, high = float(values[0]), float(values[-1])
-    return torch.tensor([low, high] if high > low else [low - 0.5, low + 0.5])

@@ -14,8 +14,6 @@ from PIL import Image
 from lightning_attngrad.reporting.arrays import Array
 from lightning_attngrad.reporting.colour_scale import ColourScale
 from lightning_attngrad.reporting.page import (
-    BAR_WIDTH,
-    MARGIN,
     TEXT_SIZE,
     Page,
     Picture,
@@ -23,10 +21,10 @@ from lightning_attngrad.reporting.page import (
     house_style,
     repeated,
 )
-from lightning_attngrad.reporting.text import DOTS_PER_INCH, text_width
+from lightning_attngrad.reporting.style import PLAIN, WHITE, FigureStyle
+from lightning_attngrad.reporting.text import text_width, with_minus
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
-_OPACITY = 0.62  # of a map on its image
 _DARKEST, _GREY_RANGE = 0.22, 0.7  # of the grey image below a map
 _COVERED = 0.5  # of a pixel, for it to be inside an outline
 _SMALLEST, _LARGEST = 0.85, 1.07  # of the box that a tile may fill, for whole pixels
@@ -54,7 +52,9 @@ def figure_to_array(figure: Figure) -> npt.NDArray[np.uint8]:
     return np.asarray(Image.fromarray(drawn).convert("RGB"))  # sooner than numpy leaves out the fourth
 
 
-def tile_size(images: Array, width: float, height: float, widest: float = math.inf) -> tuple[float, float]:
+def tile_size(
+    images: Array, width: float, height: float, widest: float = math.inf, *, style: FigureStyle = PLAIN
+) -> tuple[float, float]:
     """The largest tile for images inside a box.
 
     Where it costs little room, a pixel of the images becomes a whole number of pixels: so they are sharp, and their
@@ -65,6 +65,7 @@ def tile_size(images: Array, width: float, height: float, widest: float = math.i
         width: Of the box, in inches.
         height: Of the box, in inches.
         widest: What the width may never exceed, in inches.
+        style: For its pixels an inch.
 
     Returns:
         Width and height in inches.
@@ -76,42 +77,45 @@ def tile_size(images: Array, width: float, height: float, widest: float = math.i
         (1.6, 1.6)
     """
     down, across = images.shape[2:]
-    enlarged = DOTS_PER_INCH * min(width / across, height / down)
+    enlarged = style.dpi * min(width / across, height / down)
     whole = [times for times in (math.floor(enlarged), math.ceil(enlarged)) if times >= 1]
-    limit = min(_LARGEST * enlarged, DOTS_PER_INCH * widest / across)
+    limit = min(_LARGEST * enlarged, style.dpi * widest / across)
     fitting = [times for times in whole if _SMALLEST * enlarged <= times <= limit]
     enlarged = min(fitting, key=lambda times: abs(times - enlarged), default=enlarged)
-    return enlarged * across / DOTS_PER_INCH, enlarged * down / DOTS_PER_INCH
+    return enlarged * across / style.dpi, enlarged * down / style.dpi
 
 
 class Canvas(Page):
-    """A page of given size whose maps share a colour scale; places are inches from the top left corner.
+    """A page whose maps share a colour scale; places are inches from the top left corner.
 
     Args:
         width: In inches.
-        height: In inches.
-        title: First line of its head.
-        notes: Second line.
-        scale: Of all maps; None where there are none, and no bar has to explain it.
+        body: Height below the head, in inches.
+        title: First lines of the head.
+        notes: The lines below.
+        scale: Of all maps, as `ColourScale.in_style` gives it; None where there are none, and no bar has to explain it.
         blended: Whether a map lies on the grey version of its image, or stands alone.
         shown_as: What was done to the images so that they can be seen.
+        style: How it looks.
     """
 
     def __init__(
         self,
         width: float,
-        height: float,
+        body: float,
         *,
         title: str,
         notes: str,
         scale: ColourScale | None,
         blended: bool,
         shown_as: str = "",
+        style: FigureStyle = PLAIN,
     ) -> None:
-        room = None if scale is None else width - 3 * MARGIN - BAR_WIDTH
-        super().__init__(width, height, title=title, notes=notes, shown_as=shown_as, room=room)
+        if scale is not None and style.interpolation != "nearest":
+            notes += f" · smoothed between patches ({style.interpolation})"
+        super().__init__(width, body, title=title, notes=notes, shown_as=shown_as, bar=scale is not None, style=style)
         self.scale = ColourScale("share") if scale is None else scale
-        self._opacity = _OPACITY if blended else 1.0
+        self._opacity = style.alpha if blended else 1.0
         if scale is not None:
             self._explain(scale)
 
@@ -120,10 +124,8 @@ class Canvas(Page):
         # On overlays the bar shows what the eye meets there: the colours on a grey of middle lightness.
         middle = 255 * (_DARKEST + _GREY_RANGE / 2)
         seen = _rounded(self._opacity * scale.palette.astype(np.float32) + (1 - self._opacity) * middle)
-        ticks = [(scale.place(tick), f"{tick:g}".replace("-", "−")) for tick in scale.ticks]
-        signed = scale.kind == "signed"
-        name = "signed, times an equal share" if signed else "times an equal share"
-        self.colour_bar(seen, ticks, name, both=signed)
+        ticks = [(scale.place(tick), with_minus(f"{tick:g}")) for tick in scale.ticks]
+        self.colour_bar(seen, ticks, scale.name, lower=scale.kind == "signed", upper=not scale.by_image)
 
     def image(self, picture: Array, x: float, y: float, width: float, height: float) -> None:
         """Show an image (3 or 1, H, W) in [0, 1]."""
@@ -138,18 +140,28 @@ class Canvas(Page):
             # In shares of its sum, a map that is zero everywhere is NaN everywhere.
             self._hatched(tile, "no map" if np.isnan(heatmap).all() else "not finite")
         elif self._opacity == 1:
-            self.region(tile)[:] = repeated(self.scale.colours_of(heatmap), tile)
+            self.region(tile)[:] = self._colours_of(heatmap, tile)
         else:
             # Softened greys leave the map's own lightness readable on dark and on light images alike.
             grey = _DARKEST + _GREY_RANGE / 255 * (_colour_picture(picture) @ _LUMINANCE)
             below = _resized(_rounded(255 * (1 - self._opacity) * grey), tile)
-            above = repeated(_rounded(self._opacity * self.scale.colours_of(heatmap)), tile)
+            above = self._colours_of(heatmap, tile, self._opacity)
             np.add(above, below[..., None], out=self.region(tile))
         self.framed(tile)
 
+    def _colours_of(self, heatmap: Array, tile: Tile, opacity: float = 1.0) -> Picture:
+        """A map in the size of a tile, each patch a rectangle of one colour unless the style smooths between them."""
+        if self.style.interpolation == "nearest":
+            colours = self.scale.colours_of(heatmap)
+            return repeated(_rounded(opacity * colours) if opacity < 1 else colours, tile)
+        size = (tile.right - tile.left, tile.bottom - tile.top)
+        way = Image.Resampling[self.style.interpolation.upper()]
+        values = np.asarray(Image.fromarray(np.ascontiguousarray(heatmap, dtype=np.float32)).resize(size, way))
+        return _rounded(opacity * self.scale.colours_of(values).astype(np.float32))
+
     def outline(self, mask: Array, x: float, y: float, width: float, height: float) -> None:
         """Draw the edge of a mask (H, W) over a tile, along the sides of its pixels: those of at least 0.5."""
-        tile = Tile(*(round(side * DOTS_PER_INCH) for side in (x, y, x + width, y + height)))
+        tile = Tile(*(self.style.pixels(side) for side in (x, y, x + width, y + height)))
         inside = np.pad(repeated(mask >= _COVERED, tile), 1)
         middle = inside[1:-1, 1:-1]
         light = middle & ~(inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:])
@@ -165,11 +177,11 @@ class Canvas(Page):
         height, width = region.shape[:2]
         stripes = np.add.outer(np.arange(height), np.arange(width)) % _STRIPES_APART < _STRIPE_WIDTH
         region[:] = np.where(stripes, _STRIPE, _BLANK)[..., None]
-        across = width / DOTS_PER_INCH
+        across = width / self.style.dpi
         size = min(TEXT_SIZE, TEXT_SIZE * 0.9 * across / text_width(words, TEXT_SIZE))
         wide, high = text_width(words, size) + 0.04, 1.5 * size / 72
-        x, y = tile.left / DOTS_PER_INCH + across / 2, (tile.top + tile.bottom) / 2 / DOTS_PER_INCH
-        self.fill(x - wide / 2, y - high / 2, wide, high, (255, 255, 255))
+        x, y = tile.left / self.style.dpi + across / 2, (tile.top + tile.bottom) / 2 / self.style.dpi
+        self.fill(x - wide / 2, y - high / 2, wide, high, WHITE)
         self.write(x, y, words, width=1.02 * wide, size=size, align="center")
 
 

@@ -25,6 +25,12 @@ class Caption:
         true_probability: The model's probability of the true class, or of each label, where it is known.
         mapped: Name of the class that the map is of, where the true class does not say it.
         what: What ``predicted`` is, where it is a number of something else than a class of the image.
+
+    Example:
+        >>> Caption("cat", 0.9, "cat", 0.9).verdict
+        '✓ cat (0.90)'
+        >>> Caption(("0",), (0.9,), ("0", "1"), (0.9, 0.59)).lines
+        [('predicted: 1 of 2, p = 0.90', '◐ label 0'), ('true', 'label 0 (0.90), label 1 (0.59)')]
     """
 
     predicted: str | Sequence[str]
@@ -42,9 +48,9 @@ class Caption:
     @property
     def lines(self) -> list[tuple[str, str]]:
         """What is to be said, the prediction first: what it is, with the probability of one class, and the names."""
-        said = [_line(self.what, self.predicted, self.probability, self.mark)]
+        said = [self._line(f"{self.what}{self._found}", self.predicted, self.probability, self.mark)]
         if self.true is not None:
-            said.append(_line("true", self.true, self.true_probability))
+            said.append(self._line("true", self.true, self.true_probability))
         return [*said, ("the map is of", self.mapped)] if self.mapped else said
 
     @property
@@ -59,20 +65,43 @@ class Caption:
 
     @property
     def mark(self) -> str:
-        """A sign of its own shape for right and for wrong, so that colour is not needed; else empty."""
+        """A sign of its own shape for right, wrong and in part right, so that colour is not needed; else empty."""
+        if self.correct is False and set(_names(self.predicted)) & set(_names(self.true)):
+            return "◐"
         return {True: "✓", False: "✗", None: ""}[self.correct]
 
     @property
+    def _found(self) -> str:
+        """Of several labels, how many are right: one that is there may be missed, and another be predicted beside."""
+        predicted, true = ({*_names(names)} - {"none"} for names in (self.predicted, self.true))
+        if self.correct is not False or (len(predicted) < 2 and len(true) < 2):
+            return ""
+        wrong = len(predicted - true)
+        return f": {len(predicted & true)} of {len(true)}" + (f", {wrong} wrong" if wrong else "")
+
+    @property
     def verdict(self) -> str:
-        """One short line; the number stands first because a long name is cut at its end."""
-        names, numbers = _names(self.predicted), _numbers(self.probability)
-        if not numbers:
-            return " ".join(part for part in (self.mark, *names) if part)
-        said = [
-            f"{probability_text(number).removeprefix('p = ')} {name}"
-            for name, number in zip(names, numbers, strict=True)
-        ]
-        return " ".join(part for part in (self.mark, ", ".join(said)) if part)
+        """One short line; what is too long is cut in its middle, so that the number at its end is read."""
+        names, numbers = self._called(self.predicted), _numbers(self.probability)
+        if len(names) == len(numbers):
+            names = tuple(map(_with_number, names, numbers))
+        return f"{self.mark} {', '.join(names)}".strip()
+
+    def _called(self, given: str | Sequence[str] | None) -> tuple[str, ...]:
+        """Names; a label that is a number has a word before it where there are several, or it looks like a count."""
+        several = max(len(_names(self.predicted)), len(_names(self.true))) > 1
+        return tuple(f"label {name}" if several and name.isdigit() else name for name in _names(given))
+
+    def _line(
+        self, what: str, given: str | Sequence[str] | None, probability: float | Sequence[float] | None, mark: str = ""
+    ) -> tuple[str, str]:
+        """One class has its probability beside what it is, of several labels each has its own behind its name."""
+        names, numbers = self._called(given), _numbers(probability)
+        if len(names) == len(numbers) == 1:
+            return f"{what}, {probability_text(numbers[0])}", f"{mark} {names[0]}".strip()
+        if numbers:
+            names = tuple(map(_with_number, names, numbers))
+        return what, f"{mark} {', '.join(names)}".strip()
 
 
 def _names(given: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -85,19 +114,8 @@ def _numbers(given: float | Sequence[float] | None) -> tuple[float, ...]:
     return () if given is None else tuple(given) if isinstance(given, Sequence) else (given,)
 
 
-def _line(
-    what: str, names: str | Sequence[str], probability: float | Sequence[float] | None, mark: str = ""
-) -> tuple[str, str]:
-    """One class has its probability beside what it is, of several labels each has its own behind its name."""
-    called, numbers = _names(names), _numbers(probability)
-    if len(called) == len(numbers) == 1:
-        return f"{what}, {probability_text(numbers[0])}", f"{mark} {called[0]}".strip()
-    if numbers:
-        called = tuple(
-            f"{name} {probability_text(number).removeprefix('p = ')}"
-            for name, number in zip(called, numbers, strict=True)
-        )
-    return what, f"{mark} {', '.join(called)}".strip()
+def _with_number(name: str, probability: float) -> str:
+    return f"{name} ({probability_text(probability).removeprefix('p = ')})"
 
 
 def short_layer_name(name: str) -> str:

@@ -11,36 +11,27 @@ from matplotlib.figure import Figure
 from lightning_attngrad.reporting.arrays import Array, ArrayLike, as_array
 from lightning_attngrad.reporting.colour_scale import colours_at, ink_on, palette
 from lightning_attngrad.reporting.distances import DistanceUnit, Norm, distance_unit
-from lightning_attngrad.reporting.page import (
-    BAR_WIDTH,
-    HEADER_HEIGHT,
-    MARGIN,
-    NARROWEST,
-    SOFT_INK,
-    TEXT_SIZE,
-    TITLE_SIZE,
-    WHITE,
-    Page,
-    house_style,
-    on_pixel,
-)
+from lightning_attngrad.reporting.page import MARGIN, TEXT_SIZE, TITLE_SIZE, Page, house_style, least_width
+from lightning_attngrad.reporting.style import PLAIN, SOFT_INK, WHITE, FigureStyle
 from lightning_attngrad.reporting.text import fit_text, text_width
 
 _MOST_CLASSES = 40
 _MOST_WRITTEN = 12  # classes whose cells hold numbers
-_NAME_ROOM = 1.7
+_NAME_ROOM, _NAME_SHARE = 1.7, 0.36  # in inches, and of the page
 _LINE, _GAP = 0.19, 0.08
 _COLOURS = "viridis"  # safe for colour-blind readers, and has neither white nor grey, which have a meaning here
 _GREY = (224, 224, 224)
 
 
-def class_matrix(matrix: ArrayLike, class_names: Sequence[str], *, norm: Norm, title: str) -> Figure:
+def class_matrix(
+    matrix: ArrayLike, class_names: Sequence[str], *, norm: Norm, title: str, style: FigureStyle = PLAIN
+) -> Figure:
     """How far it is from each class to each other: one row a source, one column a target.
 
     The colours are those of a logarithmic scale that the norm alone fixes, so that figures of different
     epochs compare: L∞ 0.25/255 … 32/255, L2 0.05 … 10, patches 1 % … 100 %; what lies beyond keeps the last
     colour. Up to 12 classes the numbers stand in the cells, in the unit of the colour bar. Of more than 40
-    classes the first 40 are shown, and the figure says so.
+    classes the first 40 are shown, and the figure says so; it is as wide as their names need.
 
     Args:
         matrix: (C, C) distances in pixel units, sources by targets; NaN where there is no image–target pair, which
@@ -48,6 +39,7 @@ def class_matrix(matrix: ArrayLike, class_names: Sequence[str], *, norm: Norm, t
         class_names: C names.
         norm: ``"linf"``, ``"l2"`` or ``"l0_patches"``.
         title: Head of the figure.
+        style: How it looks.
 
     Returns:
         The figure, a `reporting.page.Page`; draw it with `reporting.canvas.figure_to_array`.
@@ -70,27 +62,30 @@ def class_matrix(matrix: ArrayLike, class_names: Sequence[str], *, norm: Norm, t
     count = min(total, _MOST_CLASSES)
     values = values[:count, :count]
 
-    cell = on_pixel(min(1.0, max(5.4 / count, 0.56)) if count <= _MOST_WRITTEN else min(0.45, 9.0 / count))
-    names = [fit_text(name, _NAME_ROOM, TEXT_SIZE) for name in class_names[:count]]
+    most = min(_NAME_ROOM, _NAME_SHARE * style.width)
+    names = [fit_text(name, most, TEXT_SIZE) for name in class_names[:count]]
     widest = max(text_width(name, TEXT_SIZE) for name in names)
+    left = style.on_pixel(MARGIN + _LINE + _GAP + widest + _GAP)
+    room = style.width - left - MARGIN
+    if count <= _MOST_WRITTEN:
+        cell = min(1.0, max(5.4 / count, 0.56), max(room / count, 0.36))
+    else:
+        cell = min(0.45, max(min(9.0, room) / count, 0.19))
+    cell = style.on_pixel(cell)
     upwards = widest > cell - 0.06  # names of columns, where they are too long to lie above their cells
-    left = on_pixel(MARGIN + _LINE + _GAP + widest + _GAP)
-    top = on_pixel(HEADER_HEIGHT + _LINE + _GAP + (widest if upwards else _LINE) + _GAP)
+    above = style.on_pixel(_LINE + _GAP + (widest if upwards else _LINE) + _GAP)
     side = count * cell
-    width = max(NARROWEST, left + side + MARGIN)
+    width = max(least_width(style), left + side + MARGIN)
     with house_style():
         page = Page(
-            width,
-            top + side + MARGIN,
-            title=title,
-            notes=" · ".join(_notes(values, total)),
-            room=width - 3 * MARGIN - BAR_WIDTH,
+            width, above + side + MARGIN, title=title, notes=" · ".join(_notes(values, total)), bar=True, style=style
         )
+        top = page.top + above
         colours = palette(_COLOURS)
         ticks = [(_place(unit, tick), f"{tick:g}") for tick in unit.ticks]
-        page.colour_bar(colours, ticks, _bar_name(unit), both=True)
+        page.colour_bar(colours, ticks, _bar_name(unit), lower=True)
         _draw_cells(page, values, unit, (left, top), cell)
-        page.write(left + side / 2, HEADER_HEIGHT + _LINE / 2, "target", width=1, colour=SOFT_INK, align="center")
+        page.write(left + side / 2, page.top + _LINE / 2, "target", width=1, colour=SOFT_INK, align="center")
         page.write(MARGIN + _LINE / 2, top + side / 2, "source", width=1, colour=SOFT_INK, align="center", upwards=True)
         for index, name in enumerate(names):
             along = (index + 0.5) * cell
@@ -134,8 +129,8 @@ def _draw_cells(page: Page, values: Array, unit: DistanceUnit, corner: tuple[flo
     """Colours, marks and, where there is room, numbers of a matrix with its top left corner at a place."""
     (left, top), count = corner, len(values)
     picture = colours_at(palette(_COLOURS), _place(unit, np.nan_to_num(values * unit.factor)))  # (C, C, 3)
-    picture[np.isnan(values)] = WHITE
-    picture[np.isinf(values)] = _GREY
+    picture[np.isnan(values)] = page.style.fill(WHITE)
+    picture[np.isinf(values)] = page.style.fill(_GREY)
     page.cells(picture, left, top, cell, cell)
     for row, column in np.argwhere(~np.isnan(values)):
         x, y = left + (column + 0.5) * cell, top + (row + 0.5) * cell

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import matplotlib as mpl
@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.ticker import MaxNLocator
 
-_INK = "#1a1a1a"
-_MIDDLE_LUMINANCE = 0.27  # below it white is read more easily, above it ink; either has a contrast of 3 at least
+from lightning_attngrad.reporting.arrays import Array
+from lightning_attngrad.reporting.style import FigureStyle
+
+_MIDDLE_LUMINANCE = 0.27  # below it white is read more easily, above it black; either has a contrast of 3 at least
 
 
 @dataclass(frozen=True)
@@ -21,19 +23,23 @@ class ColourScale:
 
     Attributes:
         kind: ``"share"`` runs from 0 to ``limit`` (larger values keep the last colour), ``"signed"`` from
-            ``-limit`` to ``limit``. Both colour maps are safe for colour-blind readers.
+            ``-limit`` to ``limit``.
         limit: End of the scale, in times the uniform share (1 wherever all patches are treated alike).
+        cmap: Name of a colour map of matplotlib's; None is one that is safe for colour-blind readers.
+        by_image: Whether the maps of each image were divided by their largest value, see `in_style`.
 
     Raises:
         ValueError: For an unknown kind, or a limit that is not a positive finite number.
 
     Example:
         >>> ColourScale("signed", limit=3.0)
-        ColourScale(kind='signed', limit=3.0)
+        ColourScale(kind='signed', limit=3.0, cmap=None, by_image=False)
     """
 
     kind: Literal["share", "signed"] = "share"
     limit: float = 4.0
+    cmap: str | None = None
+    by_image: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in ("share", "signed"):
@@ -44,7 +50,33 @@ class ColourScale:
     @property
     def palette(self) -> npt.NDArray[np.uint8]:
         """(256, 3) red, green and blue in 0…255 from the lower to the upper end."""
-        return palette("inferno" if self.kind == "share" else "PuOr_r")
+        return palette(self.cmap or ("inferno" if self.kind == "share" else "PuOr_r"))
+
+    @property
+    def name(self) -> str:
+        """Of what is shown, for the colour bar."""
+        unit = "of the image's largest" if self.by_image else "times an equal share"
+        return f"signed, {unit}" if self.kind == "signed" else unit
+
+    def in_style(self, maps: Array, style: FigureStyle) -> tuple[Array, ColourScale]:
+        """The maps and the scale that are drawn in a style.
+
+        Args:
+            maps: (N, …, h, w), in times the uniform share.
+            style: Whose colour map, and end of the scale.
+
+        Returns:
+            The maps, divided by the largest finite value of each image where that is the end of its scale, and the
+            scale.
+        """
+        cmap = style.cmap if self.kind == "share" else style.signed_cmap
+        if style.limit is None:
+            return maps, replace(self, cmap=cmap)
+        if style.limit != "image":
+            return maps, replace(self, cmap=cmap, limit=float(style.limit))
+        sizes = np.where(np.isfinite(maps), np.abs(maps), 0).reshape(len(maps), -1).max(axis=1)
+        sizes = np.where(sizes > 0, sizes, 1).reshape(-1, *[1] * (maps.ndim - 1)).astype(np.float32)
+        return maps / sizes, replace(self, cmap=cmap, limit=1.0, by_image=True)
 
     def place(self, values: Any) -> Any:
         """Where values lie on the scale: 0 is its lower end, 1 its upper one."""
@@ -80,6 +112,6 @@ def colours_at(colours: npt.NDArray[np.uint8], places: npt.NDArray[Any]) -> npt.
 
 
 def ink_on(colour: npt.NDArray[np.uint8]) -> str:
-    """White or ink, whichever is read more easily on a colour (3,) in 0…255."""
+    """White or black, whichever is read more easily on a colour (3,) in 0…255."""
     luminance = float((colour / 255) ** 2.2 @ np.array([0.2126, 0.7152, 0.0722]))
-    return "white" if luminance < _MIDDLE_LUMINANCE else _INK
+    return "#ffffff" if luminance < _MIDDLE_LUMINANCE else "#000000"

@@ -14,16 +14,19 @@ from matplotlib.patheffects import withStroke
 from lightning_attngrad.reporting.arrays import Array, ArrayLike, as_array
 from lightning_attngrad.reporting.captions import counted
 from lightning_attngrad.reporting.distances import Norm, distance_unit
-from lightning_attngrad.reporting.page import HEADER_HEIGHT, MARGIN, NARROWEST, NOTE_SIZE, TEXT_SIZE, Page, house_style
+from lightning_attngrad.reporting.legend import Legend, Sample
+from lightning_attngrad.reporting.page import NOTE_SIZE, Page, house_style, least_width
 from lightning_attngrad.reporting.plot import Place, Plot
-from lightning_attngrad.reporting.text import fit_text, text_width
+from lightning_attngrad.reporting.style import PLAIN, FigureStyle
+from lightning_attngrad.reporting.text import text_width
 
 Corners: TypeAlias = npt.NDArray[np.float64]
 
 _MOST_CURVES = 7
 _LEFT_OF_RADII, _RIGHT_OF_RADII = 0.5, 1.15  # ends of the axis, times the smallest and the largest radius
-_PLOT_LEFT, _PLOT_HEIGHT, _BELOW = 0.78, 3.2, 0.6  # in inches
-_LEGEND_ROOM, _LEGEND_GAP, _SAMPLE, _LEGEND_LINE = 2.0, 0.2, 0.36, 0.23
+_MOST_DOUBLINGS = 6  # of the radii at either end, so that the axis holds distances that lie beyond them
+_PLOT_LEFT, _PLOT_RIGHT, _PLOT_HEIGHT, _BELOW = 0.78, 0.3, 3.2, 0.6  # in inches; a tick at the end has its words
+_LEGEND_ROOM = 2.0
 # Of Okabe and Ito, for every kind of sight; and each with dashes of its own.
 _NOW = "#0072b2"
 _EARLIER: tuple[tuple[str, Any], ...] = (
@@ -68,19 +71,23 @@ def success_curves(
     radii: Sequence[float],
     norm: Norm,
     title: str,
+    style: FigureStyle = PLAIN,
 ) -> Figure:
     """How many image–target pairs are rewritten within each radius: one curve a label, the last one emphasised.
 
-    The radii alone fix the axis, so that figures of different epochs compare: it runs from half the smallest
-    to a little beyond the largest. Distances left of it, 0 among them, count from its left edge on. Of more
-    than 7 curves an even selection is shown, the first and the last always among them, and the figure says so.
+    The axis runs from half the smallest radius to a little beyond the largest, and on by doublings until it holds the
+    distances, so that curves are seen where they rise and figures of most epochs still compare. What has no place on
+    it, 0 among it, counts from its left edge on, and the figure says how much of the last curve lies outside the radii:
+    shares at radii, and the area between them, do not tell of that. Of more than 7 curves an even selection is shown,
+    the first and the last always among them, and the figure says so.
 
     Args:
         distances: From a label, such as "start" or "epoch 4 (now)", to the distances (M,) of its pairs in
             pixel units; ∞ where one was not rewritten.
-        radii: Radii in the same unit, which become the ticks.
+        radii: Radii in the same unit, which become ticks.
         norm: ``"linf"``, ``"l2"`` or ``"l0_patches"``: how radii are written.
         title: Head of the figure.
+        style: How it looks.
 
     Returns:
         The figure, a `reporting.page.Page`; its one plot holds the curves, in the order of the labels.
@@ -106,33 +113,35 @@ def success_curves(
         raise ValueError("distances: got no curve; expected one label or more")
     chosen = np.unique(np.linspace(0, len(pairs) - 1, min(len(pairs), _MOST_CURVES)).round().astype(int))
     labels = [list(pairs)[index] for index in chosen]
+    notes = [*_notes(pairs, len(labels)), *_outside(pairs[labels[-1]], ticks)]
+    ticks = _until_seen(ticks, [pairs[label] for label in labels])
     left, right = ticks[0] * _LEFT_OF_RADII, ticks[-1] * _RIGHT_OF_RADII
 
-    shown = [fit_text(label, _LEGEND_ROOM, TEXT_SIZE, bold=True) for label in labels]
-    legend = _LEGEND_GAP + _SAMPLE + 0.08 + max(text_width(label, TEXT_SIZE, bold=True) for label in shown)
-    plot_width = NARROWEST - MARGIN - _PLOT_LEFT - legend
+    samples = [
+        Sample(label, _line_style(order, is_last=order == len(labels) - 1), bold=order == len(labels) - 1)
+        for order, label in enumerate(labels)
+    ]
+    width = least_width(style)
+    legend = Legend(samples, width - _PLOT_LEFT - _PLOT_RIGHT, _LEGEND_ROOM, style)
     with house_style():
         page = Page(
-            NARROWEST,
-            HEADER_HEIGHT + _PLOT_HEIGHT + _BELOW,
+            width,
+            _PLOT_HEIGHT + _BELOW + legend.below,
             title=title,
-            notes=" · ".join(_notes(pairs, len(labels))),
+            notes=" · ".join(notes),
+            style=style,
         )
-        place = Place(_PLOT_LEFT, HEADER_HEIGHT, plot_width, _PLOT_HEIGHT)
+        place = Place(_PLOT_LEFT, page.top, width - _PLOT_RIGHT - _PLOT_LEFT - legend.beside, _PLOT_HEIGHT)
         plot = Plot(page, place, (left, right), (-2, 102), log=True)
         middles = [plot.in_inches(tick, 0)[0] for tick in ticks]
-        plot.tick_x(list(zip(ticks, _labels_apart([unit.text(tick) for tick in ticks], middles), strict=True)))
+        words = _labels_apart([unit.text(tick) for tick in ticks], middles)
+        plot.tick_x(list(zip(ticks, words, strict=True)))
         plot.tick_y([(share, f"{share} %") for share in (0, 25, 50, 75, 100)])
         plot.name_axes(f"radius: {unit.name} (left edge: {unit.text(left)} or less)", "image–target pairs rewritten")
-        for order, label in enumerate(labels):
-            is_last = order == len(labels) - 1
-            style = _line_style(order, is_last=is_last)
-            plot.curve(*success_curve(pairs[label], left, right), drawstyle="steps-post", label=label, **style)
-            # The legend stands outside, where no curve can run.
-            x = _PLOT_LEFT + plot_width + _LEGEND_GAP
-            y = HEADER_HEIGHT + _LEGEND_LINE * (order + 0.5)
-            page.curve([x, x + _SAMPLE], [y, y], **style)
-            page.write(x + _SAMPLE + 0.08, y, shown[order], width=_LEGEND_ROOM, bold=is_last)
+        for sample, label in zip(samples, labels, strict=True):
+            corners = success_curve(pairs[label], left, right)
+            plot.curve(*corners, drawstyle="steps-post", label=label, **_with_halo(sample.line, page))
+        legend.draw(page, place, _BELOW)
     return page
 
 
@@ -162,13 +171,56 @@ def _notes(pairs: Mapping[str, Array], curves: int) -> list[str]:
     return notes
 
 
+def _until_seen(radii: list[float], curves: Sequence[Array]) -> list[float]:
+    """The radii, doubled at the upper end and halved at the lower one until the axis holds the distances."""
+    found = np.concatenate(curves)
+    found = found[np.isfinite(found) & (found > 0)]
+    if not len(found):
+        return radii
+    ticks, smallest, largest = list(radii), float(found.min()), float(found.max())
+    for _ in range(_MOST_DOUBLINGS):
+        if largest > ticks[-1] * _RIGHT_OF_RADII:
+            ticks.append(2 * ticks[-1])
+        if smallest < ticks[0] * _LEFT_OF_RADII:
+            ticks.insert(0, ticks[0] / 2)
+    return ticks
+
+
+def _outside(distances: Array, radii: Sequence[float]) -> list[str]:
+    """How much of a curve lies where no radius tells of it."""
+    within, beyond, never = (
+        float(there.mean())
+        for there in (
+            distances < np.float32(radii[0]),
+            (distances > np.float32(radii[-1])) & np.isfinite(distances),
+            np.isinf(distances),
+        )
+    )
+    said = [
+        f"{100 * share:.0f} % {words}" if share >= 0.005 else f"<1 % {words}"
+        for share, words in (
+            (within, "below the smallest radius"),
+            (beyond, "beyond the largest"),
+            (never, "not rewritten"),
+        )
+        if share > 0
+    ]
+    return [f"now {', '.join(said)}"] if said else []
+
+
 def _line_style(order: int, *, is_last: bool) -> dict[str, Any]:
     """The last curve is a broad band below the others, which stay visible on it where they coincide."""
     if is_last:
         return {"color": _NOW, "linestyle": "solid", "linewidth": 3.4, "zorder": 2, "solid_capstyle": "butt"}
     colour, dashes = _EARLIER[order]
-    halo = [withStroke(linewidth=2.2, foreground="white")]
-    return {"color": colour, "linestyle": dashes, "linewidth": 1.4, "zorder": 3, "path_effects": halo}
+    return {"color": colour, "linestyle": dashes, "linewidth": 1.4, "zorder": 3}
+
+
+def _with_halo(line: Mapping[str, Any], page: Page) -> dict[str, Any]:
+    """A thin line keeps away from what lies below it."""
+    if line["zorder"] < 3:
+        return dict(line)
+    return {**line, "path_effects": [withStroke(linewidth=2.2, foreground=page.style.colour("white"))]}
 
 
 def _labels_apart(labels: Sequence[str], middles: Sequence[float]) -> list[str]:

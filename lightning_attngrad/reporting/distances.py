@@ -16,12 +16,16 @@ class DistanceUnit:
         name: Of the distance.
         factor: From a distance in pixel units to the number that is written.
         suffix: Behind that number.
+        symbol: In front of it, where it stands alone.
+        of_what: Behind the suffix, likewise.
         ticks: Of a colour bar, as numbers that are written; the first and the last are the ends of the scale.
     """
 
     name: str
     factor: float
     suffix: str
+    symbol: str
+    of_what: str
     ticks: tuple[float, ...]
 
     def text(self, distance: float) -> str:
@@ -32,6 +36,15 @@ class DistanceUnit:
             ('8/255', '5 %')
         """
         return f"{distance * self.factor:.3g}{self.suffix}"
+
+    def in_words(self, distance: float) -> str:
+        """The number, its unit, and what it measures.
+
+        Example:
+            >>> distance_unit("linf").in_words(8 / 255), distance_unit("l0_patches").in_words(0.05)
+            ('L∞ 8/255', '5 % of the patches')
+        """
+        return f"{self.symbol}{self.text(distance)}{self.of_what}"
 
     def number(self, distance: float) -> str:
         """The number alone, two digits of it.
@@ -49,9 +62,9 @@ class DistanceUnit:
 
 
 _UNITS = {
-    "linf": DistanceUnit("L∞ distance", 255.0, "/255", (0.25, 0.5, 1, 2, 4, 8, 16, 32)),
-    "l2": DistanceUnit("L2 distance", 1.0, "", (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)),
-    "l0_patches": DistanceUnit("patches changed", 100.0, " %", (1, 2, 5, 10, 20, 50, 100)),
+    "linf": DistanceUnit("L∞ distance", 255.0, "/255", "L∞ ", "", (0.25, 0.5, 1, 2, 4, 8, 16, 32)),
+    "l2": DistanceUnit("L2 distance", 1.0, "", "L2 ", "", (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)),
+    "l0_patches": DistanceUnit("patches changed", 100.0, " %", "", " of the patches", (1, 2, 5, 10, 20, 50, 100)),
 }
 
 

@@ -13,30 +13,23 @@ from matplotlib.figure import Figure
 from lightning_attngrad.reporting.arrays import Array, ArrayLike, as_array
 from lightning_attngrad.reporting.captions import counted, short_layer_name
 from lightning_attngrad.reporting.colour_scale import colours_at, ink_on, palette
-from lightning_attngrad.reporting.page import (
-    BAR_WIDTH,
-    HEADER_HEIGHT,
-    MARGIN,
-    NARROWEST,
-    NOTE_SIZE,
-    SOFT_INK,
-    TEXT_SIZE,
-    WHITE,
-    Page,
-    house_style,
-    on_pixel,
-)
+from lightning_attngrad.reporting.page import MARGIN, NOTE_SIZE, TEXT_SIZE, Page, house_style, least_width
 from lightning_attngrad.reporting.plot import Place, Plot
+from lightning_attngrad.reporting.style import PLAIN, SOFT_INK, WHITE, FigureStyle
 from lightning_attngrad.reporting.text import fit_text, text_width
 
 _LINE, _GAP = 0.19, 0.08
 # Layers × evaluations
 _MOST_EVALUATIONS, _MOST_LAYERS = 24, 64
 _MOST_WRITTEN = 12  # evaluations whose cells hold numbers
-_NAME_ROOM = 1.9
+_NAME_ROOM = 1.9  # and at most this share of the page
+_NAME_SHARE = 0.3
+_LEAST_CELL, _MOST_CELL = 0.17, 0.56  # width, in inches
+_LARGEST = 2.0  # Spearman distance there is, the end of the colours
 _COLOURS = "viridis"  # safe for colour-blind readers, and has no white, which is no number here
 # Curves
-_COLUMNS = 3
+_COLUMNS, _LEAST_PANEL = 3, 1.6
+_KEY_LINE = 0.22
 _PANEL_HEIGHT, _PANEL_HEAD, _PANEL_FOOT, _PANEL_LEFT = 1.15, 0.42, 0.3, 0.46
 _ASIDE = 0.04  # of a panel, left and right of its evaluations
 _NOW, _FLOOR = "#0072b2", "#8c8c8c"
@@ -46,14 +39,19 @@ _TOPS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # ends of the axes, so that
 
 
 def layer_drift(
-    drift: ArrayLike, floor: ArrayLike, layer_names: Sequence[str], labels: Sequence[str], *, title: str
+    drift: ArrayLike,
+    floor: ArrayLike,
+    layer_names: Sequence[str],
+    labels: Sequence[str],
+    *,
+    title: str,
+    style: FigureStyle = PLAIN,
 ) -> Figure:
     """How far the map of each layer has moved: one row a layer, one column an evaluation, and one for noise.
 
-    The colours run from 0 to 1 in every figure, so that figures of different epochs compare; what lies beyond,
-    up to 2, keeps the last colour. Up to 12 evaluations the numbers stand in the cells. Of more than 24 an even
-    selection is shown, the first and the last always among them, and of more than 64 layers the first 64; the
-    figure says so.
+    The colours run from 0 to 2, which is as far as the measure goes: 1 is no relation, 2 is the opposite order. The
+    numbers stand in the cells where there is room. Of more than 24 evaluations an even selection is shown, the first
+    and the last always among them, and of more than 64 layers the first 64; the figure says so.
 
     Args:
         drift: (L, E) Spearman distances, layers by evaluations; NaN where a layer's maps have no order, which stays
@@ -63,6 +61,7 @@ def layer_drift(
             apart.
         labels: E labels, such as "start", "epoch 1".
         title: Head of the figure.
+        style: How it looks.
 
     Returns:
         The figure, a `reporting.page.Page`; draw it with `reporting.canvas.figure_to_array`.
@@ -83,35 +82,30 @@ def layer_drift(
     rows, columns = min(total_layers, _MOST_LAYERS), len(chosen)
     values, noise = values[:rows, chosen], noise[:rows]
     short = [short_layer_name(name) for name in layer_names]
+    most = min(_NAME_ROOM, _NAME_SHARE * style.width)
     names = [
-        fit_text(name, _NAME_ROOM, TEXT_SIZE) for name in (short if len(set(short)) == len(short) else layer_names)
+        fit_text(name, most, TEXT_SIZE) for name in (short if len(set(short)) == len(short) else layer_names)[:rows]
     ]
     heads = [labels[index] for index in chosen]
 
-    written = columns <= _MOST_WRITTEN
-    cell = on_pixel(0.56 if written else 0.34)
-    line = on_pixel(0.26 if rows <= 24 else 0.17)
-    written = written and rows <= 24
+    left = style.on_pixel(MARGIN + max(text_width(name, TEXT_SIZE) for name in names) + _GAP)
+    room = (style.width - left - 0.14 - MARGIN) / (columns + 1)
+    cell = style.on_pixel(min(_MOST_CELL, max(room, _LEAST_CELL)))
+    line = style.on_pixel(0.26 if rows <= 24 else 0.17)
+    written = columns <= _MOST_WRITTEN and rows <= 24 and text_width("0.00", NOTE_SIZE) < cell - 0.02
     widest = max(text_width(head, TEXT_SIZE) for head in [*heads, "noise"])
     upwards = widest > cell - 0.04
-    name_room = max(text_width(name, TEXT_SIZE) for name in names[:rows])
-    left = on_pixel(MARGIN + name_room + _GAP)
-    top = on_pixel(HEADER_HEIGHT + (widest if upwards else _LINE) + _GAP)
-    aside = on_pixel(left + columns * cell + 0.14)  # the column of noise
-    width = max(NARROWEST, aside + cell + MARGIN)
+    above = style.on_pixel((widest if upwards else _LINE) + _GAP)
+    aside = style.on_pixel(left + columns * cell + 0.14)  # the column of noise
+    width = max(least_width(style), aside + cell + MARGIN)
     notes = [counted(rows, total_layers, "part"), counted(columns, total, "evaluation")]
     notes += ["evenly spaced"] * (columns < total) + ["blank: no order of patches"] * bool(np.isnan(values).any())
     with house_style():
-        page = Page(
-            width,
-            top + rows * line + MARGIN,
-            title=title,
-            notes=" · ".join(notes),
-            room=width - 3 * MARGIN - BAR_WIDTH,
-        )
-        ticks = [(tick / 5, f"{tick / 5:g}") for tick in range(6)]
-        page.colour_bar(palette(_COLOURS), ticks, "1 − rank correlation", both=False)
-        for index, name in enumerate(names[:rows]):
+        page = Page(width, above + rows * line + MARGIN, title=title, notes=" · ".join(notes), bar=True, style=style)
+        top = page.top + above
+        ticks = [(tick / 4, f"{tick / 2:g}") for tick in range(5)]
+        page.colour_bar(palette(_COLOURS), ticks, "1 − rank correlation", upper=False)
+        for index, name in enumerate(names):
             page.write(left - _GAP, top + (index + 0.5) * line, name, width=_NAME_ROOM, align="right")
         places = [*(left + index * cell for index in range(columns)), aside]
         for place, head in zip(places, [*heads, "noise"], strict=True):
@@ -125,7 +119,12 @@ def layer_drift(
 
 
 def drift_curves(
-    drift: Mapping[str, Sequence[float]], floor: Mapping[str, Sequence[float]], labels: Sequence[str], *, title: str
+    drift: Mapping[str, Sequence[float]],
+    floor: Mapping[str, Sequence[float]],
+    labels: Sequence[str],
+    *,
+    title: str,
+    style: FigureStyle = PLAIN,
 ) -> Figure:
     """Every measure over the evaluations, each on a panel of its own, above the band that noise alone fills.
 
@@ -136,6 +135,7 @@ def drift_curves(
         floor: Likewise what noise alone gives.
         labels: E labels, such as "start", "epoch 1".
         title: Head of the figure.
+        style: How it looks.
 
     Returns:
         The figure, a `reporting.page.Page`; its plots are the panels, in the order of the measures.
@@ -157,21 +157,25 @@ def drift_curves(
                 f"labels: got {len(labels)} for {len(drift[name])} and {len(floor[name])} values of {name!r}; "
                 "expected as many of each, one or more"
             )
-    lines = math.ceil(len(drift) / _COLUMNS)
+    width = least_width(style)
+    fit = int((width - 2 * MARGIN + 0.2) / (_PANEL_LEFT + _LEAST_PANEL + 0.2))
+    columns = max(1, min(_COLUMNS, fit))
+    lines = math.ceil(len(drift) / columns)
     pitch = _PANEL_HEAD + _PANEL_HEIGHT + _PANEL_FOOT
-    column = (NARROWEST - 2 * MARGIN + 0.2) / _COLUMNS
+    column = (width - 2 * MARGIN + 0.2) / columns
     panel = column - _PANEL_LEFT - 0.2
     with house_style():
         page = Page(
-            NARROWEST,
-            HEADER_HEIGHT - 0.14 + lines * pitch + MARGIN,
+            width,
+            _KEY_LINE + lines * pitch + MARGIN / 2,
             title=title,
             notes=counted(len(labels), len(labels), "evaluation"),
+            style=style,
         )
         _draw_key(page)
         for index, name in enumerate(drift):
-            x = MARGIN + (index % _COLUMNS) * column
-            y = HEADER_HEIGHT - 0.14 + index // _COLUMNS * pitch
+            x = MARGIN + (index % columns) * column
+            y = page.top + _KEY_LINE + index // columns * pitch
             place = Place(x + _PANEL_LEFT, y + _PANEL_HEAD, panel, _PANEL_HEIGHT)
             said = _said_of_now(drift[name][-1], floor[name][-1])
             page.write(x, y + _LINE / 2, name, width=_PANEL_LEFT + panel, bold=True)
@@ -206,8 +210,8 @@ def _draw_cells(
 ) -> None:
     """Colours and, where there is room, numbers of (L, E) values with their top left corner at a place."""
     (left, top), (width, height) = corner, cell
-    picture = colours_at(palette(_COLOURS), np.nan_to_num(values))  # (L, E, 3)
-    picture[np.isnan(values)] = WHITE
+    picture = colours_at(palette(_COLOURS), np.nan_to_num(values) / _LARGEST)  # (L, E, 3)
+    picture[np.isnan(values)] = page.style.fill(WHITE)
     page.cells(picture, left, top, width, height)
     for row, column in np.argwhere(~np.isnan(values)) if written else ():
         x, y = left + (column + 0.5) * width, top + (row + 0.5) * height
@@ -216,17 +220,16 @@ def _draw_cells(
 
 
 def _draw_key(page: Page) -> None:
-    """What line and band are, at the right of the notes."""
-    words = "noise floor: what noise alone gives"
-    right = NARROWEST - MARGIN - text_width(words, NOTE_SIZE)
-    page.write(right, 0.48, words, width=3, size=NOTE_SIZE, colour=SOFT_INK)
-    band = np.array([(right - 0.42, 0.53), (right - 0.42, 0.43), (right - 0.08, 0.43), (right - 0.08, 0.53)])
+    """What line and band are, above the panels."""
+    y, x = page.top, MARGIN
+    page.curve([x, x + 0.34], [y, y], color=_NOW, linewidth=2)
+    page.write(x + 0.42, y, "drift", width=1, size=NOTE_SIZE, colour=SOFT_INK)
+    x += 0.42 + text_width("drift", NOTE_SIZE) + 0.2
+    band = np.array([(x, y + 0.05), (x, y - 0.05), (x + 0.34, y - 0.05), (x + 0.34, y + 0.05)])
     page.area(band, **_BAND)
     page.curve(band[1:3, 0], band[1:3, 1], **_EDGE)
-    drift = "drift"
-    start = right - 0.42 - 0.2 - text_width(drift, NOTE_SIZE)
-    page.write(start, 0.48, drift, width=1, size=NOTE_SIZE, colour=SOFT_INK)
-    page.curve([start - 0.42, start - 0.08], [0.48, 0.48], color=_NOW, linewidth=2)
+    words = "noise floor: what noise alone gives"
+    page.write(x + 0.42, y, words, width=page.get_figwidth() - x - 0.42, size=NOTE_SIZE, colour=SOFT_INK)
 
 
 def _said_of_now(drift: float, floor: float) -> str:

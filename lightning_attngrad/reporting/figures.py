@@ -21,7 +21,6 @@ from lightning_attngrad.reporting.arrays import (
     check_count,
     checked_images,
     checked_maps,
-    checked_masks,
 )
 from lightning_attngrad.reporting.canvas import Canvas, figure_to_array, tile_size
 from lightning_attngrad.reporting.captions import (
@@ -32,20 +31,15 @@ from lightning_attngrad.reporting.captions import (
     short_layer_name,
 )
 from lightning_attngrad.reporting.colour_scale import ColourScale
-from lightning_attngrad.reporting.page import (
-    HEADER_HEIGHT,
-    INK,
-    MARGIN,
-    NARROWEST,
-    NOTE_SIZE,
-    SOFT_INK,
-    WRONG_INK,
-    house_style,
-)
+from lightning_attngrad.reporting.grid import map_grid
+from lightning_attngrad.reporting.page import MARGIN, NOTE_SIZE, TEXT_SIZE, house_style, least_width
+from lightning_attngrad.reporting.style import PLAIN, SOFT_INK, WRONG_INK, FigureStyle
+from lightning_attngrad.reporting.text import text_width
 
 __all__ = [
     "Caption",
     "ColourScale",
+    "FigureStyle",
     "class_panels",
     "figure_to_array",
     "film_strip",
@@ -55,88 +49,13 @@ __all__ = [
 ]
 
 _SHARE = ColourScale("share")
-_MOST_IMAGES = 48  # of a grid: beyond it the figure says how many it shows
 _MOST_ROWS = 16  # of a strip
 _MOST_FRAMES = 16  # of a film strip
-_LARGEST_TILE = 1.5
-_WIDEST = 11.4  # figure, in inches
-_GAP, _ROW_GAP, _LINE = 0.06, 0.14, 0.19
-
-
-def map_grid(
-    pixels: ArrayLike,
-    heatmaps: ArrayLike,
-    captions: Sequence[Caption],
-    *,
-    title: str,
-    scale: ColourScale = _SHARE,
-    masks: ArrayLike | None = None,
-    shown_as: str = "",
-) -> Figure:
-    """One row an image: the image, its map on it, and what was predicted.
-
-    Up to 3 images stand below each other, up to 12 in two groups of columns, more in three. Of more than 48
-    images the first 48 are shown, and the figure says so.
-
-    Args:
-        pixels: (N, 3, H, W) or (N, 1, H, W) images in [0, 1].
-        heatmaps: (N, h, w) in times the uniform share.
-        captions: N captions.
-        title: Head of the figure.
-        scale: The colour scale, the same for every figure that is to be compared.
-        masks: (N, H, W) in [0, 1], 1 on the object; its outline is drawn over the map.
-        shown_as: What was done to the images so that they can be seen, for the head; empty where nothing was.
-
-    Returns:
-        The figure; draw it with `figure_to_array`.
-
-    Raises:
-        ValueError: Where shapes or counts do not fit each other.
-
-    Example:
-        >>> captions = [Caption("cat", 0.9, "cat", 0.9)]
-        >>> figure = map_grid(np.zeros((1, 3, 8, 8)), np.ones((1, 2, 2)), captions, title="epoch 1")
-        >>> figure_to_array(figure).shape[-1]
-        3
-    """
-    images = checked_images(pixels)
-    maps = checked_maps("heatmaps", heatmaps, images, dimensions=3)
-    check_count("captions", captions, len(images))
-    objects = None if masks is None else checked_masks(masks, images)
-    shown = min(len(images), _MOST_IMAGES)
-    groups = 1 if shown <= 3 else 2 if shown <= 12 else 3
-    rows = math.ceil(shown / groups)
-    widest = {1: 2.1, 2: _LARGEST_TILE, 3: 1.05}[groups]
-    width, height = tile_size(images, widest, widest)
-    text_room = {1: 3.0, 2: 1.8, 3: 1.35}[groups]
-    group_width = 2 * width + _GAP + 0.12 + text_room + 0.1
-    lines = 2 * max(2, *(len(caption.lines) for caption in captions[:shown]))
-    middle = max(height, lines * _LINE) / 2  # of a row: four lines of text may be higher than a wide image
-    row_height = 2 * middle + _ROW_GAP
-
-    page = max(NARROWEST, groups * group_width + 2 * MARGIN)
-    notes = [counted(shown, len(images), "image"), grid_note(maps)]
-    if objects is not None:
-        notes.append("outline: the mask")
-    with house_style():
-        canvas = Canvas(
-            page,
-            HEADER_HEIGHT + rows * row_height,
-            title=title,
-            notes=" · ".join(notes),
-            scale=scale,
-            blended=True,
-            shown_as=shown_as,
-        )
-        for index in range(shown):
-            x = MARGIN + (index // rows) * (page - 2 * MARGIN + 0.1) / groups
-            y = HEADER_HEIGHT + (index % rows) * row_height + middle
-            canvas.image(images[index], x, y - height / 2, width, height)
-            canvas.map(images[index], maps[index], x + width + _GAP, y - height / 2, width, height)
-            if objects is not None:
-                canvas.outline(objects[index], x + width + _GAP, y - height / 2, width, height)
-            _write_caption(canvas, captions[index], x + 2 * width + _GAP + 0.12, y, text_room)
-    return canvas
+_LARGEST_TILE, _SMALL_TILE = 1.5, 1.05  # in inches
+_LEAST_TILE, _LEAST_OF_MANY = 0.74, 0.52  # of a strip, before its tiles go on in a further line; of more than 12
+_FEW = 12  # tiles of a strip
+_WIDE = 1.8  # width of an image over its height, from which on fewer stand beside each other
+_GAP, _ROW_GAP, _LINE, _BESIDE = 0.06, 0.14, 0.19, 0.12
 
 
 def layer_strip(
@@ -147,6 +66,7 @@ def layer_strip(
     title: str,
     scale: ColourScale = _SHARE,
     shown_as: str = "",
+    style: FigureStyle = PLAIN,
 ) -> Figure:
     """One row an image, one column a part of its map: what each layer, or whatever else has a name, adds to it.
 
@@ -158,6 +78,7 @@ def layer_strip(
         title: Head of the figure.
         scale: The colour scale, the same for every figure that is to be compared.
         shown_as: What was done to the images so that they can be seen, for the head; empty where nothing was.
+        style: How it looks.
 
     Returns:
         The figure.
@@ -170,18 +91,17 @@ def layer_strip(
     check_count("layer_names", layer_names, maps.shape[1])
     short = [short_layer_name(name) for name in layer_names]
     names = short if len(set(short)) == len(short) else list(layer_names)
-    lines = math.ceil(len(names) / 13)
-    columns = math.ceil(len(names) / lines)
     return _strips(
         images,
         maps,
         [names] * len(images),
-        columns=columns,
+        columns=len(names),
         blended=False,
         title=title,
         notes=[],
         scale=scale,
         shown_as=shown_as,
+        style=style,
     )
 
 
@@ -194,6 +114,7 @@ def class_panels(
     title: str,
     scale: ColourScale = _SHARE,
     shown_as: str = "",
+    style: FigureStyle = PLAIN,
 ) -> Figure:
     """Detail reading: the maps of several classes of an image side by side.
 
@@ -205,6 +126,7 @@ def class_panels(
         title: Head of the figure.
         scale: The colour scale, the same for every figure that is to be compared.
         shown_as: What was done to the images so that they can be seen, for the head; empty where nothing was.
+        style: How it looks.
 
     Returns:
         The figure.
@@ -231,6 +153,7 @@ def class_panels(
         notes=[],
         scale=scale,
         shown_as=shown_as,
+        style=style,
     )
 
 
@@ -244,6 +167,7 @@ def film_strip(
     scale: ColourScale = _SHARE,
     columns: int = 8,
     shown_as: str = "",
+    style: FigureStyle = PLAIN,
 ) -> Figure:
     """One image across training: a frame an evaluation, the starting weights first.
 
@@ -257,8 +181,9 @@ def film_strip(
         captions: E captions.
         title: Head of the figure.
         scale: The colour scale, the same for every figure that is to be compared.
-        columns: Frames a line.
+        columns: Frames a line, at most.
         shown_as: What was done to the images so that they can be seen, for the head; empty where nothing was.
+        style: How it looks.
 
     Returns:
         The figure.
@@ -284,19 +209,18 @@ def film_strip(
         notes.append(f"true class: {last.true_names}")
     if last.subject:
         notes.append(f"maps of {last.subject}")
-    # Lines of equal length look better than a last line of one frame.
-    lines = math.ceil(len(chosen) / columns)
     return _strips(
         images,
         maps[:, chosen],
         [[labels[index] for index in chosen]],
         below=[[captions[index].verdict for index in chosen]],
-        columns=math.ceil(len(chosen) / lines),
+        columns=columns,
         blended=True,
         title=title,
         notes=notes,
         scale=scale,
         shown_as=shown_as,
+        style=style,
     )
 
 
@@ -311,38 +235,40 @@ def _strips(
     notes: Sequence[str],
     scale: ColourScale,
     shown_as: str,
+    style: FigureStyle,
     below: Sequence[Sequence[str]] | None = None,
 ) -> Figure:
-    """Rows of an image and its T maps (N, T, h, w), in lines of ``columns`` tiles, named above and below."""
+    """Rows of an image and its T maps (N, T, h, w), in lines of ``columns`` tiles at most, named above and below."""
     shown, tiles = min(len(images), _MOST_ROWS), maps.shape[1]
+    maps, scale = scale.in_style(maps, style)
+    named = max(text_width(name, TEXT_SIZE) for row in above for name in row)
+    columns, (width, height) = _tiles_in_line(images, (shown, tiles), columns, named, style)
     lines = math.ceil(tiles / columns)
-    largest = _LARGEST_TILE if shown * lines <= 5 else 1.05
-    room = (_WIDEST - 2 * MARGIN - 0.12 - columns * _GAP) / (columns + 1)
-    width, height = tile_size(images, min(room, largest), largest, widest=room)
     # Names that are the same in every row stand once, at the top, where a row is one line.
     repeated = lines > 1 or any(list(row) != list(above[0]) for row in above)
     line_height = height + (_LINE if repeated else 0) + (_LINE if below else 0) + _GAP
     row_height = lines * line_height + (_ROW_GAP - _GAP if repeated or below else 0)
     head = 0.0 if repeated else _LINE
-    page = max(NARROWEST, (columns + 1) * width + columns * _GAP + 0.12 + 2 * MARGIN)
+    page = max(least_width(style), (columns + 1) * width + columns * _GAP + _BESIDE + 2 * MARGIN)
     count = notes[0] if notes else counted(shown, len(images), "image")
     heading = " · ".join([count, grid_note(maps), *notes[1:]])
     with house_style():
         canvas = Canvas(
             page,
-            HEADER_HEIGHT + head + shown * row_height + MARGIN / 2,
+            head + shown * row_height + MARGIN / 2,
             title=title,
             notes=heading,
             scale=scale,
             blended=blended,
             shown_as=shown_as,
+            style=style,
         )
         for row in range(shown):
-            top = HEADER_HEIGHT + head + row * row_height
+            top = canvas.top + head + row * row_height
             first = top + (_LINE if repeated else 0)
             canvas.image(images[row], MARGIN, first, width, height)
             for tile in range(tiles):
-                x = MARGIN + width + 0.12 + (tile % columns) * (width + _GAP)
+                x = MARGIN + width + _BESIDE + (tile % columns) * (width + _GAP)
                 y = first + (tile // columns) * line_height
                 canvas.map(images[row], maps[row, tile], x, y, width, height)
                 if repeated or row == 0:
@@ -354,17 +280,38 @@ def _strips(
                         below[row][tile],
                         width=width,
                         size=NOTE_SIZE,
-                        colour=WRONG_INK if below[row][tile].startswith("✗") else SOFT_INK,
+                        colour=WRONG_INK if below[row][tile].startswith(("✗", "◐")) else SOFT_INK,
                         align="center",
                     )
     return canvas
 
 
-def _write_caption(canvas: Canvas, caption: Caption, x: float, middle: float, room: float) -> None:
-    """Predicted and true class beside a row; a mark, not only a colour, says whether they agree."""
-    top = middle - (len(caption.lines) - 0.5) * _LINE
-    for number, (said, name) in enumerate(caption.lines):
-        y, first = top + 2 * number * _LINE, number == 0
-        colour = WRONG_INK if first and caption.correct is False else INK
-        canvas.write(x, y, said, width=room, size=NOTE_SIZE - 0.5, colour=SOFT_INK)
-        canvas.write(x, y + 0.85 * _LINE, name, width=room, bold=first, colour=colour)
+def _tiles_in_line(
+    images: Array, counts: tuple[int, int], most: int, named: float, style: FigureStyle
+) -> tuple[int, tuple[float, float]]:
+    """How many tiles of a strip stand beside each other, the image not counted, and the size of each.
+
+    Args:
+        images: (N, C, H, W).
+        counts: Of the images that are shown, and of the tiles of each.
+        most: Tiles of a line.
+        named: Width of the longest name of a tile, in inches.
+        style: Of the page.
+    """
+    (shown, tiles), (down, across) = counts, images.shape[2:]
+    room = style.width - 2 * MARGIN - _BESIDE
+    small = _LEAST_TILE if tiles <= _FEW else min(max(_LEAST_OF_MANY, named), _LEAST_TILE)
+    least = style.image_size or small
+    if across >= _WIDE * down and not style.image_size:
+        least *= 1.5  # or it would be low
+    fit = max(1, int((room + _GAP) / (least + _GAP) - 1 + 1e-6))
+    lines = math.ceil(tiles / min(most, fit))
+    columns = math.ceil(tiles / lines)  # lines of equal length look better than a last line of one tile
+    if style.image_size:
+        return columns, tile_size(images, style.image_size, style.image_size, style=style)
+    largest = _LARGEST_TILE if shown * lines <= 5 else _SMALL_TILE
+    widest = (room - columns * _GAP) / (columns + 1)
+    width, height = tile_size(images, min(widest, max(largest, least)), largest, widest, style=style)
+    if width < min(named, widest):  # a whole number of pixels is worth less than the names
+        width, height = widest, widest * height / width
+    return columns, (width, height)

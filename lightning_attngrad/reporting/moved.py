@@ -6,30 +6,22 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from matplotlib.figure import Figure
 
-from lightning_attngrad.reporting.arrays import ArrayLike, check_count, checked_images, checked_maps
+from lightning_attngrad.reporting.arrays import Array, ArrayLike, check_count, checked_images, checked_maps
 from lightning_attngrad.reporting.canvas import Canvas, tile_size
 from lightning_attngrad.reporting.captions import counted, grid_note, probability_text
 from lightning_attngrad.reporting.colour_scale import ColourScale
-from lightning_attngrad.reporting.page import (
-    HEADER_HEIGHT,
-    INK,
-    MARGIN,
-    NARROWEST,
-    NOTE_SIZE,
-    SOFT_INK,
-    TEXT_SIZE,
-    WRONG_INK,
-    house_style,
-)
-from lightning_attngrad.reporting.text import fit_text, text_width
+from lightning_attngrad.reporting.page import MARGIN, NOTE_SIZE, TEXT_SIZE, house_style, least_width
+from lightning_attngrad.reporting.style import INK, PLAIN, SOFT_INK, WRONG_INK, FigureStyle
+from lightning_attngrad.reporting.text import text_width
 
 _SHARE = ColourScale("share")
 _MOST_ROWS = 16
 _GAP, _ROW_GAP = 0.06, 0.14
-_LINE = 0.185
-_LABEL_ROOM, _CAPTION_ROOM = 0.52, 2.6
+_LINE, _LABEL_LINE = 0.185, 0.165
+_LEAST_WORDS, _MOST_WORDS, _BESIDE = 1.5, 2.2, 0.14
 
 
 @dataclass(frozen=True)
@@ -77,6 +69,7 @@ def moved_most(
     images: int | None = None,
     scale: ColourScale = _SHARE,
     shown_as: str = "",
+    style: FigureStyle = PLAIN,
 ) -> Figure:
     """One row an image: the image, its map at the reference, its map now, and what was predicted.
 
@@ -91,6 +84,7 @@ def moved_most(
         images: How many images these were chosen from; None if they are all.
         scale: The colour scale, the same for every figure that is to be compared.
         shown_as: What was done to the images so that they can be seen, for the head; empty where nothing was.
+        style: How it looks.
 
     Returns:
         The figure; draw it with `reporting.canvas.figure_to_array`.
@@ -115,28 +109,30 @@ def moved_most(
     total = len(pictures) if images is None else images
 
     shown = min(len(pictures), _MOST_ROWS)
-    largest = 1.5 if shown <= 5 else 1.2
-    width, height = tile_size(pictures, largest, largest)
+    (then, now), scale = _in_style(then, now, scale, style)
+    room = (style.width - 2 * MARGIN - 2 * _GAP - _BESIDE - _LEAST_WORDS) / 3
+    largest = style.image_size or (1.5 if shown <= 5 else 1.2)
+    width, height = tile_size(pictures, largest if style.image_size else min(room, largest), largest, style=style)
     column = max(width, *(text_width(head, TEXT_SIZE) + 0.02 for head in ("reference", "now")))
-    lines = max(_line_count(caption) for caption in captions[:shown])
-    pitch = max(height, lines * _LINE) + _ROW_GAP
+    pitch = max(height, *(_height(caption) for caption in captions[:shown])) + _ROW_GAP
     lefts = [MARGIN + index * (column + _GAP) for index in range(3)]
-    words = lefts[-1] + column + 0.14
-    page = max(NARROWEST, words + _CAPTION_ROOM + MARGIN)
+    words = lefts[-1] + column + _BESIDE
+    page = max(least_width(style), words + min(_MOST_WORDS, max(_LEAST_WORDS, style.width - words - MARGIN)) + MARGIN)
     with house_style():
         canvas = Canvas(
             page,
-            HEADER_HEIGHT + _LINE + shown * pitch + MARGIN / 2,
+            _LINE + shown * pitch + MARGIN / 2,
             title=title,
             notes=" · ".join([counted(shown, total, "image"), grid_note(then), "drift: 1 − rank correlation"]),
             scale=scale,
             blended=True,
             shown_as=shown_as,
+            style=style,
         )
         for left, head in zip(lefts, ("image", "reference", "now"), strict=True):
-            canvas.write(left + column / 2, HEADER_HEIGHT + _LINE / 2, head, width=column, align="center")
+            canvas.write(left + column / 2, canvas.top + _LINE / 2, head, width=column, align="center")
         for row in range(shown):
-            middle = HEADER_HEIGHT + _LINE + row * pitch + (pitch - _ROW_GAP) / 2
+            middle = canvas.top + _LINE + row * pitch + (pitch - _ROW_GAP) / 2
             tiles = [(left + (column - width) / 2, middle - height / 2, width, height) for left in lefts]
             canvas.image(pictures[row], *tiles[0])
             canvas.map(pictures[row], then[row], *tiles[1])
@@ -145,33 +141,51 @@ def moved_most(
     return canvas
 
 
-def _line_count(caption: MovedCaption) -> int:
-    return 1 + bool(caption.in_noise) + 2 * (caption.before is not None) + (caption.true is not None)
+def _in_style(then: Array, now: Array, scale: ColourScale, style: FigureStyle) -> tuple[Array, ColourScale]:
+    """Both maps of each image (2, N, h, w) on one scale."""
+    maps, scale = scale.in_style(np.stack([then, now], axis=1), style)
+    return maps.swapaxes(0, 1), scale
+
+
+def _lines(caption: MovedCaption) -> list[tuple[str, str, bool, str]]:
+    """What is said of both predictions: what it is, the name, whether that is bold, and its colour."""
+    lines = []
+    if caption.before is not None:
+        flipped = caption.before != caption.after
+        before, after = (
+            "" if number is None else f", {probability_text(number)}"
+            for number in (caption.before_probability, caption.after_probability)
+        )
+        if flipped:
+            lines.append((f"then{before}", caption.before, True, INK))
+            lines.append((f"⇄ now{after}", caption.after or "", True, WRONG_INK))
+        else:
+            lines.append((f"then{before}", "", True, INK))
+            lines.append((f"now{after}", caption.before, True, INK))
+    if caption.true is not None:
+        lines.append(("true", caption.true, False, INK))
+    return lines
+
+
+def _height(caption: MovedCaption) -> float:
+    said = _lines(caption)
+    return (
+        _LINE * (1 + bool(caption.in_noise))
+        + _LABEL_LINE * len(said)
+        + _LINE * sum(bool(name) for _, name, _, _ in said)
+    )
 
 
 def _write_caption(canvas: Canvas, caption: MovedCaption, x: float, middle: float, room: float) -> None:
     """How far, in units of noise, and both predictions; a mark, not only a colour, says that it flipped."""
-    y = middle - (_line_count(caption) - 1) / 2 * _LINE
+    y = middle - _height(caption) / 2 + _LINE / 2
     canvas.write(x, y, caption.verdict, width=room, bold=True)
     if caption.in_noise:
         y += _LINE
         canvas.write(x, y, caption.in_noise, width=room, size=NOTE_SIZE, colour=SOFT_INK)
-    rows: list[tuple[str, str | None, float | None, str]] = []
-    if caption.before is not None:
-        flipped = caption.before != caption.after
-        rows.append(("then", caption.before, caption.before_probability, INK))
-        rows.append(
-            ("⇄ now" if flipped else "now", caption.after, caption.after_probability, WRONG_INK if flipped else INK)
-        )
-    if caption.true is not None:
-        rows.append(("true", caption.true, None, INK))
-    for what, name, probability, colour in rows:
+    for what, name, bold, colour in _lines(caption):
         y += _LINE
-        number = "" if probability is None else probability_text(probability)
-        # The name is cut, never the number behind it.
-        place = room - _LABEL_ROOM - text_width(number, NOTE_SIZE) - 0.08
-        written = fit_text(name or "", place, TEXT_SIZE, bold=what != "true")
-        canvas.write(x, y, what, width=_LABEL_ROOM, size=NOTE_SIZE - 0.5, colour=SOFT_INK)
-        canvas.write(x + _LABEL_ROOM, y, written, width=place, bold=what != "true", colour=colour)
-        behind = x + _LABEL_ROOM + text_width(written, TEXT_SIZE, bold=True) + 0.08
-        canvas.write(behind, y, number, width=room, size=NOTE_SIZE, colour=SOFT_INK)
+        canvas.write(x, y, what, width=room, size=NOTE_SIZE - 0.5, colour=SOFT_INK)
+        if name:
+            y += _LABEL_LINE
+            canvas.write(x, y, name, width=room, bold=bold, colour=colour)

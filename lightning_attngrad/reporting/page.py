@@ -7,7 +7,7 @@ artist on top of it. So a figure has no matplotlib axes, which would cost more t
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -22,21 +22,21 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Polygon
 from matplotlib.transforms import Affine2D, Transform
 
-from lightning_attngrad.reporting.text import DOTS_PER_INCH, Line, faces, fit_text, missing_glyphs_unmentioned
+from lightning_attngrad.reporting.style import INK, PLAIN, SOFT_INK, WHITE, Colour, FigureStyle
+from lightning_attngrad.reporting.text import Line, faces, fit_text, missing_glyphs_unmentioned, wrapped
 
-Colour = tuple[int, int, int]
 Picture = npt.NDArray[np.uint8]
 _Kind = TypeVar("_Kind", bound=np.generic)
 
 MARGIN = 0.16
-HEADER_HEIGHT = 0.82
-INK, SOFT_INK, WRONG_INK = "#1a1a1a", "#5f5f5f", "#b23a00"
-TITLE_SIZE, TEXT_SIZE, NOTE_SIZE = 11.5, 8.5, 8.0
-NARROWEST = 7.6  # figure, in inches
-WHITE: Colour = (255, 255, 255)
+TITLE_SIZE, SUBTITLE_SIZE, TEXT_SIZE, NOTE_SIZE = 11.5, 9.5, 8.5, 8.0
 FRAME: Colour = (140, 140, 140)
+_NARROWEST = 7.6  # figure, in inches, where the style has room
+_TITLE_LINE, _SUBTITLE_LINE, _NOTE_LINE = 0.24, 0.21, 0.19  # in the head of a figure
+_BELOW_HEAD = 0.14
 
 BAR_WIDTH, BAR_TOP, BAR_THICKNESS = 2.7, 0.36, 0.11  # of the colour bar, in the head of a figure
+_BESIDE_TITLE = 7.0  # from this width on there is room for the bar at the right of the title; else it is below
 _BAR_POINT = 0.04  # length of a pointed end, of the bar
 _TICK, _TICK_WORDS = 0.03, 0.1  # length of a tick, and how far below the bar its words have their middle
 _NOT_STYLE = ("backend", "interactive", "toolbar", "webagg", "figure.hooks", "animation", "_")
@@ -63,18 +63,64 @@ class Bar(NamedTuple):
     ticks: tuple[tuple[float, str], ...]
 
 
+class _HeadLine(NamedTuple):
+    words: str
+    y: float
+    size: float
+
+
+class _Head(NamedTuple):
+    """The lines at the top of a page, where its colour bar begins, and its height; in inches."""
+
+    lines: list[_HeadLine]
+    bar_top: float
+    height: float
+
+    @classmethod
+    def of(cls, title: str, notes: str, shown_as: str, width: float, *, bar: bool) -> _Head:
+        """Break the words to the width of a page; beside the bar, where it stands at the right, there is less."""
+        beside = bar and width >= _BESIDE_TITLE
+        whole = width - 2 * MARGIN
+        room = whole - MARGIN - BAR_WIDTH if beside else whole
+        lines, y = [], 0.0
+        # On a narrow page the parts behind the first have a line of their own, whether or not they would fit: so a
+        # figure has the same size in all epochs.
+        first, _, rest = (title, "", "") if width >= _BESIDE_TITLE else title.partition(" · ")
+        for said, size, line in ((first, TITLE_SIZE, _TITLE_LINE), (rest, SUBTITLE_SIZE, _SUBTITLE_LINE)):
+            for words in wrapped(said, room, size, bold=True) if said else ():
+                y += line
+                lines.append(_HeadLine(words, y, size))
+        y += _TITLE_LINE - _NOTE_LINE
+        for words in wrapped(notes, room, NOTE_SIZE) if notes else ():
+            y += _NOTE_LINE
+            lines.append(_HeadLine(words, y, NOTE_SIZE))
+        bar_top = BAR_TOP
+        if beside:
+            y = max(y, BAR_TOP + BAR_THICKNESS + _TICK_WORDS)
+        for words in wrapped(shown_as, whole, NOTE_SIZE) if shown_as else ():
+            y += _NOTE_LINE
+            lines.append(_HeadLine(words, y, NOTE_SIZE))
+        if bar and not beside:
+            bar_top = y + _NOTE_LINE / 2 + 0.05
+            y = bar_top + BAR_THICKNESS + _TICK_WORDS
+        return cls(lines, bar_top, y + _NOTE_LINE / 2 + _BELOW_HEAD)
+
+
 class Page(Figure):
     """A figure with a head; places and lengths are inches from the top left corner.
 
     Args:
         width: In inches.
-        height: In inches.
-        title: First line, cut to ``room``.
-        notes: Second line, cut to ``room``.
-        shown_as: What was done to the images so that they can be seen, in a line of its own; empty where nothing was.
-        room: In inches; None is the width without margins.
+        body: Height below the head, in inches.
+        title: First lines.
+        notes: The lines below, smaller.
+        shown_as: What was done to the images so that they can be seen, in lines of its own; empty where nothing was.
+        bar: Whether the head has room for a colour bar, see `colour_bar`.
+        style: How it looks.
 
     Attributes:
+        style: Likewise.
+        top: Where the head ends and the body begins, in inches.
         sheet: (H, W, 4) red, green, blue and opacity of what is painted, in 0…255.
         tiles: The pictures that were painted, in their order.
         plots: The areas of curves, in their order: see `reporting.plot`.
@@ -83,22 +129,35 @@ class Page(Figure):
     """
 
     def __init__(
-        self, width: float, height: float, *, title: str, notes: str, shown_as: str = "", room: float | None = None
+        self,
+        width: float,
+        body: float,
+        *,
+        title: str,
+        notes: str,
+        shown_as: str = "",
+        bar: bool = False,
+        style: FigureStyle = PLAIN,
     ) -> None:
-        down, across = pixels(height), pixels(width)
+        self.style = style
+        head = _Head.of(title, notes, shown_as, width, bar=bar)
+        self._bar_top, self.top = head.bar_top, style.on_pixel(head.height)
+        down, across = style.pixels(self.top + body), style.pixels(width)
         # A little more than whole pixels: matplotlib rounds down.
-        super().__init__(figsize=((across + 0.01) / DOTS_PER_INCH, (down + 0.01) / DOTS_PER_INCH), dpi=DOTS_PER_INCH)
+        super().__init__(figsize=((across + 0.01) / style.dpi, (down + 0.01) / style.dpi), dpi=style.dpi)
         self.patch.set_visible(False)
         self.sheet: Picture = np.full((down, across, 4), 255, dtype=np.uint8)
+        if style.dark:
+            self.sheet[..., :3] = style.fill(WHITE)
         self.add_artist(_Sheet(self), clip=False)
         self.tiles: list[Tile] = []
         self.plots: list[Any] = []
         self.bar: Bar | None = None
-        self.inches: Transform = Affine2D().scale(1, -1).translate(0, down / DOTS_PER_INCH) + self.dpi_scale_trans
-        room = width - 2 * MARGIN if room is None else room
-        self.write(MARGIN, 0.24, title, width=room, size=TITLE_SIZE, bold=True)
-        self.write(MARGIN, 0.48, notes, width=room, size=NOTE_SIZE, colour=SOFT_INK)
-        self.write(MARGIN, 0.7, shown_as, width=width - 2 * MARGIN, size=NOTE_SIZE, colour=SOFT_INK)
+        self.inches: Transform = Affine2D().scale(1, -1).translate(0, down / style.dpi) + self.dpi_scale_trans
+        for line in head.lines:
+            bold = line.size >= SUBTITLE_SIZE
+            colour = INK if bold else SOFT_INK
+            self.write(MARGIN, line.y, line.words, width=width, size=line.size, bold=bold, colour=colour)
 
     def write(
         self,
@@ -121,7 +180,7 @@ class Page(Figure):
             x,
             y,
             said,
-            color=colour,
+            color=self.style.colour(colour),
             horizontalalignment=align,
             verticalalignment="center_baseline",
             rotation=90 if upwards else 0,
@@ -134,7 +193,7 @@ class Page(Figure):
         self.texts.append(line)
 
     def cells(self, picture: Picture, left: float, top: float, width: float, height: float) -> None:
-        """Paint cells of one size (rows, columns, 3) with thin white lines between them and a frame around all."""
+        """Paint cells of one size (rows, columns, 3) with thin lines between them and a frame around all."""
         rows, columns = picture.shape[:2]
         tile = self.place(left, top, columns * width, rows * height)
         self.region(tile)[:] = repeated(picture, tile)
@@ -146,7 +205,7 @@ class Page(Figure):
 
     def place(self, left: float, top: float, width: float, height: float) -> Tile:
         """The pixels of a picture that is about to be painted."""
-        tile = Tile(pixels(left), pixels(top), pixels(left + width), pixels(top + height))
+        tile = Tile(*(self.style.pixels(side) for side in (left, top, left + width, top + height)))
         self.tiles.append(tile)
         return tile
 
@@ -157,56 +216,80 @@ class Page(Figure):
     def framed(self, tile: Tile) -> None:
         """Paint a line along the edges of a tile, inside it."""
         region = self.region(tile)
-        region[[0, -1]] = FRAME
-        region[:, [0, -1]] = FRAME
+        colour = self.style.fill(FRAME)
+        region[[0, -1]] = colour
+        region[:, [0, -1]] = colour
 
     def fill(self, left: float, top: float, width: float, height: float, colour: Colour) -> None:
         """Paint a rectangle, at least a pixel wide and high."""
+        pixels = self.style.pixels
         across, down = pixels(left), pixels(top)
         right, bottom = max(pixels(left + width), across + 1), max(pixels(top + height), down + 1)
-        self.sheet[down:bottom, across:right, :3] = colour
+        self.sheet[down:bottom, across:right, :3] = self.style.fill(colour)
 
     def curve(self, x: Sequence[float] | npt.NDArray[Any], y: Sequence[float] | npt.NDArray[Any], **style: Any) -> None:
         """Draw a line through points; in inches, unless another ``transform`` is given."""
-        self.add_artist(Line2D(x, y, **{"transform": self.inches, **style}), clip=False)
+        self.add_artist(Line2D(x, y, **{"transform": self.inches, **self.in_style(style)}), clip=False)
 
     def area(self, corners: npt.NDArray[Any], **style: Any) -> None:
         """Fill the area between corners (n, 2); in inches, unless another ``transform`` is given."""
-        self.add_artist(Polygon(corners, **{"transform": self.inches, "linewidth": 0, **style}), clip=False)
+        self.add_artist(
+            Polygon(corners, **{"transform": self.inches, "linewidth": 0, **self.in_style(style)}), clip=False
+        )
 
-    def colour_bar(self, colours: Picture, ticks: Sequence[tuple[float, str]], name: str, *, both: bool) -> None:
-        """The scale of a figure, at the right of its head.
+    def in_style(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options of a line or an area with the colours of this page; those that are numbers are kept."""
+        coloured = ("color", "facecolor", "edgecolor")
+        return {
+            name: self.style.colour(value) if name in coloured and isinstance(value, str) else value
+            for name, value in options.items()
+        }
+
+    def colour_bar(
+        self,
+        colours: Picture,
+        ticks: Sequence[tuple[float, str]],
+        name: str,
+        *,
+        lower: bool = False,
+        upper: bool = True,
+    ) -> None:
+        """The scale of a figure, at the right of its head, or below it on a narrow page.
 
         Args:
             colours: (n, 3) from one end of the scale to the other.
             ticks: Place along the bar in [0, 1] and what is written there.
             name: Of what is shown.
-            both: Whether both ends are pointed, as values beyond either are drawn in its colour; else the upper one.
+            lower: Whether the lower end is pointed, as values beyond it are drawn in its colour.
+            upper: Whether the upper end is.
         """
-        left = self.bar_left()
+        width = self.sheet.shape[1] / self.style.dpi
+        beside = width >= _BESIDE_TITLE
+        left = width - MARGIN - 0.1 - BAR_WIDTH if beside else MARGIN + 0.05
         point = BAR_WIDTH * _BAR_POINT
-        start, length = left + point * both, BAR_WIDTH - point * (1 + both)
-        bar = Tile(*(pixels(side) for side in (start, BAR_TOP, start + length, BAR_TOP + BAR_THICKNESS)))
+        start, length = left + point * lower, BAR_WIDTH - point * (lower + upper)
+        sides = (start, self._bar_top, start + length, self._bar_top + BAR_THICKNESS)
+        bar = Tile(*(self.style.pixels(side) for side in sides))
         self.bar = Bar(bar, tuple(ticks))
         self.region(bar)[:] = repeated(colours[None], bar)
-        low, high = bar.top / DOTS_PER_INCH, bar.bottom / DOTS_PER_INCH
-        first, last, middle = bar.left / DOTS_PER_INCH, bar.right / DOTS_PER_INCH, (low + high) / 2
-        upper = [(last, low), (last + point, middle), (last, high)]
-        lower = [(first, high), (first - point, middle), (first, low)] if both else [(first, high), (first, low)]
-        self.area(np.array(upper), facecolor=colours[-1] / 255)
-        if both:
-            self.area(np.array(lower), facecolor=colours[0] / 255)
-        outline = np.array([*upper, *lower])
-        self.area(outline, facecolor="none", edgecolor="black", linewidth=0.4)
+        first, low, last, high = (side / self.style.dpi for side in bar)
+        middle = (low + high) / 2
+        ends = [(first, high), *[(first - point, middle)] * lower, (first, low)]
+        ends += [(last, low), *[(last + point, middle)] * upper, (last, high)]
+        if upper:
+            self.area(np.array(ends[-3:]), facecolor=colours[-1] / 255)
+        if lower:
+            self.area(np.array(ends[:3]), facecolor=colours[0] / 255)
+        self.area(np.array(ends), facecolor="none", edgecolor=INK, linewidth=0.4)
         for place, words in ticks:
             x = start + place * length
-            self.fill(x - 0.5 / DOTS_PER_INCH, high, 1 / DOTS_PER_INCH, _TICK, (95, 95, 95))
+            self.fill(x - 0.5 / self.style.dpi, high, 1 / self.style.dpi, _TICK, (95, 95, 95))
             self.write(x, high + _TICK_WORDS, words, width=1, size=NOTE_SIZE - 0.5, colour=SOFT_INK, align="center")
-        self.write(left + BAR_WIDTH / 2, 0.24, name, width=BAR_WIDTH, size=NOTE_SIZE, align="center")
-
-    def bar_left(self) -> float:
-        """Left edge of the colour bar, in inches."""
-        return int(self.sheet.shape[1]) / DOTS_PER_INCH - MARGIN - 0.1 - BAR_WIDTH
+        if beside:
+            self.write(left + BAR_WIDTH / 2, 0.24, name, width=BAR_WIDTH, size=NOTE_SIZE, align="center")
+        else:
+            behind = left + BAR_WIDTH + 0.1
+            self.write(behind, middle, name, width=width - behind - 0.05, size=NOTE_SIZE)
 
 
 class _Sheet(BboxImage):
@@ -226,14 +309,9 @@ class _Sheet(BboxImage):
             super().draw(renderer)
 
 
-def pixels(inches: float) -> int:
-    """The nearest whole number of pixels."""
-    return round(inches * DOTS_PER_INCH)
-
-
-def on_pixel(inches: float) -> float:
-    """The nearest length that is a whole number of pixels."""
-    return pixels(inches) / DOTS_PER_INCH
+def least_width(style: FigureStyle) -> float:
+    """What a page is wide at least, in inches, so that its head has room."""
+    return min(_NARROWEST, style.width)
 
 
 def repeated(picture: npt.NDArray[_Kind], tile: Tile) -> npt.NDArray[_Kind]:

@@ -11,13 +11,18 @@ from matplotlib.patheffects import withStroke
 
 from lightning_attngrad.reporting.arrays import Array, ArrayLike, as_array
 from lightning_attngrad.reporting.captions import counted
-from lightning_attngrad.reporting.page import HEADER_HEIGHT, MARGIN, NARROWEST, SOFT_INK, Page, house_style
+from lightning_attngrad.reporting.legend import Legend, Sample
+from lightning_attngrad.reporting.page import Page, house_style, least_width
 from lightning_attngrad.reporting.plot import Place, Plot
+from lightning_attngrad.reporting.style import PLAIN, SOFT_INK, FigureStyle
+from lightning_attngrad.reporting.text import with_minus
 
-_PLOT_LEFT, _PLOT_HEIGHT, _BELOW = 0.78, 3.2, 0.6  # in inches
-_LEGEND, _LEGEND_GAP, _SAMPLE, _LINE, _BETWEEN = 2.05, 0.2, 0.36, 0.23, 0.16
-# Of Okabe and Ito, for every kind of sight. The order of removal has the colour, the evaluation the line.
+_PLOT_LEFT, _PLOT_RIGHT, _PLOT_HEIGHT, _BELOW = 0.78, 0.3, 3.2, 0.6  # in inches; a tick at the end has its words
+_LEGEND = 2.05
+# Of Okabe and Ito, for every kind of sight; in black and white the marks tell the orders of removal apart, and the line
+# the evaluations.
 _ORDERS = (("lerf", "least relevant first", "#0072b2"), ("morf", "most relevant first", "#d55e00"))
+_MARKS = {"#0072b2": "", "#d55e00": "v"}
 
 
 class PerturbationCurves(NamedTuple):
@@ -42,7 +47,9 @@ class _Drawn(NamedTuple):
     images: int
 
 
-def perturbation_curves(evaluations: Mapping[str, PerturbationCurves], *, replaced_by: str, title: str) -> Figure:
+def perturbation_curves(
+    evaluations: Mapping[str, PerturbationCurves], *, replaced_by: str, title: str, style: FigureStyle = PLAIN
+) -> Figure:
     """Mean curves of one evaluation, or of an earlier one and this one.
 
     The last evaluation has broad lines, the quartiles of its images as bands, and its symmetric relevance gain, the
@@ -52,6 +59,7 @@ def perturbation_curves(evaluations: Mapping[str, PerturbationCurves], *, replac
         evaluations: By label, such as "start" and "epoch 4 (now)": the last one is this evaluation.
         replaced_by: What patches are replaced by, for the note, such as "mean colour".
         title: Head of the figure.
+        style: How it looks.
 
     Returns:
         The figure, a `reporting.page.Page`; its one plot holds the curves.
@@ -70,38 +78,44 @@ def perturbation_curves(evaluations: Mapping[str, PerturbationCurves], *, replac
         raise ValueError(f"evaluations: got {len(evaluations)}; expected this one, or an earlier one and this one")
     drawn = {label: _checked(label, curves) for label, curves in evaluations.items()}
     *_, (now, last) = drawn.items()
-    plot_width = NARROWEST - MARGIN - _PLOT_LEFT - _LEGEND_GAP - _LEGEND
+    # This evaluation first in the legend, and last on the plot, so that the earlier one stays visible on top of it.
+    samples = [
+        sample for label, curves in reversed(drawn.items()) for sample in _samples(label, curves, is_now=label == now)
+    ]
+    width = least_width(style)
+    legend = Legend(samples, width - _PLOT_LEFT - _PLOT_RIGHT, _LEGEND, style)
     with house_style():
         page = Page(
-            NARROWEST,
-            HEADER_HEIGHT + _PLOT_HEIGHT + _BELOW,
+            width,
+            _PLOT_HEIGHT + _BELOW + legend.below,
             title=title,
             notes=f"{counted(last.images, last.images, 'image')} · means, and quartiles as bands · patches replaced by "
             f"{replaced_by} · a random map gains about 0",
+            style=style,
         )
-        plot = Plot(page, Place(_PLOT_LEFT, HEADER_HEIGHT, plot_width, _PLOT_HEIGHT), (0, 1), (-0.02, 1.02))
+        place = Place(_PLOT_LEFT, page.top, width - _PLOT_RIGHT - _PLOT_LEFT - legend.beside, _PLOT_HEIGHT)
+        plot = Plot(page, place, (0, 1), (-0.02, 1.02))
         ticks = [(percent / 100, f"{percent} %") for percent in (0, 25, 50, 75, 100)]
         plot.tick_x(ticks)
         plot.tick_y(ticks)
         plot.name_axes("patches replaced", "probability of the class")
-        x, y = _PLOT_LEFT + plot_width + _LEGEND_GAP, HEADER_HEIGHT + _LINE / 2
-        # This evaluation first in the legend, and last on the plot, so that the earlier one stays visible on top of it.
         for label, curves in reversed(drawn.items()):
-            is_now = label == now
-            if is_now:
+            if label == now:
                 _shade(plot, curves)
-            page.write(x, y, label, width=_LEGEND, bold=is_now)
-            gain = "no map" if not curves.images else f"gain (SRG) {curves.gain:+.3f}".replace("-", "−")
-            page.write(x, y + _LINE, gain, width=_LEGEND, bold=is_now)
-            y += 2 * _LINE
             for order, name, colour in _ORDERS:
-                style = _line_style(colour, is_now=is_now)
-                plot.curve(curves.shares, curves.mean[order], label=f"{label}: {name}", **style)
-                page.curve([x, x + _SAMPLE], [y, y], **style)
-                page.write(x + _SAMPLE + 0.08, y, name, width=_LEGEND - _SAMPLE - 0.08, colour=SOFT_INK)
-                y += _LINE
-            y += _BETWEEN
+                line = _line_style(colour, is_now=label == now)
+                if label != now:
+                    line["path_effects"] = [withStroke(linewidth=2.2, foreground=style.colour("white"))]
+                plot.curve(curves.shares, curves.mean[order], label=f"{label}: {name}", **line)
+        legend.draw(page, place, _BELOW)
     return page
+
+
+def _samples(label: str, curves: _Drawn, *, is_now: bool) -> list[Sample]:
+    """The legend of an evaluation: its name, what its maps gain, and its two curves."""
+    gain = f"gain (SRG) {with_minus(f'{curves.gain:+.3f}')}" if curves.images else "no map"
+    heads = [Sample(label, {}, bold=is_now), Sample(gain, {}, bold=is_now)]
+    return [*heads, *(Sample(name, _line_style(colour, is_now=is_now), colour=SOFT_INK) for _, name, colour in _ORDERS)]
 
 
 def _checked(label: str, curves: PerturbationCurves) -> _Drawn:
@@ -138,7 +152,7 @@ def _shade(plot: Plot, curves: _Drawn) -> None:
 
 
 def _line_style(colour: str, *, is_now: bool) -> dict[str, Any]:
+    mark = {"marker": _MARKS[colour], "markersize": 6 if is_now else 4}
     if is_now:
-        return {"color": colour, "linestyle": "solid", "linewidth": 2.6, "zorder": 2, "solid_capstyle": "butt"}
-    halo = [withStroke(linewidth=2.2, foreground="white")]
-    return {"color": colour, "linestyle": (0, (4, 1.6)), "linewidth": 1.3, "zorder": 3, "path_effects": halo}
+        return {"color": colour, "linestyle": "solid", "linewidth": 2.6, "zorder": 2, "solid_capstyle": "butt", **mark}
+    return {"color": colour, "linestyle": (0, (4, 1.6)), "linewidth": 1.3, "zorder": 3, **mark}

@@ -12,15 +12,14 @@ from matplotlib.patches import Polygon
 from matplotlib.scale import LogTransform
 from matplotlib.transforms import Affine2D, IdentityTransform, Transform, blended_transform_factory
 
-from lightning_attngrad.reporting.page import NOTE_SIZE, SOFT_INK, Colour, Page, on_pixel
-from lightning_attngrad.reporting.text import DOTS_PER_INCH
+from lightning_attngrad.reporting.page import NOTE_SIZE, Page
+from lightning_attngrad.reporting.style import SOFT_INK, Colour
 
 Values = Sequence[float] | npt.NDArray[Any]
 
 _SPINE: Colour = (140, 140, 140)
 _GRID: Colour = (228, 228, 228)
 _TICKS: Colour = (95, 95, 95)
-_PIXEL = 1 / DOTS_PER_INCH
 _TICK = 0.035  # length, in inches
 
 
@@ -57,8 +56,8 @@ class Plot:
         self, page: Page, place: Place, xlim: tuple[float, float], ylim: tuple[float, float], *, log: bool = False
     ) -> None:
         self.page, self.xlim, self.ylim = page, xlim, ylim
-        left, top = on_pixel(place.left), on_pixel(place.top)
-        self.place = Place(left, top, on_pixel(place.width), on_pixel(place.height))
+        left, top, width, height = (page.style.on_pixel(length) for length in place)
+        self.place, self._pixel = Place(left, top, width, height), 1 / page.style.dpi
         self.xticks: list[tuple[float, str]] = []
         self.yticks: list[tuple[float, str]] = []
         self.lines: list[Line2D] = []
@@ -72,8 +71,8 @@ class Plot:
         self._to_inches: Transform = scale + to_inches
         self.numbers: Transform = self._to_inches + page.inches
         page.plots.append(self)
-        page.fill(left - _PIXEL, top, _PIXEL, self.place.height, _SPINE)
-        page.fill(left - _PIXEL, top + self.place.height, self.place.width + _PIXEL, _PIXEL, _SPINE)
+        page.fill(left - self._pixel, top, self._pixel, self.place.height, _SPINE)
+        page.fill(left - self._pixel, top + self.place.height, self.place.width + self._pixel, self._pixel, _SPINE)
 
     def in_inches(self, x: float, y: float) -> tuple[float, float]:
         """Where a point lies on the page."""
@@ -86,8 +85,8 @@ class Plot:
         for number, words in ticks:
             x, _ = self.in_inches(number, self.ylim[0])
             if grid and self.place.left < x < self.place.left + self.place.width:
-                self.page.fill(x, self.place.top, _PIXEL, self.place.height, _GRID)
-            self.page.fill(x, bottom, _PIXEL, _TICK, _TICKS)
+                self.page.fill(x, self.place.top, self._pixel, self.place.height, _GRID)
+            self.page.fill(x, bottom, self._pixel, _TICK, _TICKS)
             self.page.write(x, bottom + 0.115, words, width=2, size=size, colour=SOFT_INK, align="center")
         self.xticks += ticks
 
@@ -96,9 +95,9 @@ class Plot:
         left = self.place.left
         for number, words in ticks:
             _, y = self.in_inches(self.xlim[0], number)
-            if self.place.top < y + _PIXEL < self.place.top + self.place.height:
-                self.page.fill(left, y, self.place.width, _PIXEL, _GRID)
-            self.page.fill(left - _PIXEL - _TICK, y, _TICK, _PIXEL, _TICKS)
+            if self.place.top < y + self._pixel < self.place.top + self.place.height:
+                self.page.fill(left, y, self.place.width, self._pixel, _GRID)
+            self.page.fill(left - self._pixel - _TICK, y, _TICK, self._pixel, _TICKS)
             self.page.write(left - _TICK - 0.05, y, words, width=1, size=size, colour=SOFT_INK, align="right")
         self.yticks += ticks
 
@@ -113,7 +112,7 @@ class Plot:
 
     def curve(self, x: Values, y: Values, **style: Any) -> None:
         """Draw a curve through points; NaN is a gap."""
-        line = Line2D(x, y, transform=self.numbers, **style)
+        line = Line2D(x, y, transform=self.numbers, **self.page.in_style(style))
         self.lines.append(line)
         self.page.add_artist(line, clip=False)
 
@@ -126,6 +125,8 @@ class Plot:
             part = slice(first, end)
             there = np.stack([places[part], lower[part]], axis=1)
             back = np.stack([places[part], upper[part]], axis=1)[::-1]
-            area = Polygon(np.concatenate([there, back]), transform=self.numbers, linewidth=0, **style)
+            area = Polygon(
+                np.concatenate([there, back]), transform=self.numbers, linewidth=0, **self.page.in_style(style)
+            )
             self.bands.append(area)
             self.page.add_artist(area, clip=False)

@@ -26,18 +26,9 @@ from lightning_attngrad.reporting.captions import counted, grid_note, probabilit
 from lightning_attngrad.reporting.class_matrix import class_matrix
 from lightning_attngrad.reporting.colour_scale import ColourScale
 from lightning_attngrad.reporting.curves import success_curves
-from lightning_attngrad.reporting.page import (
-    HEADER_HEIGHT,
-    INK,
-    MARGIN,
-    NARROWEST,
-    NOTE_SIZE,
-    SOFT_INK,
-    TEXT_SIZE,
-    WRONG_INK,
-    house_style,
-)
-from lightning_attngrad.reporting.text import fit_text, text_width
+from lightning_attngrad.reporting.page import MARGIN, NOTE_SIZE, TEXT_SIZE, house_style, least_width
+from lightning_attngrad.reporting.style import INK, PLAIN, SOFT_INK, WRONG_INK, FigureStyle
+from lightning_attngrad.reporting.text import text_width, with_minus, wrapped
 
 __all__ = ["RewriteCaption", "amplification", "class_matrix", "rewrite_panels", "success_curves"]
 
@@ -45,8 +36,8 @@ _SHARE = ColourScale("share")
 _MOST_ROWS = 16
 _GAP, _GROUP_GAP, _ROW_GAP = 0.06, 0.14, 0.14
 _LINE = 0.175
-_MOST_LINES = 7  # of a caption
-_LABEL_ROOM, _CAPTION_ROOM = 0.58, 2.95
+_LABEL_LINE = 0.16
+_LEAST_WORDS, _MOST_WORDS = 1.45, 2.2  # room for a caption
 # A half as well: differences go up to 1, and only then do all of them fit around the middle grey.
 _FACTORS = (0.5, *(float(step * 10**power) for power in range(4) for step in (1, 2, 5)))
 _SLACK = 1e-4  # of a grey value, far below 1/255: 0.05 in float32 is a little more than 0.05
@@ -114,8 +105,11 @@ def rewrite_panels(
     scale: ColourScale = _SHARE,
     limits: ArrayLike | None = None,
     shown_as: str = "",
+    style: FigureStyle = PLAIN,
 ) -> Figure:
     """One row an image and target: original, difference, rewritten, the maps before and after, and the words.
+
+    On a page that is too narrow for it the maps and the words are a second line of the row.
 
     The difference is signed and amplified around a middle grey, which is no change; the factor of the row,
     chosen by `amplification`, stands above it. Of more than 16 pairs the first 16 are shown, and the figure
@@ -133,6 +127,7 @@ def rewrite_panels(
         limits: (N, 2) the values of each pair that its images show as black and white; None are 0 and 1. Differences
             are of the values themselves.
         shown_as: What was done to the images so that they can be seen, for the head; empty where nothing was.
+        style: How it looks.
 
     Returns:
         The figure; draw it with `reporting.canvas.figure_to_array`.
@@ -145,7 +140,7 @@ def rewrite_panels(
         >>> images, maps = np.zeros((1, 3, 8, 8)), np.ones((1, 2, 2))
         >>> figure = rewrite_panels(images, images + 0.01, maps, maps, [caption], title="epoch 1")
         >>> [round(float(inches), 1) for inches in figure.get_size_inches()]
-        [11.1, 2.7]
+        [5.0, 4.6]
     """
     images, changed = _checked_pairs(original, rewritten)
     maps = _checked_maps_of_pairs(maps_before, maps_after, images)
@@ -153,41 +148,117 @@ def rewrite_panels(
 
     seen = [_stretched(pictures, limits) for pictures in (images, changed)]
     shown = min(len(images), _MOST_ROWS)
+    if maps:
+        of_pairs, scale = scale.in_style(np.stack(maps, axis=1), style)
+        maps = (of_pairs[:, 0], of_pairs[:, 1])
     amplified = [_amplified(images[row], changed[row]) for row in range(shown)]
-    largest = 1.5 if shown <= 5 else 1.05
-    width, height = tile_size(images, largest, largest)
-    labels = ("map before", *(label for _, label in amplified))
-    column = max(width, *(text_width(label, TEXT_SIZE) + 0.02 for label in labels))  # a factor is never cut
-    pitch = max(height + _LINE, _MOST_LINES * _LINE) + _ROW_GAP
-    heads = ["original", "", "rewritten", *(["map before", "map after"] if maps else [])]
-    lefts = [MARGIN + index * (column + _GAP) + (_GROUP_GAP - _GAP) * (index > 2) for index in range(len(heads))]
-    words = lefts[-1] + column + _GROUP_GAP
+    place = _placed(images[:shown], [label for _, label in amplified], captions[:shown], maps=bool(maps), style=style)
     notes = [counted(shown, len(images), "image–target pair"), *([grid_note(maps[0])] if maps else [])]
+    heads = ["original", "", "rewritten", *(["map before", "map after"] if maps else [])]
     with house_style():
         canvas = Canvas(
-            max(NARROWEST, words + _CAPTION_ROOM + MARGIN),
-            HEADER_HEIGHT + shown * pitch + MARGIN / 2,
+            place.page,
+            shown * (place.height + _ROW_GAP) + MARGIN / 2,
             title=title,
             notes=" · ".join(notes),
             scale=scale if maps else None,
             blended=True,
             shown_as=shown_as,
+            style=style,
         )
         for row in range(shown):
-            # The head of a row's difference stands in the room above its tiles.
-            middle = HEADER_HEIGHT + row * pitch + (pitch - _ROW_GAP + _LINE) / 2
-            top = middle - height / 2
-            tiles = [(left + (column - width) / 2, top, width, height) for left in lefts]
+            top = canvas.top + row * (place.height + _ROW_GAP)
+            tiles = [(left, top + below, *place.tile) for left, below in place.corners]
             difference, label = amplified[row]
             canvas.image(seen[0][row], *tiles[0])
             _draw_difference(canvas, images[row], difference, tiles[1])
             canvas.image(seen[1][row], *tiles[2])
             for picture, heatmap, tile in zip(seen, maps, tiles[3:], strict=False):
                 canvas.map(picture[row], heatmap[row], *tile)
-            for index, head in enumerate([heads[0], label, *heads[2:]] if row == 0 else ["", label]):
-                canvas.write(lefts[index] + column / 2, top - _LINE / 2, head, width=column, align="center")
-            _write_caption(canvas, captions[row], words, middle)
+            # Where a row is one line, the heads of the first one are those of all.
+            said = (
+                [heads[0], label, *heads[2:]]
+                if row == 0 or not place.in_one_line
+                else ["", label, *[""] * (len(heads) - 2)]
+            )
+            for (left, above, width, _), head in zip(tiles, said, strict=True):
+                canvas.write(left + width / 2, above - _LINE / 2, head, width=place.column, align="center")
+            words, first = place.words
+            high = _height(captions[row], place.room) if place.below else place.height - first
+            _write_caption(canvas, captions[row], words, top + first + high / 2, place.room)
     return canvas
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """Where the parts of a row lie, in inches from its top left corner of the page.
+
+    Attributes:
+        page: Width of the page.
+        tile: Width and height of a picture.
+        column: Room for its head.
+        corners: Left and top of each picture.
+        words: Left and top of the room for words.
+        below: Whether they stand below the pictures, from the top; else in the middle of the room.
+        room: Their width.
+        height: Of the row.
+        in_one_line: Whether all of a row stand beside each other.
+    """
+
+    page: float
+    tile: tuple[float, float]
+    column: float
+    corners: list[tuple[float, float]]
+    words: tuple[float, float]
+    below: bool
+    room: float
+    height: float
+    in_one_line: bool
+
+
+def _placed(
+    images: Array, labels: Sequence[str], captions: Sequence[RewriteCaption], *, maps: bool, style: FigureStyle
+) -> _Placed:
+    """All in one line where the page is wide enough, else three pictures in the first line and the rest below."""
+    heads = max(text_width(label, TEXT_SIZE) for label in ("map before", *labels)) + 0.02  # a factor is never cut
+    count = 5 if maps else 3
+    largest = style.image_size or (1.5 if len(images) <= 5 else 1.05)
+    taken = 2 * MARGIN + (count - 1) * _GAP + 2 * _GROUP_GAP + _LEAST_WORDS
+    in_one_line = style.width >= taken + count * max(largest, heads)
+    in_line = count if in_one_line else 3
+    if not (in_one_line or style.image_size):
+        largest = min(largest, (style.width - 2 * MARGIN - 2 * _GAP - 0.2) / 3)  # room beside two maps for the words
+    width, height = tile_size(images, largest, largest, style=style)
+    column = max(width, heads)
+    line = height + _LINE + _GAP
+    corners = []
+    for index in range(count):
+        left = MARGIN + index % in_line * (column + _GAP) + (_GROUP_GAP - _GAP) * (in_one_line and index > 2)
+        corners.append((left + (column - width) / 2, _LINE + index // in_line * line))
+    if in_one_line:
+        words, first = corners[-1][0] + (column + width) / 2 + _GROUP_GAP, _LINE
+    elif maps:
+        words, first = MARGIN + 2 * (column + _GAP) + 0.04, _LINE + line
+    else:
+        words, first = MARGIN, line
+    room = max(_LEAST_WORDS, min(_MOST_WORDS, style.width - words - MARGIN))
+    page = max(least_width(style), words + room + MARGIN, corners[2][0] + width + MARGIN)
+    room = page - words - MARGIN
+    said = max(_height(caption, room) for caption in captions)
+    row = first + (said if words == MARGIN else max(height, said))
+    if in_one_line:
+        corners = [(left, _LINE + (row - _LINE - height) / 2) for left, _ in corners]
+    return _Placed(
+        page=page,
+        tile=(width, height),
+        column=column,
+        corners=corners,
+        words=(words, first),
+        below=not (in_one_line or maps),
+        room=room,
+        height=row,
+        in_one_line=in_one_line,
+    )
 
 
 def _checked_pairs(original: ArrayLike, rewritten: ArrayLike) -> tuple[Array, Array]:
@@ -242,45 +313,51 @@ def _draw_difference(
         canvas.map(original, difference[0], *tile)
 
 
-def _write_caption(canvas: Canvas, caption: RewriteCaption, x: float, middle: float) -> None:
-    """Beside a row: whether it was rewritten, both predictions, the target, how far, and what to beware of."""
-    lines = [("before", caption.before, caption.before_probability)]
-    lines.append(("→ after", caption.after, caption.after_probability))
-    values = [("target", caption.target), ("distance", caption.distance)]
-    if caption.psnr is not None:
-        values.append(("PSNR", _decibels(caption.psnr)))
-    count = 1 + len(lines) + len(values) + bool(caption.note)
-    y = middle - (count - 1) / 2 * _LINE
+def _lines(caption: RewriteCaption) -> list[tuple[str, str]]:
+    """What is said of both predictions, and of the target where they do not say it: what it is, and the name."""
+    lines = [
+        (what if number is None else f"{what}, {probability_text(number)}", name)
+        for what, name, number in (
+            ("before", caption.before, caption.before_probability),
+            ("→ after", caption.after, caption.after_probability),
+        )
+    ]
+    return lines if caption.after == caption.target else [*lines, ("target", caption.target)]
 
+
+def _measured(caption: RewriteCaption) -> list[str]:
+    how_far = caption.distance if caption.success else "best attempt shown"
+    return [how_far] if caption.psnr is None else [how_far, f"PSNR {_decibels(caption.psnr)}"]
+
+
+def _height(caption: RewriteCaption, room: float) -> float:
+    single = 1 + len(_measured(caption)) + len(_note(caption, room))
+    return _LINE * single + (_LINE + _LABEL_LINE) * len(_lines(caption))
+
+
+def _note(caption: RewriteCaption, room: float) -> list[str]:
+    return wrapped(caption.note, room, TEXT_SIZE, bold=True, at=", ") if caption.note else []
+
+
+def _write_caption(canvas: Canvas, caption: RewriteCaption, x: float, middle: float, room: float) -> None:
+    """Beside a row: whether it was rewritten, how far, both predictions, the target, and what to beware of."""
+    y = middle - _height(caption, room) / 2 + _LINE / 2
     ink = INK if caption.success else WRONG_INK
-    canvas.write(x, y, caption.verdict, width=_CAPTION_ROOM, bold=True, colour=ink)
-    if not caption.success:
-        beside = text_width(caption.verdict, TEXT_SIZE, bold=True) + 0.1
-        room = _CAPTION_ROOM - beside
-        canvas.write(x + beside, y, "best attempt shown", width=room, size=NOTE_SIZE, colour=SOFT_INK)
-    for what, name, probability in lines:
+    canvas.write(x, y, caption.verdict, width=room, bold=True, colour=ink)
+    for said in _measured(caption):
         y += _LINE
-        number = "" if probability is None else probability_text(probability)
-        # The name is cut, never the number behind it.
-        room = _CAPTION_ROOM - _LABEL_ROOM - text_width(number, NOTE_SIZE) - 0.08
-        shown = fit_text(name, room, TEXT_SIZE, bold=True)
-        behind = x + _LABEL_ROOM + (text_width(shown, TEXT_SIZE, bold=True) + 0.08 if shown else 0.0)
-        _write_label(canvas, what, x, y)
-        canvas.write(x + _LABEL_ROOM, y, shown, width=room, bold=True)
-        canvas.write(behind, y, number, width=_CAPTION_ROOM, size=NOTE_SIZE, colour=SOFT_INK)
-    for what, value in values:
+        canvas.write(x, y, said, width=room, size=NOTE_SIZE)
+    for what, name in _lines(caption):
         y += _LINE
-        _write_label(canvas, what, x, y)
-        canvas.write(x + _LABEL_ROOM, y, value, width=_CAPTION_ROOM - _LABEL_ROOM)
-    if caption.note:
-        canvas.write(x, y + _LINE, caption.note, width=_CAPTION_ROOM, bold=True, colour=WRONG_INK)
-
-
-def _write_label(canvas: Canvas, what: str, x: float, y: float) -> None:
-    canvas.write(x, y, what, width=_LABEL_ROOM, size=NOTE_SIZE - 0.5, colour=SOFT_INK)
+        canvas.write(x, y, what, width=room, size=NOTE_SIZE - 0.5, colour=SOFT_INK)
+        y += _LABEL_LINE
+        canvas.write(x, y, name, width=room, bold=True)
+    for said in _note(caption, room):
+        y += _LINE
+        canvas.write(x, y, said, width=room, bold=True, colour=WRONG_INK)
 
 
 def _decibels(psnr: float) -> str:
     if math.isnan(psnr):
         return "not finite"
-    return f"{psnr:.1f} dB" if math.isfinite(psnr) else "∞ dB"
+    return with_minus(f"{psnr:.1f} dB") if math.isfinite(psnr) else "∞ dB"

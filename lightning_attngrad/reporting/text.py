@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import functools
 import math
+import re
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from matplotlib import get_cachedir
 from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.colors import to_rgba
 from matplotlib.font_manager import FontProperties, findfont, fontManager
@@ -24,7 +27,7 @@ from matplotlib.text import Text
 from matplotlib.textpath import TextToPath
 from PIL import Image, ImageDraw, ImageFont
 
-DOTS_PER_INCH = 120
+from lightning_attngrad.reporting.style import DOTS_PER_INCH
 
 _FACE = "DejaVu Sans"  # comes with matplotlib
 # Faces that hold scripts which matplotlib's own face lacks; only those present on the machine are asked for.
@@ -34,6 +37,10 @@ _FURTHER_FACES = (
     "Hiragino Sans",
     "Microsoft YaHei",
     "Arial Unicode MS",
+    "Noto Sans Devanagari",
+    "Noto Sans Arabic",
+    "Noto Sans Hebrew",
+    "Noto Sans Thai",
 )
 # Latin, Greek and Cyrillic without their combining marks, then punctuation, arrows, mathematics and dingbats.
 _SET_SIDE_BY_SIDE = (
@@ -45,6 +52,7 @@ _SET_SIDE_BY_SIDE = (
     (0x2070, 0x2C00),
 )
 _OVERHANG = 2  # pixels that a letter may reach out of its own width
+_FIRST_PART = 0.6  # of the letters that are left of a name which is cut: beginnings tell more than ends
 
 
 @functools.cache
@@ -56,7 +64,10 @@ def faces() -> tuple[str, ...]:
 
 @contextmanager
 def missing_glyphs_unmentioned() -> Iterator[None]:
-    """Letters that no installed face holds are drawn as boxes; a warning for each helps nobody."""
+    """Letters that no installed face holds are drawn as boxes; matplotlib's warning for each helps nobody.
+
+    `_say_script_is_missing` says it instead, once.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         yield
@@ -77,7 +88,9 @@ def text_width(text: str, size: float, *, bold: bool = False) -> float:
 
 
 def fit_text(text: str, width: float, size: float, *, bold: bool = False) -> str:
-    """One line of text cut with an ellipsis so that it is no wider than asked.
+    """One line of text, an ellipsis in its middle where it would be wider than asked.
+
+    Names that are long differ at their ends as often as at their beginnings, so some of both is left.
 
     Args:
         text: Any text; line breaks and repeated blanks become one blank.
@@ -86,25 +99,77 @@ def fit_text(text: str, width: float, size: float, *, bold: bool = False) -> str
         bold: Whether it is set in bold.
 
     Returns:
-        The text itself where it fits, else its longest beginning that does, with an ellipsis.
+        The text itself where it fits, else as much of its beginning and its end as does, around an ellipsis.
 
     Example:
         >>> fit_text("tench", 2.0, 8.0)
         'tench'
         >>> fit_text("great white shark, man-eater, Carcharodon carcharias", 1.0, 8.0)
-        'great white shar…'
+        'great whit…harias'
     """
     text = " ".join(text.split())
     if text_width(text, size, bold=bold) <= width:
         return text
-    shortest, longest = 0, len(text)
+    shortest, longest = 0, len(text) - 1
     while shortest < longest:  # by halves: width grows with every letter
         middle = (shortest + longest + 1) // 2
-        if text_width(text[:middle].rstrip(" ,;") + "…", size, bold=bold) <= width:
+        if text_width(_around_ellipsis(text, middle), size, bold=bold) <= width:
             shortest = middle
         else:
             longest = middle - 1
-    return text[:shortest].rstrip(" ,;") + "…"
+    return _around_ellipsis(text, shortest)
+
+
+def _around_ellipsis(text: str, letters: int) -> str:
+    """So many letters of a text, from its beginning and its end."""
+    first = math.ceil(_FIRST_PART * letters)
+    last = letters - first
+    return text[:first].rstrip(" ,;") + "…" + (text[-last:].lstrip(" ,;") if last else "")
+
+
+def wrapped(text: str, width: float, size: float, *, bold: bool = False, most: int = 3, at: str = " · ") -> list[str]:
+    """Text in lines no wider than asked, broken between its parts where that does, else at blanks.
+
+    Args:
+        text: Any text.
+        width: In inches.
+        size: In points.
+        bold: Whether it is set in bold.
+        most: Lines; what is left of a longer text is cut by `fit_text`.
+        at: What stands between parts, and not at the end of a line.
+
+    Returns:
+        The lines; one that is empty for an empty text.
+
+    Example:
+        >>> wrapped("Where the model looks · epoch 4", 2.0, 11.5)
+        ['Where the model looks', 'epoch 4']
+    """
+    text = " ".join(text.split())
+    lines: list[str] = []
+    while text_width(text, size, bold=bold) > width and len(lines) < most - 1:
+        breaks = [(found.start(), found.end()) for found in re.finditer(re.escape(at), text)]
+        blanks = [(place, place + 1) for place, letter in enumerate(text) if letter == " "]
+        for places in (breaks, blanks):
+            fitting = [place for place in places if text_width(text[: place[0]], size, bold=bold) <= width]
+            if fitting:
+                break
+        else:
+            break  # one word that is too long
+        end, start = fitting[-1]
+        lines.append(text[:end])
+        text = text[start:]
+    return [*lines, fit_text(text, width, size, bold=bold)]
+
+
+def with_minus(number: str) -> str:
+    """A number that is written, with a minus sign where Python puts a hyphen.
+
+    Example:
+        >>> with_minus(f"{-0.25:g}"), with_minus("1e-05"), with_minus("0.3")
+        ('−0.25', '1e−05', '0.3')
+    """
+    return number.replace("-", "−")
 
 
 class Line(Text):
@@ -163,6 +228,26 @@ def _known() -> frozenset[int]:
 
 
 @functools.cache
+def _letters_of_any_face() -> frozenset[int]:
+    files = (findfont(FontProperties(family=face)) for face in faces())
+    return frozenset().union(*(FT2Font(file).get_charmap() for file in files))
+
+
+def _say_what_is_missing(letter: str) -> None:
+    _say_script_is_missing(unicodedata.name(letter, "other").split()[0].title().replace("Cjk", "Chinese or Japanese"))
+
+
+@functools.cache  # said once for a script
+def _say_script_is_missing(script: str) -> None:
+    warnings.warn(
+        f"figures: no font that they use has {script} letters, which are drawn as boxes. A Noto font that has them "
+        f"(Debian: fonts-noto-cjk, fonts-noto-core) is found once matplotlib's list of fonts in {get_cachedir()} is "
+        "removed",
+        stacklevel=2,
+    )
+
+
+@functools.cache
 def _file(bold: bool) -> str:
     return str(findfont(FontProperties(family=_FACE, weight="bold" if bold else "normal")))
 
@@ -176,6 +261,9 @@ def _font(pixels: float, bold: bool) -> ImageFont.FreeTypeFont:
 def _width(text: str, size: float, bold: bool) -> float:
     if is_plain(text):
         return _font(size * DOTS_PER_INCH / 72, bold).getlength(text) / DOTS_PER_INCH
+    for letter in text:
+        if letter.isalpha() and ord(letter) not in _letters_of_any_face():
+            _say_what_is_missing(letter)
     with missing_glyphs_unmentioned():
         face = FontProperties(family=list(faces()), size=size, weight="bold" if bold else "normal")
         width, _, _ = TextToPath().get_text_width_height_descent(text, face, ismath=False)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from lightning_attngrad.explain import UNSAID, Multilabel, Task
+from lightning_attngrad.explain.displayed import channel_words
+from lightning_attngrad.explain.shown import ClassNames, Shown, listed, name_of
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Health:
     """Whether a search can be believed, for each of M rows.
 
@@ -34,9 +39,21 @@ class Health:
         """(M,) bool: nothing speaks against this row."""
         return (self.zero_gradient == 0) & ~self.unconverged & self.huge_radius & self.beats_one_step
 
+    def __repr__(self) -> str:
+        return f"Health({int(self.good.sum())} of {len(self.good)} rows good)"
 
-@dataclass(frozen=True, eq=False)
-class Rewrite:
+    def complaints(self, row: int) -> list[str]:
+        """What speaks against a row, in words."""
+        said = {
+            "unconverged": bool(self.unconverged[row]),
+            "no gradient": float(self.zero_gradient[row]) > 0,
+            "one step does better": not bool(self.beats_one_step[row]),
+        }
+        return [complaint for complaint, applies in said.items() if applies]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Rewrite(Shown):
     """Images that the model takes for another class, and how far they had to be changed.
 
     M rows, one for each pair of image and target class; C channels; K classes; T steps.
@@ -83,6 +100,76 @@ class Rewrite:
             return torch.zeros_like(changed)
         label = self.target % changed.shape[1]
         return changed.scatter(1, label[:, None], value=False)
+
+    def __repr__(self) -> str:
+        from lightning_attngrad.reporting.distances import distance_unit  # noqa: PLC0415
+
+        done = int(self.success.sum())
+        median = float(self.distance.quantile(0.5, interpolation="lower")) if done else float("inf")
+        length = distance_unit(cast("Any", self.norm)).in_words(median) if median < float("inf") else f"∞ ({self.norm})"
+        return f"Rewrite({done} of {len(self.success)} rewritten, median {length}, {self.health!r})"
+
+    def plot(self, *, class_names: ClassNames | None = None, style: Any = None) -> Any:
+        """Draw each image, what was changed, and the rewritten image.
+
+        Args:
+            class_names: in their order, or by number.
+            style: a :class:`lightning_attngrad.FigureStyle`.
+
+        Returns:
+            A ``matplotlib.figure.Figure``; of more than 16 rows the first 16, and it says so.
+
+        Example:
+            >>> import timm, lightning_attngrad as attngrad
+            >>> model, images = timm.create_model("test_vit", num_classes=5), torch.rand(1, 3, 160, 160)
+            >>> result = attngrad.rewrite(model, images, target=2, steps=4, mean=0.0, std=1.0)
+            >>> figure = result.plot(class_names=["cat", "dog", "owl", "hen", "fox"])
+        """
+        from lightning_attngrad.reporting.rewriting import RewriteCaption, rewrite_panels  # noqa: PLC0415
+        from lightning_attngrad.reporting.style import PLAIN  # noqa: PLC0415
+
+        count = self.original.shape[1]
+        channels = slice(0, 3 if count >= 3 else 1)
+        unseen = count - (3 if count >= 3 else 1)
+        words = [*channel_words(count), f"changes in {unseen} others not shown"] if unseen else channel_words(count)
+        return rewrite_panels(
+            self.original[:, channels],
+            self.pixels[:, channels],
+            None,
+            None,
+            [RewriteCaption(**self._said_of(row, class_names)) for row in range(len(self.success))],
+            title="Smallest change found",
+            shown_as="; ".join(words),
+            style=PLAIN if style is None else style,
+        )
+
+    def _said_of(self, row: int, class_names: ClassNames | None) -> dict[str, Any]:
+        """What stands beside a row."""
+        from lightning_attngrad.reporting.distances import distance_unit  # noqa: PLC0415
+
+        scores = [self.task.of_logits(logits[row].cpu()[None])[0] for logits in (self.logits_before, self.logits_after)]
+        names = self.task.in_words(listed(class_names), len(scores[0]))
+        (before, p_before), (after, p_after) = (self._predicted(score, names) for score in scores)
+        success, error = bool(self.success[row]), float((self.pixels[row] - self.original[row]).square().mean())
+        return {
+            "before": before,
+            "before_probability": p_before,
+            "after": after,
+            "after_probability": p_after,
+            "target": name_of(names, int(self.target[row])),
+            "success": success,
+            "distance": distance_unit(cast("Any", self.norm)).in_words(float(self.distance[row]))
+            if success
+            else "at no distance",
+            "psnr": -10 * math.log10(error) if error > 0 else math.inf,
+            "note": ", ".join(self.health.complaints(row)),
+        }
+
+    def _predicted(self, scores: Tensor, names: Sequence[str] | None) -> tuple[str, float | None]:
+        """What is predicted from scores (K,), and the probability of it where it is one class."""
+        classes = self.task.predicted_classes(scores)
+        name = ", ".join(name_of(names, number) for number in classes) or "none"
+        return name, float(self.task.probabilities(scores)[classes[0]]) if len(classes) == 1 else None
 
 
 def joined(parts: list[Rewrite]) -> Rewrite:

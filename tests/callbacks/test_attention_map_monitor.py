@@ -13,6 +13,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from matplotlib.image import imread
+from PIL import Image
 from torch import Tensor
 
 import lightning_attngrad as attngrad
@@ -72,7 +73,7 @@ def test_the_pictures_are_large_enough_to_read_and_hold_colours(written: tuple[R
     for name in FIGURES:
         pictures = accumulator.Images(f"attngrad/maps/{name}")
         sizes = [(picture.height, picture.width) for picture in pictures]
-        assert all(height >= 200 and width >= 900 for height, width in sizes), (name, sizes)
+        assert all(height >= 200 and width >= 570 for height, width in sizes), (name, sizes)
         if name != "film":  # one more frame each time
             assert len(set(sizes)) == 1
         decoded = imread(io.BytesIO(pictures[0].encoded_image_string))
@@ -200,6 +201,31 @@ def test_figures_name_predicted_and_true_class_and_the_moment(monkeypatch: Any) 
     layers = words(drawn[0][1]["attngrad/maps/layers"])
     assert "block 0" in layers
     assert "block 1" in layers
+
+
+def test_the_film_is_of_the_image_that_is_asked_for_and_goes_into_a_file(monkeypatch: Any, tmp_path: Path) -> None:
+    drawn = captured_figures(monkeypatch)
+    style = attngrad.FigureStyle(dark=True)
+    monitor = WatchedMonitor(draws=True, class_names=CLASSES, on_error="raise", film_image=2, style=style)
+    with pytest.raises(RuntimeError, match="save_film: nothing has been evaluated"):
+        monitor.save_film(tmp_path / "early.gif")
+    fit(monitor, max_epochs=1)
+    for figure in drawn[1][1].values():
+        assert figure.sheet[2, 2, :3].max() < 40  # the style goes to every figure
+    probe, _ = monitor.evaluations[-1]
+    true = CLASSES[int(probe.targets[2])]
+    assert f"true class: {true}" in " ".join(words(drawn[1][1]["attngrad/maps/film"]))
+    with Image.open(monitor.save_film(tmp_path / "film.gif", seconds=0.2)) as film:
+        assert film.n_frames == len(monitor.film) == 2
+    again = WatchedMonitor(film_image=1)
+    again.recall(monitor.history())
+    assert again.film == []  # the frames of another image are not its own
+
+
+@pytest.mark.parametrize("place", [-1, 99, True, "first"])
+def test_a_place_of_the_film_that_is_none_is_refused(place: Any) -> None:
+    with pytest.raises(ValueError, match=r"film_image: got .*; expected the place of one of the"):
+        attngrad.AttentionMapMonitor(film_image=place)
 
 
 def _probabilities(probe: Any) -> Tensor:
@@ -335,7 +361,7 @@ def test_a_backbone_without_a_classifier_is_watched_through_a_function(monkeypat
     assert findings.scalars["entropy"] == pytest.approx(_statistics(expected.heatmap)["entropy"], abs=1e-5)
     assert names_of(drawn[0][1]) == FIGURES - {"classes"}
     shown = words(drawn[0][1]["attngrad/maps/overlay"])
-    assert {f"output {value:.3g}" for value in expected.value.tolist()} <= set(shown)
+    assert {f"output {value:.3g}".replace("-", "−") for value in expected.value.tolist()} <= set(shown)
 
 
 # Masks ----------------------------------------------------------------------------------------------------------

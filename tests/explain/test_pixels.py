@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad import PixelClass, PixelValue, explain
+from lightning_attngrad import PixelClass, PixelValue, QueryClass, explain
 from lightning_attngrad.explain import NonFiniteOutputError, Objective, Question
 from tests.beyond import CLASSES, dpt, images, segformer
 
@@ -241,5 +241,9 @@ def test_questions_about_the_same_place_are_equal() -> None:
     assert Question(objective=PixelClass(1, (3, 4))) != Question(objective=PixelClass(1, (4, 3)))
     assert Question(objective=PixelClass(1, MASK)) == Question(objective=PixelClass(1, MASK.clone()))
     assert Question(objective=PixelClass(1)) != Question(objective=PixelValue())
-    assert Question(objective=PixelClass(1, (3, 4))).objective_in_words == "class 1 at (3, 4)"
-    assert Question(objective=PixelClass(1)).objective_in_words == "class 1 where it is predicted"
+    assert Question(objective=PixelClass(1, (3, 4))).objective_in_words() == "class 1 at (3, 4)"
+    assert Question(objective=PixelClass(1)).objective_in_words() == "class 1 where it is predicted"
+    assert Question(objective=PixelClass(1)).objective_in_words(["sky", "road"].__getitem__) == (
+        "road where it is predicted"
+    )
+    assert Question(objective=QueryClass(1, 5)).objective_in_words(["sky", "road"].__getitem__).startswith("road of ")

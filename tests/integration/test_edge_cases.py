@@ -406,7 +406,7 @@ def test_an_output_that_is_no_class_is_called_so(monkeypatch: Any) -> None:
         with torch.no_grad():
             value = float(PICTURES[name].module().eval()(probe.images[:1]))
         said = words(figures["overlay"])
-        assert any(f"{value:.3g}" in text for text in said), said
+        assert any(f"{value:.3g}".replace("-", "−") in text for text in said), said
         assert "predicted" in said  # without a probability
         assert not any("✗" in text or "✓" in text for text in said)
 

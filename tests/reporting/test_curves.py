@@ -15,6 +15,7 @@ from matplotlib.text import Text
 
 from lightning_attngrad.reporting.canvas import figure_to_array
 from lightning_attngrad.reporting.curves import success_curve, success_curves
+from lightning_attngrad.reporting.style import FigureStyle
 from tests.reporting.test_figures import LONG, assert_words_lie_inside_and_apart, words
 
 RADII = [1 / 255, 2 / 255, 4 / 255, 8 / 255, 16 / 255]
@@ -100,8 +101,8 @@ def test_the_step_is_drawn_where_the_distance_is():
     assert not is_blue(4.6 / 255, 0)
 
 
-def test_the_axis_depends_on_the_radii_alone():
-    near, far = draw({"now": np.array([1e-6])}), draw({"now": np.array([0.9, np.inf])})
+def test_the_axis_is_the_same_wherever_it_holds_the_distances():
+    near, far = draw({"now": np.array([0.003])}), draw({"now": np.array([0.06, np.inf])})
     assert near.plots[0].xlim == far.plots[0].xlim
     assert near.plots[0].ylim == far.plots[0].ylim
     places = near.plots[0].numbers.transform([(1e-3, 0), (1e-2, 0), (1e-1, 0)])[:, 0]
@@ -109,6 +110,43 @@ def test_the_axis_depends_on_the_radii_alone():
     left, right = near.plots[0].xlim
     assert left < min(RADII)
     assert max(RADII) < right
+
+
+@pytest.mark.parametrize(
+    ("found", "ticks"),
+    [
+        ([0.3, 2.0], ["0.5/255", "1/255"]),
+        ([2.0, 100.0], ["1/255", "32/255", "64/255", "128/255"]),
+        ([0.0, 4.0, math.inf], ["1/255", "16/255"]),
+    ],
+)
+def test_the_axis_goes_on_by_doublings_until_it_holds_the_distances(found, ticks):
+    figure = draw({"now": np.array(found) / 255}, style=FigureStyle(width=11))
+    plot = figure.plots[0]
+    assert set(ticks) <= {said for _, said in plot.xticks}
+    finite = [value / 255 for value in found if 0 < value < math.inf]
+    assert plot.xlim[0] <= min(finite)
+    assert max(finite) <= plot.xlim[1]
+    (line,) = lines(figure)
+    assert line.get_data()[1][-1] == pytest.approx(100 * np.isfinite(found).mean())  # the curve is seen to its end
+
+
+def test_an_outlier_does_not_press_the_curves_together():
+    left, right = draw({"now": np.array([1e-12, 0.01, 1e12])}).plots[0].xlim
+    assert right / left == pytest.approx(2.3 * 16 * 2**12)
+
+
+@pytest.mark.parametrize(
+    ("found", "said"),
+    [
+        ([0.2, 2.0, 3.0, 40.0], "now 25 % below the smallest radius, 25 % beyond the largest"),
+        ([2.0, math.inf], "now 50 % not rewritten"),
+        ([1.0, 16.0], None),  # radii themselves
+    ],
+)
+def test_what_no_radius_tells_of_is_said(found, said):
+    written = " ".join(words(draw({"now": np.array(found) / 255}, style=FigureStyle(width=11))))
+    assert said in written if said else "radius," not in written
 
 
 @pytest.mark.parametrize(
@@ -121,7 +159,7 @@ def test_the_axis_depends_on_the_radii_alone():
     ],
 )
 def test_radii_are_the_ticks(norm, radii, labels):
-    figure = draw(SEVERAL, norm=norm, radii=radii)
+    figure = draw({"now": np.array(radii)}, norm=norm, radii=radii)
     plot, picture = figure.plots[0], figure_to_array(figure).astype(int)
     np.testing.assert_allclose([number for number, _ in plot.xticks], sorted(radii))
     assert [said for _, said in plot.xticks] == labels
@@ -136,7 +174,7 @@ def test_radii_are_the_ticks(norm, radii, labels):
 
 def test_tick_labels_without_room_are_left_out_and_their_ticks_stay():
     radii = np.geomspace(1, 16, 30) / 255
-    figure = draw(SEVERAL, radii=list(radii))
+    figure = draw({"now": np.array([2.0, 8.0]) / 255}, radii=list(radii))
     assert len(figure.plots[0].xticks) == 30
     written = [said for _, said in figure.plots[0].xticks if said]
     assert 4 <= len(written) < 15
@@ -162,7 +200,7 @@ def test_coinciding_curves_are_both_seen():
 
 
 def test_the_legend_stands_outside_and_looks_like_the_curves():
-    figure = draw(SEVERAL)
+    figure = draw(SEVERAL, style=FigureStyle(width=8))
     figure_to_array(figure)
     plot = figure.plots[0].place
     samples = [line for line in figure.findobj(Line2D) if line not in lines(figure)]
@@ -176,9 +214,12 @@ def test_the_legend_stands_outside_and_looks_like_the_curves():
 
 
 def test_pairs_are_counted():
-    assert "4 image–target pairs" in words(draw(SEVERAL))
-    assert "1 image–target pair" in words(draw({"now": np.array([0.1])}))
-    assert "2 to 4 image–target pairs" in words(draw({**SEVERAL, "later": np.array([0.1, 0.2])}))
+    for pairs, said in (
+        (SEVERAL, "4 image–target pairs"),
+        ({"now": np.array([0.01])}, "1 image–target pair"),
+        ({**SEVERAL, "later": np.array([0.1, 0.2])}, "2 to 4 image–target pairs"),
+    ):
+        assert any(word.split(" · ")[0] == said for word in words(draw(pairs)))
 
 
 def test_of_many_curves_an_even_selection_is_shown_and_said():

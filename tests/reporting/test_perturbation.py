@@ -91,7 +91,7 @@ def test_the_axes_are_the_same_for_all_figures() -> None:
     one, other = draw({"now": NOTHING}), draw()
     assert one.plots[0].xlim == other.plots[0].xlim == (0, 1)
     assert one.plots[0].ylim == other.plots[0].ylim
-    assert figure_to_array(one).shape == figure_to_array(other).shape
+    assert one.plots[0].place[2:] == other.plots[0].place[2:]
 
 
 @pytest.mark.parametrize("name", ["now", LONG, "$5_{bill", "two\nlines", "日本"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from lightning_attngrad.reporting import text
 from lightning_attngrad.reporting.page import house_style
-from lightning_attngrad.reporting.text import Line, is_plain, text_width
+from lightning_attngrad.reporting.text import Line, _say_script_is_missing, fit_text, is_plain, text_width, wrapped
 
 WORDS = "Where the model looks · epoch 3, p = 0.42 ✓ ✗ ∞ → ⇄ − × L∞ Ωµé"
 
@@ -76,3 +78,44 @@ def test_what_a_user_makes_of_a_line_is_left_to_matplotlib(options: dict[str, An
 def test_a_line_that_is_hidden_is_not_drawn() -> None:
     assert drawn(Line, "a", visible=False).max() == 0
     assert drawn(Line, "a").max() > 60
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("one · two", ["one · two"]),
+        (
+            "a title that is long · a second part of it · a third",
+            ["a title that is long", "a second part of it · a third"],
+        ),
+        ("no separator in a text that is too long for it", ["no separator in a text that is", "too long for it"]),
+        ("", [""]),
+    ],
+)
+def test_text_is_broken_between_its_parts_before_it_is_broken_at_blanks(text: str, lines: list[str]) -> None:
+    assert wrapped(text, 1.75, 8.5) == lines
+    assert all(text_width(line, 8.5) <= 1.75 for line in lines)
+
+
+def test_of_more_than_the_lines_that_there_are_the_last_is_cut() -> None:
+    lines = wrapped(20 * "many words ", 1.0, 8.5, most=2)
+    assert len(lines) == 2
+    assert "…" in lines[1]
+    assert wrapped(60 * "x", 1.0, 8.5) == [fit_text(60 * "x", 1.0, 8.5)]  # one word
+
+
+def test_a_script_that_no_font_has_is_said_once() -> None:
+    _say_script_is_missing.cache_clear()
+    text._width.cache_clear()
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for letters in ("\U00010400", "\U00010401\U00010402", "\U00010400 x", "cat"):  # Deseret
+            text_width(letters, 8.5)
+    messages = [str(warning.message) for warning in said if "no font that they use" in str(warning.message)]
+    assert len(messages) == 1
+    assert "has Deseret letters, which are drawn as boxes" in messages[0]
+
+
+def test_names_keep_both_ends() -> None:
+    assert fit_text("Carcharodon carcharias the first", 1.2, 8.5).startswith("Carch")
+    assert fit_text("Carcharodon carcharias the first", 1.2, 8.5).endswith("first")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -81,8 +81,12 @@ class Objective(ABC):
         """What is asked, in plain values: objectives that ask the same are described alike."""
         return plain(self)
 
-    def in_words(self) -> str:
-        """What is explained, for titles of figures; empty for the class itself."""
+    def in_words(self, class_name: Callable[[int], str] = str) -> str:  # noqa: ARG002
+        """What is explained, for titles of figures; empty for the class itself.
+
+        Args:
+            class_name: from the number of a class to its name; the number itself where it has none.
+        """
         return ""
 
     def check(self) -> None:  # noqa: B027  (most have nothing to check)
@@ -117,3 +121,14 @@ def seeds_of(value: Tensor) -> Seeds:
             "that."
         )
     return Seeds(value.detach(), (value,), (torch.ones_like(value),))
+
+
+def class_in_words(number: int, class_name: Callable[[int], str] = str) -> str:
+    """A class by its name, or as the class of a number.
+
+    Example:
+        >>> class_in_words(3), class_in_words(3, ["cat", "dog", "owl", "hen"].__getitem__)
+        ('class 3', 'hen')
+    """
+    name = class_name(number)
+    return name if name != str(number) else f"class {number}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from lightning_attngrad.attention.places import Area
 from lightning_attngrad.explain.forward_pass import ForwardPass
-from lightning_attngrad.explain.objectives.base import Objective, Seeds, seeds_of
+from lightning_attngrad.explain.objectives.base import Objective, Seeds, class_in_words, seeds_of
 from lightning_attngrad.explain.objectives.held import map_of_numbers, map_of_scores
 from lightning_attngrad.explain.placing import within_area
 from lightning_attngrad.explain.plain import Plain, plain
@@ -73,8 +74,9 @@ class PixelClass(Objective):
     def plain(self) -> Plain:
         return {"pixel_class": self.target, "where": plain(self.where)}
 
-    def in_words(self) -> str:
-        return f"class {self.target} {'where it is predicted' if self.where is None else _in_words(self.where)}"
+    def in_words(self, class_name: Callable[[int], str] = str) -> str:
+        where = "where it is predicted" if self.where is None else _in_words(self.where)
+        return f"{class_in_words(self.target, class_name)} {where}"
 
     def seeds(self, forward: ForwardPass, target: Tensor | None) -> Seeds:  # noqa: ARG002
         self.check()
@@ -136,7 +138,7 @@ class PixelValue(Objective):
     def plain(self) -> Plain:
         return {"pixel_value": plain(self.where)}
 
-    def in_words(self) -> str:
+    def in_words(self, class_name: Callable[[int], str] = str) -> str:  # noqa: ARG002
         return f"the value {'everywhere' if self.where is None else _in_words(self.where)}"
 
     def seeds(self, forward: ForwardPass, target: Tensor | None) -> Seeds:  # noqa: ARG002

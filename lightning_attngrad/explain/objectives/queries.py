@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from lightning_attngrad.explain.forward_pass import ForwardPass
-from lightning_attngrad.explain.objectives.base import ValueObjective
+from lightning_attngrad.explain.objectives.base import ValueObjective, class_in_words
 from lightning_attngrad.explain.objectives.held import boxes_of_queries, scores_of_queries
 from lightning_attngrad.explain.objectives.pixels import check_number
 from lightning_attngrad.explain.plain import Plain, plain
@@ -53,8 +54,8 @@ class QueryClass(ValueObjective):
     def plain(self) -> Plain:
         return {"query_class": self.target, "query": plain(self.query)}
 
-    def in_words(self) -> str:
-        return f"class {self.target} of {_in_words(self.query)}"
+    def in_words(self, class_name: Callable[[int], str] = str) -> str:
+        return f"{class_in_words(self.target, class_name)} of {_in_words(self.query)}"
 
     def value(self, forward: ForwardPass, target: Tensor | None) -> Tensor:  # noqa: ARG002
         scores = _of_class(forward, self.target)  # (B, Q)
@@ -108,8 +109,12 @@ class QueryBox(ValueObjective):
     def plain(self) -> Plain:
         return {"query_box": self.coordinate, "query": plain(self.query), "target": self.target}
 
-    def in_words(self) -> str:
-        whose = _in_words(self.query) if self.target is None else f"the best query for class {self.target}"
+    def in_words(self, class_name: Callable[[int], str] = str) -> str:
+        whose = (
+            _in_words(self.query)
+            if self.target is None
+            else f"the best query for {class_in_words(self.target, class_name)}"
+        )
         return f"box number {self.coordinate} of {whose}"
 
     def value(self, forward: ForwardPass, target: Tensor | None) -> Tensor:  # noqa: ARG002

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -61,7 +62,7 @@ class Start(ValueObjective):
     def plain(self) -> Plain:
         return "start" if self.starting is None else {"start": plain(self.starting), "centre": plain(self.centre)}
 
-    def in_words(self) -> str:
+    def in_words(self, class_name: Callable[[int], str] = str) -> str:  # noqa: ARG002
         return "likeness to the start"
 
     def value(self, forward: ForwardPass, target: Tensor | None) -> Tensor:  # noqa: ARG002

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_attngrad.explain import TASKS, UNSAID, Task, check_task, of_rows
+from lightning_attngrad.explain.shown import Shown, counted
 from lightning_attngrad.metrics.functional.precision import full_precision
 from lightning_attngrad.state import held_still
 
@@ -22,8 +23,8 @@ Replacement = Literal["mean", "blur"]
 REPLACEMENTS: tuple[Replacement, ...] = ("mean", "blur")
 
 
-@dataclass(frozen=True, eq=False)
-class Faithfulness:
+@dataclass(frozen=True, eq=False, repr=False)
+class Faithfulness(Shown):
     """Probability of the target class while more and more patches are replaced, float32.
 
     Attributes:
@@ -69,6 +70,30 @@ class Faithfulness:
         negative of what the map does.
         """
         return self.insertion - self.deletion
+
+    def __repr__(self) -> str:
+        gain = f"{float(self.srg.nanmean()):+.3f}".replace("-", "−")
+        return f"Faithfulness({counted(len(self.morf), 'image')}, {len(self.shares)} points, SRG {gain})"
+
+    def plot(self, *, replaced_by: str = "what was asked for", style: Any = None) -> Any:
+        """Draw both curves, means and quartiles over the images.
+
+        Args:
+            replaced_by: in words, for the head of the figure.
+            style: a :class:`lightning_attngrad.FigureStyle`.
+
+        Returns:
+            A ``matplotlib.figure.Figure``.
+        """
+        from lightning_attngrad.reporting.perturbation import PerturbationCurves, perturbation_curves  # noqa: PLC0415
+        from lightning_attngrad.reporting.style import PLAIN  # noqa: PLC0415
+
+        return perturbation_curves(
+            {"mean of the images": PerturbationCurves(self.shares, self.morf, self.lerf)},
+            replaced_by=replaced_by,
+            title="Whether to believe the maps",
+            style=PLAIN if style is None else style,
+        )
 
 
 def faithfulness_curves(
