@@ -11,7 +11,7 @@ GPU_PYTHON ?= $(PYTHON)
 # `make dist`: an environment to install the wheel into; without one it goes into a new and empty one, for this once.
 DIST_VENV ?=
 
-.PHONY: demo test test-gpu lint bench dist clean
+.PHONY: demo test test-gpu lint bench dist docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make test   tests, doctests, ruff, mypy --strict, import directions"
 	@echo "make bench  time and memory of every map, side by side with other libraries"
 	@echo "make test-gpu  what only a GPU can show; GPU_PYTHON= is a Python with torch, lightning, timm, torchmetrics"
+	@echo "make docs   the documentation as a site, in site/; warnings are errors"
 	@echo "make dist   build the wheel, install it into an empty environment, and run the demo from it"
 
 # Stamps carry the extras and the dependency list, so that a changed pyproject.toml installs again.
@@ -41,6 +42,9 @@ test: lint
 
 bench: $(VENV)/.installed-dev $(VENV)/.installed-bench
 	PYTHONPATH="$(CURDIR)" $(BIN)/python -m benchmarks.maps $(ARGS)
+
+docs: $(VENV)/.installed-docs
+	PYTHONPATH="$(CURDIR)" NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 test-gpu:
 	PYTHONPATH="$(CURDIR)" $(GPU_PYTHON) -m tests.gpu $(ARGS)
@@ -66,4 +70,4 @@ dist:
 	echo "the wheel works: $$(basename "$$wheel")"
 
 clean:
-	rm -rf .venv dist .pytest_cache .mypy_cache .ruff_cache lightning_logs attngrad_demo
+	rm -rf .venv dist site .pytest_cache .mypy_cache .ruff_cache lightning_logs attngrad_demo
