@@ -7,7 +7,6 @@ from os import PathLike
 from pathlib import Path
 
 import yaml  # type: ignore[import-untyped]
-from jsonargparse import ArgumentParser
 
 from lightning_attngrad.callbacks.attention_drift_monitor import AttentionDriftMonitor
 from lightning_attngrad.callbacks.attention_map_monitor import AttentionMapMonitor
@@ -98,6 +97,8 @@ def _listed_in(preset: str | PathLike[str]) -> list[ProbeCallback]:
             f"{path} holds {'nothing' if listed is None else type(listed).__name__}; expected a list of callbacks, "
             "such as\n- class_path: lightning_attngrad.AttentionMapMonitor\n  init_args: {num_images: 8}"
         )
+    from jsonargparse import ArgumentParser  # noqa: PLC0415  (of files only: an image of PyTorch has none)
+
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--callbacks", type=list[ProbeCallback])
     made = parser.instantiate_classes(parser.parse_object({"callbacks": listed}))

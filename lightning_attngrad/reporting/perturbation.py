@@ -84,10 +84,14 @@ def perturbation_curves(
     ]
     width = least_width(style)
     legend = Legend(samples, width - _PLOT_LEFT - _PLOT_RIGHT, _LEGEND, style)
+    # Room for two evaluations from the first on: a board that leafs through figures of one size does not jump.
+    of_two = Legend(
+        [*samples, *samples][: 2 * len(samples) // len(drawn)], width - _PLOT_LEFT - _PLOT_RIGHT, _LEGEND, style
+    )
     with house_style():
         page = Page(
             width,
-            _PLOT_HEIGHT + _BELOW + legend.below,
+            _PLOT_HEIGHT + _BELOW + max(legend.below, of_two.below),
             title=title,
             notes=f"{counted(last.images, last.images, 'image')} · means, and quartiles as bands · patches replaced by "
             f"{replaced_by} · a random map gains about 0",

@@ -269,7 +269,7 @@ def test_an_error_is_reported_and_the_run_ends_as_it_would(
         run = fit(Counter(on_error="log"), logger=tensorboard(tmp_path), max_epochs=1)
     complaints = [message for message in run.messages if "ZeroDivisionError" in message]
     assert len(complaints) == 1
-    assert "attngrad could not write the charts or the summary" in complaints[0]
+    assert "attngrad could not write the charts, the summary or the report" in complaints[0]
     assert run.trainer.state.finished
     with pytest.raises(ZeroDivisionError):
         fit(Counter(), logger=tensorboard(tmp_path / "raises"), max_epochs=1)
