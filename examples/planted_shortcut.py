@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="how many")
     parser.add_argument("--guide", action="store_true", help="a third run, guided to the strokes, and a table")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, help="of runs (default: all of them)")
-    parser.add_argument("--weight", type=float, default=3.0, metavar="W", help="of the guidance in the loss")
+    parser.add_argument("--weight", type=float, default=10.0, metavar="W", help="of the guidance in the loss")
     parser.add_argument("--output", type=Path, default=Path("planted_shortcut.png"), metavar="FILE", help="the figure")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")

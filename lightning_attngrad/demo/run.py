@@ -37,7 +37,7 @@ from lightning_attngrad.demo.summary import summary_table
 from lightning_attngrad.probe import ProbeImages
 
 #: Of guidance in the loss, with --guide.
-GUIDANCE_WEIGHT = 3.0
+GUIDANCE_WEIGHT = 10.0
 _GUIDED = "; the attention is guided to the strokes"
 #: Rewriting takes longer than mapping, so it is evaluated, and saved, in every other epoch.
 _REWRITE_EVERY = 2
