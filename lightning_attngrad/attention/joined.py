@@ -1,7 +1,7 @@
 """The backward pass of a fused attention, taken over so that whoever reads blocks of ``A`` and ``G`` shares them.
 
 A fused kernel's backward pass rebuilds ``A`` and ``G`` block by block and throws them away; a map of the attention then
-rebuilds both once more. Seven matrix products become nine. Here the blocks are made once, in plain products, and given
+rebuilds both once more: nine matrix products where seven would do. Here the blocks are made once, in plain products, and given
 to the reader before they go: the forward pass stays the fused kernel, its output and its log-sum-exp are as ever, and
 where nobody reads, the backward pass is the kernel's own.
 """
@@ -53,6 +53,7 @@ def is_joinable(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, 
         and query.dtype in (torch.float32, torch.float64)
         and mask is None
         and not is_causal
+        and type(query) is type(key) is type(value) is Tensor  # no shard of one, nor any other kind
         and query.dim() == 4
         and query.shape[:2] == key.shape[:2] == value.shape[:2]
         and query.shape[-2] * key.shape[-2] >= FEWEST_PAIRS
@@ -100,14 +101,14 @@ def _shared(
     (call, reader), (query, key, value, output, log_sum) = asked, saved
     of_query, of_key, of_value = (torch.empty_like(tensor) for tensor in (query, key, value))
     row_sums = (gradient * output).sum(dim=-1)  # (B, H, N): of A ⊙ G over the keys
-    scaled = query * scale
+    scaled, lowering = query * scale, -log_sum
     room = query.new_empty(0)
     for images, heads in call.parts(reader.memory_budget):
         # (r·h, ·, d), one matrix a head: contiguous, for they are read again and again
         queries, keys, values, arrived = (
             tensor[images, heads].flatten(0, 1) for tensor in (scaled, key, value, gradient)
         )
-        lowered, sums = (tensor[images, heads].flatten(0, 1).unsqueeze(-1) for tensor in (-log_sum, row_sums))
+        lowered, sums = (tensor[images, heads].flatten(0, 1).unsqueeze(-1) for tensor in (lowering, row_sums))
         to_query, to_key, to_value = torch.empty_like(queries), torch.zeros_like(keys), torch.zeros_like(values)
         form = (images.stop - images.start, heads.stop - heads.start)
         for block in call.part(images, heads).blocks(reader.memory_budget):

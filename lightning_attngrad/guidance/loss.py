@@ -275,10 +275,7 @@ class _FromQueriesAndKeys(torch.autograd.Function):
                 at_key += at_scores.mT @ query[:, :, rows].to(scores.dtype).mul(call.scale)
         ctx.save_for_backward(at_query, at_key)
         ctx.dtypes = query.dtype, key.dtype
-        total = torch.stack(sums).sum(dim=0)
-        mass = total[1] / total[2]
-        ctx.mark_non_differentiable(mass)
-        return total[0], mass
+        return _loss_and_mass(ctx, sums)
 
     @staticmethod
     @once_differentiable
@@ -301,10 +298,7 @@ class _FromProbabilities(torch.autograd.Function):
         ]
         ctx.save_for_backward(probabilities)
         ctx.ask = ask
-        total = torch.stack(sums).sum(dim=0)
-        mass = total[1] / total[2]
-        ctx.mark_non_differentiable(mass)
-        return total[0], mass
+        return _loss_and_mass(ctx, sums)
 
     @staticmethod
     @once_differentiable
@@ -320,6 +314,14 @@ class _FromProbabilities(torch.autograd.Function):
             at_some = torch.where(seen, at_scores / some, 0.0) * at_loss
             at_probabilities[:, :, rows] = at_some.to(probabilities.dtype)
         return at_probabilities, None
+
+
+def _loss_and_mass(ctx: Any, sums: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Of all blocks, each with its loss, its mass inside and the sum of its weights; the mass has no gradient."""
+    loss, mass, weight = torch.stack(list(sums)).sum(dim=0)
+    share = mass / weight
+    ctx.mark_non_differentiable(share)
+    return loss, share
 
 
 def _logarithm(probabilities: Tensor) -> Tensor:

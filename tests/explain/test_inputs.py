@@ -184,7 +184,8 @@ def test_other_channels(call: Callable[..., Any], channels: int, says: str) -> N
 @CALLS
 def test_a_forward_that_brings_them_together_is_let_do_so(call: Callable[..., Any]) -> None:
     model = VIT.build().bfloat16()
-    call(model, IMAGES.sigmoid(), forward=lambda images: model(images.bfloat16()))
+    found = call(model, IMAGES.sigmoid(), forward=lambda images: model(images.bfloat16()))
+    assert len(found.images) == len(IMAGES)
 
 
 @CALLS

@@ -58,8 +58,9 @@ def test_drift_and_floor_are_drawn_with_the_ratio_below() -> None:
 @pytest.mark.filterwarnings("ignore:The ``compute`` method of metric .* was called before the ``update`` method")
 def test_nothing_and_no_number_are_drawn() -> None:
     for metric in (_measured(_maps(0), _maps(0)), MapDrift()):
-        figure, _ = metric.plot()
+        figure, axis = metric.plot()
         figure.canvas.draw()
+        assert [len(line.get_ydata()) for line in axis.get_lines()] == [len(DRIFT_MEASURES)] * 2
 
 
 def test_steps_are_drawn_as_ratios_beside_the_line_of_noise_alone() -> None:
