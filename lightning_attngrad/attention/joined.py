@@ -1,9 +1,9 @@
 """The backward pass of a fused attention, taken over so that whoever reads blocks of ``A`` and ``G`` shares them.
 
-A fused kernel's backward pass rebuilds ``A`` and ``G`` block by block and throws them away; a map of the attention then
-rebuilds both once more: nine matrix products where seven would do. Here the blocks are made once, in plain products, and given
-to the reader before they go: the forward pass stays the fused kernel, its output and its log-sum-exp are as ever, and
-where nobody reads, the backward pass is the kernel's own.
+A fused kernel's backward pass rebuilds ``A`` and ``G`` block by block and throws them away; a map of the attention
+then rebuilds both once more: nine matrix products where seven would do. Here the blocks are made once, in plain
+products, and given to the reader before they go: the forward pass stays the fused kernel, its output and its
+log-sum-exp are as ever, and where nobody reads, the backward pass is the kernel's own.
 """
 
 from __future__ import annotations
