@@ -61,7 +61,9 @@ def scenes(number: int, size: tuple[int, int], side: int, seed: int, *, black: b
     return Scenes(images, classes, top, left, side)
 
 
-def trained(model: nn.Module, size: tuple[int, int], side: int, steps: int, batch: int = 16) -> nn.Module:
+def trained(
+    model: nn.Module, size: tuple[int, int], side: int, steps: int, batch: int = 16, rate: float = 2e-3
+) -> nn.Module:
     """Train until the loss of three batches in a row is small, for so many steps at most.
 
     Raises:
@@ -71,7 +73,7 @@ def trained(model: nn.Module, size: tuple[int, int], side: int, steps: int, batc
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = 0.5  # few steps: the statistics are those of the last
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.0)
     right = 0
     for step in range(steps):
         scene = scenes(batch, size, side, seed=1000 + step, black=True)
