@@ -154,10 +154,33 @@ class Processes:
             else:
                 if counts:
                     done[part] = found
-        gathered = self.gather((done, None if first is None else _Told.of(first)))
-        _raise_any(first, [told for _, told in gathered])
-        everything = {part: found for found_there, _ in gathered for part, found in found_there.items()}
+        told = None if first is None else _Told.of(first)
+        if parts < self.count:
+            everything = self._from_few(done, first, told)
+        else:
+            gathered = self.gather((done, told))
+            _raise_any(first, [there for _, there in gathered])
+            everything = {part: found for found_there, _ in gathered for part, found in found_there.items()}
         return [everything[part] for part in range(parts)]
+
+    def _from_few(self, done: dict[int, T], first: Exception | None, told: _Told | None) -> dict[int, T]:
+        """What came of all parts, sent by those alone that have one.
+
+        A gathering pads what every process sends to the longest, and every process receives it of all: with hundreds
+        of processes, all but a few of which repeated a part, hundreds of times what there is.
+        """
+        gathered = self.gather((sorted(done), told))
+        _raise_any(first, [there for _, there in gathered])
+        senders: dict[int, int] = {}
+        for rank, (parts, _) in enumerate(gathered):
+            for part in parts:
+                senders.setdefault(part, rank)
+        everything: dict[int, T] = {}
+        for rank in sorted(set(senders.values())):
+            sent: list[dict[int, T] | None] = [done if torch.distributed.get_rank() == rank else None]
+            torch.distributed.broadcast_object_list(sent, src=rank)
+            everything |= sent[0] or {}
+        return everything
 
 
 def _raise_any(own: Exception | None, told: Sequence[_Told | None]) -> None:

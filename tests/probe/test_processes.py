@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ class Threads:
         self.rank = threading.local()
         self.sent: dict[int, Any] = {}
         self.collectives = [0] * count
+        self.received = [0] * count  # bytes, each process's own padded to the longest, as torch sends them
 
     def run(self, work: Callable[[Processes], Any]) -> list[Any]:
         """What each rank returns, or the error that it raised."""
@@ -45,19 +47,26 @@ class Threads:
         self.sent[self.rank.value] = copy.deepcopy(mine)
         self.barrier.wait()
         everyone[:] = [copy.deepcopy(self.sent[rank]) for rank in range(self.count)]
+        self.received[self.rank.value] += self.count * max(len(pickle.dumps(sent)) for sent in everyone)
         self.barrier.wait()
 
     def broadcast_object_list(self, objects: list[Any], src: int) -> None:
-        everyone: list[Any] = []
-        self.all_gather_object(everyone, objects)
-        objects[:] = everyone[src]
+        self.collectives[self.rank.value] += 1
+        self.sent[self.rank.value] = copy.deepcopy(objects)
+        self.barrier.wait()
+        objects[:] = copy.deepcopy(self.sent[src])
+        self.received[self.rank.value] += len(pickle.dumps(objects))
+        self.barrier.wait()
+
+    def get_rank(self) -> int:
+        return int(self.rank.value)
 
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Threads]:
     def start(count: int) -> Threads:
         threads = Threads(count)
-        for name in ("all_gather_object", "broadcast_object_list"):
+        for name in ("all_gather_object", "broadcast_object_list", "get_rank"):
             monkeypatch.setattr(torch.distributed, name, getattr(threads, name))
         return threads
 
@@ -123,6 +132,35 @@ def test_each_gives_every_process_every_part_in_order(
     assert {len(mine) for mine in done} == {-(-parts // count)}
     for everything in found:
         assert everything == [(part, part % count) for part in range(parts)]  # and none from one that only kept pace
+
+
+def test_what_travels_does_not_grow_with_processes_that_have_no_part(threads: Callable[[int], Threads]) -> None:
+    numbers = 10_000  # 40 kB a part
+
+    def work(processes: Processes) -> Any:
+        return processes.each(2, lambda part: torch.full((numbers,), float(part)))
+
+    received = []
+    for count in (2, 12):
+        group = threads(count)
+        for first, second in group.run(work):
+            assert (float(first[0]), float(second[0])) == (0.0, 1.0)
+        received.append(max(group.received))
+    assert received[1] < 1.2 * received[0]
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_an_error_in_one_of_few_parts_is_raised_everywhere(bad: int, threads: Callable[[int], Threads]) -> None:
+    group = threads(4)
+
+    def work(processes: Processes) -> Any:
+        return processes.each(2, lambda part: 1 / (0 if part == processes.rank == bad else 1))
+
+    found = group.run(work)
+    assert [type(error) for error in found] == [
+        ZeroDivisionError if rank == bad else RuntimeError for rank in range(4)
+    ]
+    assert set(group.collectives) == {1}  # nobody waits for what will not come
 
 
 @pytest.mark.parametrize("bad", [0, 1, 3])
