@@ -157,9 +157,7 @@ def test_an_error_in_one_of_few_parts_is_raised_everywhere(bad: int, threads: Ca
         return processes.each(2, lambda part: 1 / (0 if part == processes.rank == bad else 1))
 
     found = group.run(work)
-    assert [type(error) for error in found] == [
-        ZeroDivisionError if rank == bad else RuntimeError for rank in range(4)
-    ]
+    assert [type(error) for error in found] == [ZeroDivisionError if rank == bad else RuntimeError for rank in range(4)]
     assert set(group.collectives) == {1}  # nobody waits for what will not come
 
 
