@@ -83,9 +83,10 @@ def exit_at_once(*_: Any) -> None:
 
 @contextlib.contextmanager
 def handlers(handler: Any) -> Iterator[None]:
-    """A handler of SIGTERM as a user would have set it, or none."""
+    """A handler of SIGTERM as a user would have set it, or none; of Ctrl-C Python's own, which a job may lack."""
     before = {which: signal.getsignal(which) for which in (signal.SIGTERM, signal.SIGINT)}
     signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:
