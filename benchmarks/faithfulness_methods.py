@@ -24,6 +24,8 @@ Maps = Callable[[nn.Module, Tensor, Tensor, tuple[int, int]], Tensor]
 #: The row that all others are compared with: Chefer et al., arXiv 2103.15679.
 CHEFER = "gradient_guided, positive (Chefer)"
 BATCH = 16
+#: Gradients along the path of integrated gradients, and images with patches hidden for KernelSHAP.
+INTEGRATED, SAMPLED = 32, 256
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,46 @@ def _captum(network: nn.Module, images: Tensor, target: Tensor, grid: tuple[int,
     return _summed_in_patches(found.sum(dim=1), grid)
 
 
+def _integrated(network: nn.Module, images: Tensor, target: Tensor, grid: tuple[int, int]) -> Tensor:
+    from captum.attr import IntegratedGradients
+
+    colour = images.mean(dim=(2, 3), keepdim=True).expand_as(images)
+    found = IntegratedGradients(network).attribute(
+        images, colour, target=target, n_steps=INTEGRATED, internal_batch_size=BATCH
+    )
+    return _summed_in_patches(found.sum(dim=1), grid)
+
+
+def _kernel_shap(network: nn.Module, images: Tensor, target: Tensor, grid: tuple[int, int]) -> Tensor:
+    from captum.attr import KernelShap
+
+    patches = _numbers_of_patches(images, grid)
+    torch.manual_seed(0)
+    maps = []
+    for image, label in zip(images.split(1), target.tolist(), strict=True):
+        colour = image.mean(dim=(2, 3), keepdim=True).expand_as(image)
+        found = KernelShap(network).attribute(
+            image, colour, target=label, feature_mask=patches, n_samples=SAMPLED, perturbations_per_eval=BATCH
+        )
+        maps.append(F.adaptive_avg_pool2d(found.mean(dim=1, keepdim=True), grid)[:, 0])
+    return torch.cat(maps)
+
+
+def _ablation(network: nn.Module, images: Tensor, target: Tensor, grid: tuple[int, int]) -> Tensor:
+    from captum.attr import FeatureAblation
+
+    patches = _numbers_of_patches(images, grid)
+    colour = images.mean(dim=(2, 3), keepdim=True).expand_as(images)
+    found = FeatureAblation(network).attribute(images, colour, target=target, feature_mask=patches)
+    return F.adaptive_avg_pool2d(found.mean(dim=1, keepdim=True), grid)[:, 0]
+
+
+def _numbers_of_patches(images: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(1, 1, H, W), of each pixel the number of its patch."""
+    numbers = torch.arange(grid[0] * grid[1]).view(1, 1, *grid).float()
+    return F.interpolate(numbers, images.shape[-2:], mode="nearest-exact").long()
+
+
 def _summed_in_patches(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, H, W) → (B, h, w)."""
     cells = pixels.shape[-2] // grid[0] * (pixels.shape[-1] // grid[1])
@@ -120,6 +162,10 @@ ROWS = (
     Row("rollout", ours(method="rollout")),
     Row("grad_cam", ours(method="grad_cam")),
     Row("pytorch-grad-cam, GradCAM", _grad_cam, torchvision_twin, "grad-cam"),  # type: ignore[arg-type]
+    Row("best", ours(quality="best")),
+    Row("captum, IntegratedGradients (32)", _integrated, copy.deepcopy, "captum"),
+    Row("captum, FeatureAblation (each patch)", _ablation, copy.deepcopy, "captum"),
+    Row("captum, KernelShap (256)", _kernel_shap, copy.deepcopy, "captum"),
     Row("captum, InputXGradient", _captum, copy.deepcopy, "captum"),
     Row("torch-cam, LeGrad (4 blocks)", _legrad, torchvision_twin, "torchcam"),  # type: ignore[arg-type]
     Row("LXT, cp_LRP", _lxt, torchvision_twin, "lxt"),  # type: ignore[arg-type]  # last: it patches torch for good
