@@ -59,7 +59,8 @@ def test_each_piece_is_there_in_one_copy_of_a_pair(grid: tuple[int, int]) -> Non
         assert bool((inside_first ^ inside_second).all())
         assert 0.4 <= float(inside_first.float().mean()) <= 0.6
         for there in (first, second):
-            assert bool(there[:3].all()) and bool(there[area[2] :].all())
+            assert bool(there[:3].all())
+            assert bool(there[area[2] :].all())
     # What is hidden is hidden in pieces of a size that does not shrink with the patches.
     changes = (copies[0][3 : area[2]][:, 1:] != copies[0][3 : area[2]][:, :-1]).any(dim=0).sum()
     assert int(changes) < MOST_ROWS
@@ -83,7 +84,8 @@ def test_best_is_there_for_every_model(member: ZooModel) -> None:
         warnings.simplefilter("ignore")  # that another method stands in
         fast, best = explain(model, images), explain(model, images, quality="best")
     assert best.heatmap.shape == fast.heatmap.shape
-    assert bool(torch.isfinite(best.heatmap).all()) and float(best.heatmap.abs().max()) > 0
+    assert bool(torch.isfinite(best.heatmap).all())
+    assert float(best.heatmap.abs().max()) > 0
     torch.testing.assert_close(best.target, fast.target)
 
 
@@ -98,7 +100,8 @@ def test_the_maximum_is_on_a_bright_square() -> None:
 def test_a_question_of_another_quality_is_another() -> None:
     assert Question() == Question() != Question(quality="best")
     assert "quality" not in Question().plain()  # as checkpoints have it
-    assert Question(quality="best").signed and not Question(method="gradient_guided").signed
+    assert Question(quality="best").signed
+    assert not Question(method="gradient_guided").signed
 
 
 def test_another_word_is_refused() -> None:
