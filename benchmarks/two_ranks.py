@@ -9,14 +9,12 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
-import os
-import socket
 import statistics
-import subprocess
-import sys
 import time
 import warnings
 from typing import Any
+
+from benchmarks.processes import together
 
 #: Evaluations in each start of the processes, behind one that warms up.
 EVALUATIONS = 3
@@ -51,25 +49,7 @@ def main() -> None:
 
 def _run(world: int, model: str) -> dict[str, float]:
     """Start so many processes; medians of what the first one printed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = []
-    for rank in range(world):
-        environment = os.environ | {
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "WORLD_SIZE": str(world),
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "NODE_RANK": "0",
-            "OMP_NUM_THREADS": "1",
-        }
-        command = [sys.executable, "-c", f"from benchmarks.two_ranks import worker; worker({world}, {model!r})"]
-        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
-    printed = [process.communicate(timeout=900)[0] for process in processes]
-    if any(process.returncode for process in processes):
-        raise SystemExit("a process ended with an error")
+    printed = together(world, f"from benchmarks.two_ranks import worker; worker({world}, {model!r})")
     return {name: float(value) for name, value in json.loads(printed[0].splitlines()[-1]).items()}
 
 
