@@ -3,7 +3,7 @@
 Each monitor evaluates in a ``trainer.validate`` of one, two and four real processes on gloo, with few and with many
 classes. Counted are the images that go forward through the model on the busiest process, the collective operations, and
 the bytes that a process receives in them: neither depends on how large the model is, or how fast the machine. Where
-there are more processes than parts of the work, what travels no longer grows with them; docs/cost.md reads the rest off.
+there are more processes than parts of the work, what travels does not grow with them: docs/cost.md reads the rest off.
 """
 
 from __future__ import annotations
