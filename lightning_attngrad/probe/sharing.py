@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import pickle
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -86,9 +88,9 @@ class Processes:
         """What each process found, in the order of their ranks; a collective operation. Tensors must be on the CPU."""
         if max(self.count, self.world) == 1:
             return [found]
-        everyone: list[T | None] = [None] * max(self.count, self.world)
-        torch.distributed.all_gather_object(everyone, found)
-        return everyone  # type: ignore[return-value]
+        everyone: list[bytes] = [b""] * max(self.count, self.world)
+        torch.distributed.all_gather_object(everyone, _packed(found))
+        return [pickle.loads(packed) for packed in everyone]  # noqa: S301  (of this run's own processes)
 
     def share_buffers(self, module: nn.Module) -> None:
         """Give every process the buffers of the first, which a checkpoint holds; a collective operation.
@@ -177,10 +179,25 @@ class Processes:
                 senders.setdefault(part, rank)
         everything: dict[int, T] = {}
         for rank in sorted(set(senders.values())):
-            sent: list[dict[int, T] | None] = [done if torch.distributed.get_rank() == rank else None]
+            sent = [_packed(done) if torch.distributed.get_rank() == rank else b""]
             torch.distributed.broadcast_object_list(sent, src=rank)
-            everything |= sent[0] or {}
+            everything |= pickle.loads(sent[0])  # noqa: S301  (of this run's own processes)
         return everything
+
+
+class _Packer(pickle.Pickler):
+    """Packs of a tensor what it shows, and not all of the storage that it is a view of: one image, not its batch."""
+
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, Tensor) and value.untyped_storage().nbytes() > value.nbytes:
+            return value.clone().__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        return NotImplemented
+
+
+def _packed(found: Any) -> bytes:
+    packed = io.BytesIO()
+    _Packer(packed, pickle.HIGHEST_PROTOCOL).dump(found)
+    return packed.getvalue()
 
 
 def _raise_any(own: Exception | None, told: Sequence[_Told | None]) -> None:

@@ -149,6 +149,21 @@ def test_what_travels_does_not_grow_with_processes_that_have_no_part(threads: Ca
     assert received[1] < 1.2 * received[0]
 
 
+@pytest.mark.parametrize("count", [2, 5])
+def test_of_a_view_only_what_it_shows_travels(count: int, threads: Callable[[int], Threads]) -> None:
+    batch = torch.rand(1000, 100)
+
+    def work(processes: Processes) -> Any:
+        return processes.each(2, lambda part: {"rows": (batch[part], batch[:, part].expand(2, -1)[0, :3])})
+
+    group = threads(count)
+    for everything in group.run(work):
+        for part, found in enumerate(everything):
+            assert torch.equal(found["rows"][0], batch[part])
+            assert torch.equal(found["rows"][1], batch[:3, part])
+    assert max(group.received) < 10_000  # of 400,000 bytes
+
+
 @pytest.mark.parametrize("bad", [0, 1])
 def test_an_error_in_one_of_few_parts_is_raised_everywhere(bad: int, threads: Callable[[int], Threads]) -> None:
     group = threads(4)
