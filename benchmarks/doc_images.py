@@ -35,7 +35,7 @@ SOURCES: dict[str, tuple[list[str], dict[str, str]]] = {
     "planted": (["planted_shortcut.py", "--output", "planted.png"], {"planted.png": "planted.png"}),
     "robustness": (
         ["robustness_lost.py", "--output", "lost"],
-        {"success.png": "lost/attngrad/rewrite/success/*.png", "rewrites.png": "lost/attngrad/rewrite/rewrites/*.png"},
+        {"success.png": "lost/attngrad/rewrite/success/*.png"},
     ),
     "two_views": (["two_views.py", "--output", "two_views.png"], {"two_views.png": "two_views.png"}),
 }

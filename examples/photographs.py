@@ -45,6 +45,7 @@ from benchmarks import backbone
 from benchmarks.stamps import MEAN, STAMPS, STD, Scene, missing
 from lightning_attngrad.demo.forecast import TimeForecast
 from lightning_attngrad.metrics.functional import times_uniform_share
+from lightning_attngrad.reporting.captions import probability_text
 from lightning_attngrad.reporting.figures import Caption, FigureStyle, map_grid
 from lightning_attngrad.reporting.rewriting import RewriteCaption, rewrite_panels
 from lightning_attngrad.reporting.saving import save_figure
@@ -296,7 +297,8 @@ def cat_to_dog(model: nn.Module, file: Path) -> str:
                 ", ".join(found.health.complaints(row)),
             )
         )  # fmt: skip
-        said.append(f"{names[0]} {shares[0]:.0%} → {names[1]} {shares[1]:.0%} by {distance}, PSNR {psnr:.0f} dB")
+        shares_said = [probability_text(share) for share in shares]
+        said.append(f"{names[0]}, {shares_said[0]} → {names[1]}, {shares_said[1]}: {distance}, PSNR {psnr:.0f} dB")
     figure = rewrite_panels(
         found.original,
         found.pixels,
@@ -304,7 +306,7 @@ def cat_to_dog(model: nn.Module, file: Path) -> str:
         times_uniform_share(after.heatmap),
         captions,
         title="The smallest change found that makes a dog of a cat",
-        style=FigureStyle(width=9.0),
+        style=FigureStyle(width=11.4),  # a pair is one line
     )
     save_figure(figure, file)
     return "\n".join(said)

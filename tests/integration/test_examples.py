@@ -106,7 +106,7 @@ def test_photographs(tmp_path: Path) -> None:
     quick = ("--steps", "1", "--batch", "2", "--images", "2", "--free", "--output", "photographs")
     said = run_example("photographs.py", *quick, cwd=tmp_path)
     assert any(line.startswith("epoch 1/1") for line in said.splitlines())
-    assert "by L∞" in said or "at no distance" in said
+    assert ": L∞ " in said or "at no distance" in said
     for run in ("clean", "planted"):
         assert any(line.startswith(f"{run} ") and line.count("%") == 6 for line in said.splitlines()), said
     made = tmp_path / "photographs"
