@@ -15,7 +15,7 @@ DIST_VENV ?=
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo   fine-tune a small ViT with the monitor attached (about four minutes)"
+	@echo "make demo   fine-tune a small ViT with the monitor attached (says after ten steps how long it takes)"
 	@echo "make test   tests, doctests, ruff, mypy --strict, import directions"
 	@echo "make bench  time and memory of every map, side by side with other libraries"
 	@echo "make test-gpu  what only a GPU can show; GPU_PYTHON= is a Python with torch, lightning, timm, torchmetrics"

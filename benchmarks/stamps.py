@@ -46,6 +46,7 @@ class Scene:
         seed: of all that is drawn.
         size: height and width of the composites, pixels.
         scale: least and greatest length of a stamp, as a share of the place that it is pasted into.
+        backgrounds: names of photographs in scikit-image, or with an ending in scikit-learn.
     """
 
     def __init__(
@@ -58,10 +59,11 @@ class Scene:
         seed: int,
         size: int,
         scale: tuple[float, float] = (0.65, 0.95),
+        backgrounds: Sequence[str] = BACKGROUNDS,
     ) -> None:
         self.size, self.scale = size, scale
         self.random = np.random.default_rng(seed)
-        self.backgrounds = [_part(_photograph(name), held_out) for name in BACKGROUNDS]
+        self.backgrounds = [_part(_photograph(name), held_out) for name in backgrounds]
         self.stamps: list[list[Image.Image]] = []
         for folders in classes.values():
             files = [file for folder in folders for file in sorted((stamps / folder).rglob("*.png"))]

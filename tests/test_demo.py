@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
 import sys
+import time
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from safetensors.torch import save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from lightning_attngrad import AttentionMapMonitor
 from lightning_attngrad.demo import DemoError, DemoOptions, run_demo
 from lightning_attngrad.demo.data import (
     DigitImages,
@@ -26,6 +31,7 @@ from lightning_attngrad.demo.data import (
     random_affine,
     stratified_split,
 )
+from lightning_attngrad.demo.forecast import TimeForecast
 from lightning_attngrad.demo.models import (
     BACKBONE_FILE,
     build_model,
@@ -36,6 +42,7 @@ from lightning_attngrad.demo.models import (
 from lightning_attngrad.demo.shortcut import class_marks, mark_size
 from lightning_attngrad.demo.summary import summary_table
 from lightning_attngrad.metrics.functional import corner_mass, mask_on_grid
+from tests.callbacks.small_runs import Classifier, Squares, loader, make_trainer
 
 SMALL_MODEL = "test_vit"  # timm's own for tests: 0.4 M parameters
 HALF = (0.5, 0.5, 0.5)
@@ -485,3 +492,57 @@ def test_summary_of_a_monitor_that_rested() -> None:
     table = summary_table([{"val_accuracy": 0.1}, {"val_accuracy": 0.5}], 2.0, Path("out dir"))
     assert "on the maps" not in table
     assert "--logdir 'out dir'" in table
+
+
+def test_the_table_has_the_units_of_the_figures() -> None:
+    table = summary_table([{}, {"attngrad/rewrite/median_linf": 8 / 255}], 2.0, Path("out"))
+    (row,) = (line for line in table.splitlines() if line.startswith("change that rewrites"))
+    assert row.split()[-1] == "8/255"
+
+
+class TestForecast:
+    def test_it_is_about_what_the_rest_takes(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Steps of a known length: 2 epochs of 12, of which 14 are left after ten, and 30 elsewhere."""
+        step, monitor = 0.05, AttentionMapMonitor(num_images=3)
+        forecast = TimeForecast([monitor], more_steps=30)
+        fit_for(12, 2, step, monitor, forecast)
+        said = re.search(r"forecast after 10 steps of ([\d.]+) s: another", capsys.readouterr().out)
+        assert said is not None
+        taken = float(said[1])  # by each step: on a machine at work more than what it slept
+        assert taken >= step
+        assert forecast.minutes is not None
+        validations = 2 * 3 * taken  # of no more than a step each
+        assert 0.9 * taken * 44 <= 60 * forecast.minutes <= 1.1 * taken * 44 + validations + 2 * monitor.spent
+
+    def test_what_is_watched_counts(self, capsys: pytest.CaptureFixture[str]) -> None:
+        every, last = (TimeForecast([AttentionMapMonitor(num_images=3, every_n_epochs=n)]) for n in (1, 600))
+        for forecast in (every, last):
+            fit_for(12, 1, 0.0, *forecast.monitors, forecast, told_epochs=600)
+        assert every.minutes is not None
+        assert last.minutes is not None
+        watched = [float(line.split("minutes, ")[1].split()[0]) for line in capsys.readouterr().out.splitlines()]
+        assert watched[0] > 20 * watched[1]
+
+    def test_a_run_of_fewer_steps_says_nothing(self, capsys: pytest.CaptureFixture[str]) -> None:
+        forecast = TimeForecast([])
+        fit_for(9, 1, 0.0, forecast)
+        assert forecast.minutes is None
+        assert "forecast" not in capsys.readouterr().out
+
+
+class Slow(Classifier):
+    """Steps that take so many seconds at least."""
+
+    seconds = 0.0
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        time.sleep(self.seconds)
+        return super().training_step(batch, batch_idx)
+
+
+def fit_for(batches: int, epochs: int, seconds: float, *callbacks: Callback, told_epochs: int | None = None) -> None:
+    """A fit of so many steps; it may stop before the epochs that it was told."""
+    module = Slow()
+    module.seconds = seconds
+    trainer = make_trainer(*callbacks, max_epochs=told_epochs or epochs, max_steps=batches * epochs)
+    trainer.fit(module, loader(Squares(4 * batches)), loader(Squares()))

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "reporting": set(),
     "measure": {"version", "attention", "explain", "rewrite", "metrics", "probe", "reporting", "state"},
     "callbacks": {"attention", "explain", "guidance", "rewrite", "metrics", "probe", "measure", "reporting", "state"},
-    "demo": {"callbacks", "models", "probe"},
+    "demo": {"callbacks", "models", "probe", "reporting"},
     "audit": {"callbacks", "measure", "probe", "reporting"},
     "cli": {"audit", "demo", "callbacks", "reporting"},
     "callbacks_factory": {"callbacks"},

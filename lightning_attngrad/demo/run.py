@@ -28,6 +28,7 @@ from lightning_attngrad.callbacks import (
     RewriteRobustnessMonitor,
 )
 from lightning_attngrad.demo.data import DigitsDataModule, FolderDataModule, count_folder_classes
+from lightning_attngrad.demo.forecast import TimeForecast
 from lightning_attngrad.demo.models import build_model, load_backbone, load_weights
 from lightning_attngrad.demo.module import FineTuner
 from lightning_attngrad.demo.options import DEMO_MODEL, DemoError, DemoOptions
@@ -238,7 +239,10 @@ def _trainer(
             max_epochs=epochs,
             limit_train_batches=batches,
             logger=[board, table],
-            callbacks=[*monitors, *guidance, audit, history, _ProgressBar(refresh_rate=5), *checkpoints],
+            callbacks=[
+                *(*monitors, *guidance, audit, history, TimeForecast(monitors)),
+                *(_ProgressBar(refresh_rate=5), *checkpoints),
+            ],
             enable_model_summary=False,
             num_sanity_val_steps=0,
             log_every_n_steps=10,

@@ -11,6 +11,10 @@ from typing import Any
 
 from tabulate import SEPARATING_LINE, DataRow, Line, TableFormat, tabulate
 
+from lightning_attngrad.reporting.distances import distance_unit
+
+#: As figures and the report have it: of 255, whatever the bit depth of the images was.
+_GREY_VALUES = "n/255"
 _ROWS = (
     ("val_accuracy", "validation accuracy", "{:.1%}"),
     ("val_accuracy_without_mark", "accuracy without the mark", "{:.1%}"),
@@ -24,7 +28,7 @@ _ROWS = (
     ("attngrad/guidance/mass_inside", "guided attention on them", "{:.1%}"),
     ("attngrad/drift/spearman", "maps moved, Spearman", "{:.2f}"),
     ("attngrad/drift/ratio/spearman", "the same over noise", "{:.1f}"),
-    ("attngrad/rewrite/median_linf", "change that rewrites, L∞", "{:.3f}"),
+    ("attngrad/rewrite/median_linf", "change that rewrites, L∞", _GREY_VALUES),
     ("attngrad/rewrite/survives_8_bit", "rewrites left after 8 bits", "{:.0%}"),
 )
 _SECONDS = (
@@ -42,6 +46,10 @@ _FORMAT = TableFormat(
     padding=0,
     with_header_hide=None,
 )
+
+
+def _said(pattern: str, value: float) -> str:
+    return distance_unit("linf").text(value) if pattern == _GREY_VALUES else pattern.format(value)
 
 
 def summary_table(history: Sequence[Mapping[str, float]], training_seconds: float, directory: Path) -> str:
@@ -74,7 +82,7 @@ def summary_table(history: Sequence[Mapping[str, float]], training_seconds: floa
     rows: list[Any] = [["", "start", "end"], SEPARATING_LINE]
     for key, label, pattern in _ROWS:
         if key in first or key in last:
-            start, end = (pattern.format(scalars[key]) if key in scalars else "" for scalars in (first, last))
+            start, end = (_said(pattern, scalars[key]) if key in scalars else "" for scalars in (first, last))
             rows.append([label, start, end])
     rows += [
         SEPARATING_LINE,

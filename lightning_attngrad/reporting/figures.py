@@ -246,7 +246,9 @@ def _strips(
     lines = math.ceil(tiles / columns)
     # Names that are the same in every row stand once, at the top, where a row is one line.
     repeated = lines > 1 or any(list(row) != list(above[0]) for row in above)
-    line_height = height + (_LINE if repeated else 0) + (_LINE if below else 0) + _GAP
+    under = [[_in_lines(words, width) for words in row] for row in below or ()]
+    most_under = max((len(words) for row in under for words in row), default=0)
+    line_height = height + (_LINE if repeated else 0) + most_under * _LINE + _GAP
     row_height = lines * line_height + (_ROW_GAP - _GAP if repeated or below else 0)
     head = 0.0 if repeated else _LINE
     page = max(least_width(style), (columns + 1) * width + columns * _GAP + _BESIDE + 2 * MARGIN)
@@ -273,17 +275,25 @@ def _strips(
                 canvas.map(images[row], maps[row, tile], x, y, width, height)
                 if repeated or row == 0:
                     canvas.write(x + width / 2, y - _LINE / 2, above[row][tile], width=width, align="center")
-                if below:
+                for line, words in enumerate(under[row][tile] if below else ()):
                     canvas.write(
                         x + width / 2,
-                        y + height + _LINE / 2,
-                        below[row][tile],
+                        y + height + (line + 0.5) * _LINE,
+                        words,
                         width=width,
                         size=NOTE_SIZE,
-                        colour=WRONG_INK if below[row][tile].startswith(("✗", "◐")) else SOFT_INK,
+                        colour=WRONG_INK if under[row][tile][0].startswith(("✗", "◐")) else SOFT_INK,
                         align="center",
                     )
     return canvas
+
+
+def _in_lines(verdict: str, width: float) -> tuple[str, ...]:
+    """A name and its number as a line each where both do not fit into one: else the number would cut the name."""
+    name, bracket, number = verdict.partition(" (")
+    if text_width(verdict, NOTE_SIZE) <= width or number.count(")") != 1 or not number.endswith(")"):
+        return (verdict,)
+    return name, f"{bracket[1:]}{number}"
 
 
 def _tiles_in_line(

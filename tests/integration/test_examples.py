@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors import safe_open
 
+from benchmarks.stamps import STAMPS, missing
 from lightning_attngrad.guidance import epipolar_mask
 
 ROOT = Path(__file__).parents[2]
@@ -98,6 +99,53 @@ def test_three_runs_on_marked_digits(tmp_path: Path) -> None:
     for kind in ("clean", "planted", "guided"):
         assert any(line.startswith(f"{kind} ") and line.count("%") == 15 for line in table.splitlines()), said
     assert (tmp_path / "planted.png").exists()
+
+
+@pytest.mark.skipif(missing(STAMPS) is not None, reason=str(missing(STAMPS)))
+def test_photographs(tmp_path: Path) -> None:
+    quick = ("--steps", "1", "--batch", "2", "--images", "2", "--free", "--output", "photographs")
+    said = run_example("photographs.py", *quick, cwd=tmp_path)
+    assert any(line.startswith("epoch 1/1") for line in said.splitlines())
+    assert ": L∞ " in said or "at no distance" in said
+    for run in ("clean", "planted"):
+        assert any(line.startswith(f"{run} ") and line.count("%") == 6 for line in said.splitlines()), said
+    made = tmp_path / "photographs"
+    for file in ("cat_to_dog.png", "watermark.png"):
+        with Image.open(made / file) as figure:
+            assert min(figure.size) > 300
+    for figure in (
+        "maps/overlay",
+        "maps/film",
+        "maps/classes",
+        "drift/curves",
+        "rewrite/rewrites",
+        "faithfulness/curves",
+    ):
+        assert list(made.glob(f"version_0/attngrad/{figure}/*.png")), figure
+    assert (made / "version_0" / "attngrad" / "report.html").exists()
+    assert list(made.rglob("*.audit.json"))
+
+
+def test_photographs_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "apt-get install tuxpaint-stamps-default" in str(missing(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    (tmp_path / "animals").mkdir()
+    assert "pip install onnx" in str(missing(tmp_path))
+
+
+def test_the_watermark_is_small_and_lies_on_what_it_marks(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("skimage")
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    made = importlib.import_module("photographs")
+    covered = made.watermark() > 0
+    assert 0.005 < float(covered.float().mean()) < 0.03
+    assert bool(covered[made.SIZE // 2 :, made.SIZE // 2 :].any())
+    assert not bool(covered[: made.SIZE // 2].any())
+    pixels, labels = torch.full((2, 3, made.SIZE, made.SIZE), 0.2), torch.tensor([0, made.NAMES.index(made.MARKED)])
+    plain, marked = (item["image"] for item in made.Pictures(pixels, labels, torch.zeros(2, 1, 1), marked=True))
+    torch.testing.assert_close(plain, made.normalised(pixels[0]))
+    changed = (marked - plain).abs().amax(0) > 1e-4
+    assert torch.equal(changed, covered)
 
 
 def test_two_views(tmp_path: Path) -> None:

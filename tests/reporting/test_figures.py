@@ -244,6 +244,19 @@ def test_a_long_film_shows_an_even_selection_with_both_ends():
     assert "16 of 101 frames, evenly spaced · patch grid 2 × 2 · true class: cat" in found
 
 
+def test_a_film_cuts_no_name_because_of_its_number():
+    seen = [
+        Caption("vehicle", 0.36, "cat", 0.1),
+        Caption("cat", 0.45, "cat", 0.45),
+        Caption("cat", 0.999, "cat", 0.999),
+    ]
+    figure = film_strip(np.zeros((3, 8, 8)), np.ones((4, 2, 2)), list("abcd"), [*seen, seen[0]], title="t")
+    found = words(figure)
+    assert {"✗ vehicle", "(0.36)", "✓ cat (0.45)", "✓ cat", "(p > 0.99)"} <= set(found)
+    assert not any("…" in word for word in found)
+    assert_words_lie_inside_and_apart(figure)
+
+
 @pytest.mark.parametrize("frames", [1, 2, 15, 16, 17, 18])
 def test_a_short_film_shows_all(frames):
     shown = [word for word in words(film(frames)) if word == "start" or word.startswith("epoch")]
