@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-import random
 import re
 import shlex
 import sys
@@ -26,7 +25,7 @@ from lightning.pytorch.cli import LightningCLI
 from torch import nn
 
 import lightning_attngrad as attngrad
-from lightning_attngrad import cli
+from lightning_attngrad import cli, metrics
 from lightning_attngrad.attention import rules
 from lightning_attngrad.explain import METHODS
 from lightning_attngrad.reporting import loggers
@@ -46,7 +45,7 @@ OTHER_PROGRAMS = {"cd", "echo", "git", "pre-commit", "tensorboard", "xdg-open"}
 
 
 def prelude() -> dict[str, Any]:
-    """What every page takes as given: a reader has a module and its data, a model, images as it takes them, and names."""
+    """What every page takes as given: a reader's module and data, a model, images as it takes them, class names."""
     model = timm.create_model("test_vit", num_classes=10).eval()
     return {
         **{"L": L, "F": F, "nn": nn, "np": np, "torch": torch, "attngrad": attngrad, "Path": Path},
@@ -93,7 +92,9 @@ def take_a_guided_step(names: dict[str, Any]) -> None:
     masks = torch.zeros(2, 160, 160, dtype=torch.bool)
     masks[:, 40:80, 40:80] = True
     names["F"] = F  # further down the page an F is a fundamental matrix
-    names["training_step"](SimpleNamespace(model=names["model"]), (names["images"], names["target"], masks), 0).backward()
+    names["training_step"](
+        SimpleNamespace(model=names["model"]), (names["images"], names["target"], masks), 0
+    ).backward()
     assert names["model"].blocks[0].attn.qkv.weight.grad.abs().sum() > 0
 
 
@@ -145,7 +146,13 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.syspath_prepend(str(ROOT / "examples"))
-    quick = {"MAX_STEPS": 2, "LIMIT_TRAIN_BATCHES": 2, "ACCELERATOR": "cpu", "ENABLE_PROGRESS_BAR": False, "ENABLE_MODEL_SUMMARY": False}
+    quick = {
+        "MAX_STEPS": 2,
+        "LIMIT_TRAIN_BATCHES": 2,
+        "ACCELERATOR": "cpu",
+        "ENABLE_PROGRESS_BAR": False,
+        "ENABLE_MODEL_SUMMARY": False,
+    }
     for name, value in quick.items():
         monkeypatch.setenv(f"PL_TRAINER_{name}", str(value))
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -153,7 +160,6 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     tables = (METHODS, rules.LINEARISED, rules.NORMALISATIONS, loggers._WRITERS, loggers._TEXT_WRITERS)
     kept = [(table, table.copy()) for table in tables]
     modules = set(sys.modules)
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     torch.manual_seed(0)
     yield tmp_path
     for table, before in kept:
@@ -162,9 +168,6 @@ def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name in set(sys.modules) - modules:  # the reader's own, which lie in this folder
         if str(getattr(sys.modules[name], "__file__", "")).startswith(str(tmp_path)):
             del sys.modules[name]
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    torch.set_rng_state(states[2])
 
 
 def missing(block: Block) -> str | None:
@@ -254,7 +257,24 @@ def test_these_tests_find_what_they_look_for() -> None:
 def test_languages_of_blocks_are_known() -> None:
     """Another would be a block that nothing looks at; one without a language is shown, and not typed."""
     known = {"", "python", "sh", "console", "yaml"}
-    assert {block.place: block.language for page in PAGES for block in blocks_of(page) if block.language not in known} == {}
+    assert {
+        block.place: block.language for page in PAGES for block in blocks_of(page) if block.language not in known
+    } == {}
+
+
+def test_the_reference_has_every_public_name() -> None:
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = {line.rpartition(".")[2] for line in page.splitlines() if line.startswith("::: ")}
+    assert {*attngrad.__all__, *metrics.__all__} <= listed
+
+
+def test_every_figure_and_every_method_is_told_of() -> None:
+    reading, claims = ((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8") for page in ("reading", "claims"))
+    for monitor in attngrad.monitors("full"):
+        for figure in getattr(monitor, "drawable", ()):
+            assert f"### `{monitor.name}/{figure}`" in reading
+    for method in METHODS:
+        assert re.search(rf"^\|.*`{method}`.*\|.*\|", claims, re.MULTILINE), method
 
 
 def check(command: Command) -> None:
@@ -275,7 +295,9 @@ def check(command: Command) -> None:
     elif program == "pip":
         extras = {extra for word in arguments for extra in re.findall(r"\[(\w+)\]", word)}
         text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-        assert all(word in OPTIONAL | {"pre-commit", "."} or "[" in word for word in arguments[1:] if word[0] != "-"), command
+        assert all(word in OPTIONAL | {"pre-commit", "."} or "[" in word for word in arguments[1:] if word[0] != "-"), (
+            command
+        )
         own = [word for word in arguments if word.startswith((".[", "lightning-attngrad["))]
         assert not own or all(re.search(rf"^{extra} = \[", text, re.MULTILINE) for extra in extras), command
     else:
@@ -304,7 +326,7 @@ def _check_own(command: Command, arguments: list[str]) -> None:
     try:
         cli._Parser(known[arguments[0]]).parse_args(arguments[1:])
     except SystemExit as error:
-        assert error.code == 0, command
+        raise AssertionError(str(command)) from error
 
 
 def _check_python(command: Command, arguments: list[str]) -> None:
@@ -313,7 +335,11 @@ def _check_python(command: Command, arguments: list[str]) -> None:
             return
         try:
             found = importlib.util.find_spec(arguments[1])
-            found = importlib.util.find_spec(f"{arguments[1]}.__main__") if found and found.submodule_search_locations else found
+            found = (
+                importlib.util.find_spec(f"{arguments[1]}.__main__")
+                if found and found.submodule_search_locations
+                else found
+            )
         except ModuleNotFoundError:
             found = None
         assert found, command
