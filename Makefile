@@ -43,6 +43,16 @@ test: lint
 bench: $(VENV)/.installed-dev $(VENV)/.installed-bench
 	PYTHONPATH="$(CURDIR)" $(BIN)/python -m benchmarks.maps $(ARGS)
 
+# Docstrings are read, and nothing is imported: the site needs what builds it, and not the gigabytes that the package needs.
+$(VENV)/.installed-docs: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/itself .
+	PYTHONPATH=$(VENV)/itself $(BIN)/python -c "from importlib.metadata import requires; \
+	print(*[one.split(';')[0] for one in requires('lightning-attngrad') if 'extra ==' in one and 'docs' in one.split(';')[1]], sep='\n')" \
+	> $(VENV)/docs-requirements.txt
+	$(BIN)/python -m pip install --quiet --requirement $(VENV)/docs-requirements.txt
+	touch $@
+
 docs: $(VENV)/.installed-docs
 	PYTHONPATH="$(CURDIR)" NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
