@@ -63,7 +63,7 @@ def refuse_probabilities(scores: Tensor) -> None:
         squashing, undone = found
         raise ValueError(
             f"model: its output comes out of a {squashing}: it is probabilities already, and expected are the "
-            "scores in front of it (logits). Let forward() return those; or, where the output is a tensor, undo it with "
+            "scores in front of it (logits). Let forward() return those; or, of a tensor, undo it with "
             f"ProbeImages(forward=lambda model, images: model(images).{undone}()), in explain and rewrite "
             f"forward=lambda images: model(images).{undone}(); or say task='regression' to explain the probability as "
             "a mere number"

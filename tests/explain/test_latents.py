@@ -1,4 +1,4 @@
-"""Latents that read the image and then each other, as a Perceiver's do: by the plain recursion over latents and pixels."""
+"""Latents that read the image and then each other, as a Perceiver's do: the plain recursion over latents and pixels."""
 
 from __future__ import annotations
 
@@ -79,5 +79,5 @@ def test_rollout_goes_through_the_latents() -> None:
 
 
 def test_raw_attention_that_reads_no_patch_is_refused_and_not_drawn_as_nothing() -> None:
-    with pytest.raises(UnsupportedModelError, match="reads only tokens that lie nowhere on the image.*'rollout'"):
+    with pytest.raises(UnsupportedModelError, match=r"reads only tokens that lie nowhere on the image.*'rollout'"):
         explain(MODEL, IMAGES, TARGET, method="raw_attention")
