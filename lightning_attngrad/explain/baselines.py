@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_attngrad.attention import AttentionCall, Cut
+from lightning_attngrad.attention import AttentionCall, Cut, UnsupportedModelError
 from lightning_attngrad.attention.places import ImagePlaces, TokenPlaces
 from lightning_attngrad.explain.flow import TokenFlow, sum_of
 from lightning_attngrad.explain.forward_pass import ForwardPass
@@ -18,8 +18,19 @@ from lightning_attngrad.explain.registry import TokenScores, register_method
 
 @register_method("raw_attention", source="none: the last layer's attention, mean over heads")
 def raw_attention(forward: ForwardPass, seeds: Seeds) -> TokenScores:
-    """The row of the last attention call that feeds the prediction, mean over heads; their mean if several are last."""
+    """The row of the last attention call that feeds the prediction, mean over heads; their mean if several are last.
+
+    Raises:
+        UnsupportedModelError: if these read no token that lies on the image.
+    """
     last = last_attention(forward, seeds.outputs, seeds.gradients, retain_graph=seeds.retain_graph)
+    if all(forward.places.calls[number].keys.grid is None for number in last.weights):
+        names = " and ".join(f"'{forward.places.calls[number].name}'" for number in last.weights)
+        raise UnsupportedModelError(
+            f"model: its last attention, {names}, reads only tokens that lie nowhere on the image (latents, queries or "
+            "registers that have read it before), so by itself it is no map of the image. Use method='rollout', which "
+            "goes on to what these have read, or a method that follows the gradient"
+        )
     flow = TokenFlow(forward.places)
     for number, weights in last.weights.items():
         flow.add(number, _read(forward, number, weights / len(last.weights)), forward.places.calls[number].keys)

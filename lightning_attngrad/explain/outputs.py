@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_attngrad.explain.plain import plain
+from lightning_attngrad.explain.squashed import refuse_probabilities
 
 #: Where there are no classes.
 WHAT_WOULD_DO = (
@@ -158,7 +159,7 @@ class Multiclass(Task):
         return None
 
     def scores(self, output: Any, batch: int) -> Tensor:
-        scores = row_of_numbers(output, batch)
+        scores = row_of_scores(output, batch)
         if scores.shape[1] < 2:
             raise ValueError(
                 "task: got 'multiclass', and the model has one output; with one output 'binary' has two classes, "
@@ -192,7 +193,7 @@ class Binary(Multiclass):
         return (f"no {names[0]}", names[0]) if names is not None and len(names) == 1 else super().in_words(names, count)
 
     def scores(self, output: Any, batch: int) -> Tensor:
-        scores = row_of_numbers(output, batch)
+        scores = row_of_scores(output, batch)
         if scores.shape[1] == 1:
             return torch.cat([-scores / 2, scores / 2], dim=1)
         if scores.shape[1] > 2:
@@ -212,7 +213,7 @@ class Multilabel(Task):
     name = "multilabel"
 
     def scores(self, output: Any, batch: int) -> Tensor:
-        numbers = row_of_numbers(output, batch)
+        numbers = row_of_scores(output, batch)
         return torch.cat([numbers / 2, -numbers / 2], dim=1)
 
     def probabilities(self, scores: Tensor) -> Tensor:
@@ -353,7 +354,8 @@ class Unsaid(Multiclass):
     name = "unsaid"
 
     def scores(self, output: Any, batch: int) -> Tensor:
-        return row_of_numbers(output, batch)
+        numbers = row_of_numbers(output, batch)
+        return numbers if numbers.shape[1] == 1 else row_of_scores(output, batch)
 
     def check_target(self, classes: Tensor, count: int) -> None:
         if count == 1:
@@ -512,7 +514,18 @@ def row_of_numbers(output: Any, batch: int) -> Tensor:
         if len(set(rows)) > 1:
             raise ValueError(
                 f"model: its output holds {len(rows)} rows of numbers an image, of {' and '.join(map(str, rows))}, and "
-                "which of them are class scores is not said; give forward= a function that returns those alone"
+                "which of them are class scores is not said; give forward= a function that returns those alone."
             )
     found = found.unsqueeze(1) if found.dim() == 1 else found
     return found if found.dtype == torch.float64 else found.float()
+
+
+def row_of_scores(output: Any, batch: int) -> Tensor:
+    """The same, where the numbers are scores of classes.
+
+    Raises:
+        ValueError: if it holds no such tensor, or several that differ, or probabilities.
+    """
+    numbers = row_of_numbers(output, batch)
+    refuse_probabilities(numbers)
+    return numbers

@@ -51,7 +51,7 @@ class HinderedTransformer(nn.Module):
         drop_rate: of the pooled features while training.
 
     Raises:
-        ValueError: if the patches do not divide the images, or pooling does not divide the patches.
+        ValueError: if the patches do not divide the images, pooling does not divide the patches, or a stage is empty.
 
     Source:
         arXiv 2502.17196.
@@ -83,6 +83,8 @@ class HinderedTransformer(nn.Module):
     ) -> None:
         super().__init__()
         size = (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+        if not depths or min(depths) < 1:
+            raise ValueError(f"depths: got {tuple(depths)}; expected one block or more for each of one stage or more")
         cell = patch_size * 2 ** (len(depths) - 1)
         if any(side % cell for side in size):
             raise ValueError(
@@ -317,12 +319,18 @@ def _initialise(module: nn.Module) -> None:
 _WIDTHS = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
 
 
+#: What `timm.create_model` hands to every model, of its weights.
+_OF_TIMM = {"pretrained_cfg", "pretrained_cfg_overlay", "pretrained_strict", "cache_dir"}
+
+
 def _build(size: str, pooled: bool, pretrained: bool, options: dict[str, Any]) -> HinderedTransformer:
     if pretrained:
         raise RuntimeError("pretrained: there are no weights of this model here; start from a ViT's, see hindered.py")
     width, heads = _WIDTHS[size]
     form: dict[str, Any] = {"patch_size": 8, "depths": (4, 4, 4)} if pooled else {"patch_size": 16, "depths": (12,)}
     known = {"img_size", "in_chans", "num_classes", "drop_rate", "mlp_ratio", "qkv_bias", *form}
+    if strange := sorted(name for name, value in options.items() if value and name not in known | _OF_TIMM):
+        raise ValueError(f"hit: got {', '.join(strange)}; expected none but {', '.join(sorted(known))}")
     given = {name: value for name, value in options.items() if name in known and value is not None}
     model = HinderedTransformer(**{"embed_dim": width, "num_heads": heads, **form, **given})
     side = model.patch_embed.img_size

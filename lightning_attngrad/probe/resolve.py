@@ -20,6 +20,8 @@ BatchAdapter: TypeAlias = Callable[[Any], tuple[Tensor, Tensor | None]]
 IMAGE_KEYS = ("image", "images", "pixel_values", "img", "imgs", "x", "input", "inputs")
 TARGET_KEYS = ("label", "labels", "target", "targets", "y", "class", "classes")
 
+#: Pixels of a side, and channels, by which (B, H, W, C) is told from (B, C, H, W).
+_LEAST_SIDE, _MOST_COLOURS = 8, 4
 _DEEPEST_PATH = 4  # to images that an error message points to
 _LONGEST_DESCRIPTION = 12  # entries of a batch that an error message lists
 
@@ -294,9 +296,33 @@ def _no_images(batch: Any) -> ProbeInputError:
     volume = next((value for _, value in entries_of(batch) or () if _is_volume(value)), None)
     if volume is not None:
         return _of_a_volume(volume, "batch")
+    values = [value for _, value in entries_of(batch) or ()]
+    if any(_is_list_of_images(value) for value in values):
+        return _in_another_layout("a list, one by one", "torch.stack(list({}))", "list(images)")
+    # square ones alone: (B, T, D) may be embedded words
+    if any(isinstance(one, Tensor) and one.ndim == 3 and one.shape[1] == one.shape[2] >= _LEAST_SIDE for one in values):
+        return _in_another_layout("without an axis of channels", "{}.unsqueeze(1)", "images.squeeze(1)")
     return ProbeInputError(
         f"batch: no images (B, C, H, W) found in {describe(batch)}; set image_key to the name, index or path of the "
         f"images, such as {_deeper_path(batch) or [0, 0]}, or batch_adapter to a function batch -> (images, targets)"
+    )
+
+
+def _is_list_of_images(value: Any) -> bool:
+    """Of each image of a batch one, of one size or of several: tensors (C, H, W), or pictures."""
+    return (
+        isinstance(value, list | tuple)
+        and bool(value)
+        and all((isinstance(one, Tensor) and one.ndim == 3) or hasattr(one, "getbands") for one in value)
+    )
+
+
+def _in_another_layout(what: str, to_pictures: str, back: str) -> ProbeInputError:
+    return ProbeInputError(
+        f"batch: the images are {what}, and expected are pictures (B, C, H, W) of one size. A batch_adapter makes "
+        "those of them, and a forward gives the model back what it takes: ProbeImages(batch_adapter=lambda batch: "
+        f"({to_pictures.format('batch[0]')}, batch[1]), forward=lambda model, images: model({back})), where batch[0] "
+        "are the images and batch[1] the labels"
     )
 
 
@@ -320,6 +346,11 @@ def _deeper_path(batch: Any, depth: int = _DEEPEST_PATH) -> list[str | int] | No
 
 def _checked_images(images: Any, batch: Any, argument: str, require_float: bool) -> Tensor:
     if isinstance(images, Tensor) and images.ndim == 4:
+        if argument != "batch_adapter" and images.shape[3] <= _MOST_COLOURS and images.shape[1] >= _LEAST_SIDE:
+            to_pictures = "{}.permute(0, 3, 1, 2)" + ("" if images.is_floating_point() else ".float()")
+            raise _in_another_layout(
+                f"{describe(images)}, with their channels last", to_pictures, "images.permute(0, 2, 3, 1)"
+            )
         if images.is_floating_point() or (images.dtype == torch.uint8 and not require_float):
             return images
         if images.dtype == torch.uint8:

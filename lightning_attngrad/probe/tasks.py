@@ -228,6 +228,11 @@ def _of_rows(labels: Tensor, seen: Seen | None, outputs: int) -> tuple[Task, str
     if not marks and not exclusive:
         if bool(((labels >= 0) & (labels <= 1)).all()):
             return _undecided("labels between 0 and 1 may be numbers, or labels that were smoothed or mixed up"), ""
+        if labels.shape[1] == outputs and _of_three_states(labels):
+            return _undecided(
+                "rows of nothing but −1, 0 and 1 (or NaN) may be numbers, or labels of which some are not known: make "
+                "those 0 in a batch_adapter, and say 'multilabel', if that is what they are"
+            ), ""
         return TASKS["regression"], ""
     if labels.shape[1] != outputs:
         return _undecided(f"the model gives {outputs} numbers an image, and labels are {labels.shape[1]} a row"), ""
@@ -239,6 +244,12 @@ def _of_rows(labels: Tensor, seen: Seen | None, outputs: int) -> tuple[Task, str
         f"classes. {_SAY}: 'multiclass' if that is so, 'multilabel' if several may be"
     )
     return TASKS["multiclass"], "" if certain else said
+
+
+def _of_three_states(labels: Tensor) -> bool:
+    """Whether rows (N, K) say of labels that they are there, are not, or are not known, as −1 or NaN do."""
+    known = labels.isfinite()
+    return bool((~known | (labels == 0) | (labels == 1) | (labels == -1)).all())
 
 
 def _far_too_many(outputs: int, classes: int, drawn: int) -> bool:

@@ -158,5 +158,9 @@ def test_what_does_not_fit_is_refused() -> None:
         HinderedTransformer(img_size=36, patch_size=8)
     with pytest.raises(ValueError, match="num_heads: got 5; expected a divisor of embed_dim, 12"):
         HinderedTransformer(embed_dim=12, num_heads=5)
+    with pytest.raises(ValueError, match=r"depths: got \(\); expected one block or more"):
+        HinderedTransformer(depths=())
+    with pytest.raises(ValueError, match="hit: got features_only; expected none but depths, drop_rate, img_size"):
+        timm.create_model("hit_tiny_patch16_224", img_size=64, features_only=True)
     with pytest.raises(ValueError, match="it has no classifier"):
         _model("plain", num_classes=0).patch_terms(torch.zeros(1, 3, 32, 32).double())

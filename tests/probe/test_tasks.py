@@ -76,6 +76,16 @@ def test_tasks_of_labels_outputs_and_names(labels: Any, outputs: int, names: int
     assert task.name == expected
 
 
+@pytest.mark.parametrize("unknown", [-1.0, float("nan")])
+def test_labels_of_which_some_are_not_known_are_not_taken_for_numbers(unknown: float) -> None:
+    """As those of CheXpert: there, not there, or not known."""
+    labels = torch.tensor([[1.0, 0.0, unknown], [0.0, 1.0, 1.0], [unknown, 0.0, 0.0]])
+    task, _ = find_task(ROWS[3], labels, None, None, MODEL)
+    assert isinstance(task, Undecided)
+    assert "labels of which some are not known: make those 0 in a batch_adapter, and say 'multilabel'" in task.why
+    assert find_task(ROWS[3], labels * 2, None, None, MODEL)[0].name == "regression"
+
+
 def test_what_cannot_be_told_says_why_and_what_to_write() -> None:
     task, said = find_task(ROWS[32], CLASSES, None, 10, MODEL)
     assert said == ""

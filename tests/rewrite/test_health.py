@@ -47,7 +47,7 @@ class Masked(nn.Module):
         elif self.kind == "not a number":
             images = images + 0 * (images - images).sqrt()
         logits = self.model(images)
-        return (1000 * logits).softmax(1) if self.kind == "saturated" else logits
+        return 5 * (1000 * logits).softmax(1) if self.kind == "saturated" else logits
 
 
 @pytest.mark.parametrize("kind", ["quantised", "detached", "saturated", "not a number"])
@@ -68,7 +68,7 @@ def test_a_masked_gradient_shows_with_patches_too(kind: str) -> None:
 
     def forward(batch: Tensor) -> Tensor:
         logits = model((batch * 8).round() / 8 if kind == "quantised" else batch)
-        return (1000 * logits).softmax(1) if kind == "saturated" else logits
+        return 5 * (1000 * logits).softmax(1) if kind == "saturated" else logits
 
     result = rewrite(model, images, others(model, images), norm="l0_patches", forward=forward, steps=4, **PIXELS)
     assert (result.health.zero_gradient > 0).all()
@@ -81,7 +81,7 @@ def test_a_gradient_that_is_only_faint_is_followed(norm: str) -> None:
 
     def forward(images: Tensor) -> Tensor:
         logit = 200 * images.mean(dim=(1, 2, 3)) - 62
-        return torch.stack([torch.zeros_like(logit), logit], dim=1).softmax(1)
+        return 2 * torch.stack([torch.zeros_like(logit), logit], dim=1).softmax(1)
 
     result = rewrite(nn.Identity(), torch.full((1, 3, 4, 4), 0.01), 1, norm=norm, forward=forward, **PIXELS)
     assert (result.health.zero_gradient < 0.5).all()
