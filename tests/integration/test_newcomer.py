@@ -67,7 +67,7 @@ def test_callbacks_are_added_to_a_script_of_ones_own(clone: Path) -> None:
     watched = watched.replace(
         "import lightning as L\n", "import lightning as L\nimport lightning_attngrad as attngrad\n"
     )
-    assert watched.count("attngrad") == 3
+    assert added in watched
     (clone / "train.py").write_text(watched, encoding="utf-8")
     run(*environment, "train.py", *quick, "--output", "after", cwd=clone)
     assert figures(clone / "after") >= {"attngrad_maps/overlay", "attngrad_maps/film", "attngrad_drift/curves"}
