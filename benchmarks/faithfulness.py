@@ -42,8 +42,12 @@ def main() -> None:
         f"{peers.versions() or 'no peer installed'}; float32 on one thread; the half of the images to {options.half}"
     )
     subjects = [subject for name in options.models if (subject := _subject(name, options)) is not None]
-    for subject, outcomes in compare(subjects, ROWS, options.cache, options.rounds):
+    wanted = (*options.only, CHEFER) if options.only else ("",)
+    rows = [row for row in ROWS if any(part in row.name for part in wanted)]
+    for subject, outcomes in compare(subjects, rows, options.cache, options.rounds):
         print(*table(subject, outcomes), sep="\n")
+        if len(rows) < len(ROWS):
+            continue  # what was asked is asked of the first row, beside all others
         asked = aims_of_swin(outcomes) if subject.name == "swin" else aims(outcomes, subject.masks is not None)
         print(*asked, sep="\n", flush=True)
 
@@ -62,6 +66,7 @@ def _subject(name: str, options: argparse.Namespace) -> Subject | None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faithfulness", description=__doc__)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="rows with one of these in the name")
     parser.add_argument("--half", choices=("choose", "report"), default="report", help="of the images")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of the timing that count (default 5)")
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="folder that keeps weights and scores")

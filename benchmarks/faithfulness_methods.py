@@ -25,7 +25,7 @@ Maps = Callable[[nn.Module, Tensor, Tensor, tuple[int, int]], Tensor]
 CHEFER = "gradient_guided, positive (Chefer)"
 BATCH = 16
 #: Gradients along the path of integrated gradients, and images with patches hidden for KernelSHAP.
-INTEGRATED, SAMPLED = 32, 256
+INTEGRATED, SAMPLED = 32, 128
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ ROWS = (
     Row("best", ours(quality="best")),
     Row("captum, IntegratedGradients (32)", _integrated, copy.deepcopy, "captum"),
     Row("captum, FeatureAblation (each patch)", _ablation, copy.deepcopy, "captum"),
-    Row("captum, KernelShap (256)", _kernel_shap, copy.deepcopy, "captum"),
+    Row("captum, KernelShap (128)", _kernel_shap, copy.deepcopy, "captum"),
     Row("captum, InputXGradient", _captum, copy.deepcopy, "captum"),
     Row("torch-cam, LeGrad (4 blocks)", _legrad, torchvision_twin, "torchcam"),  # type: ignore[arg-type]
     Row("LXT, cp_LRP", _lxt, torchvision_twin, "lxt"),  # type: ignore[arg-type]  # last: it patches torch for good
