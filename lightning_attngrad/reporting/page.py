@@ -7,6 +7,7 @@ artist on top of it. So a figure has no matplotlib axes, which would cost more t
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, TypeVar
@@ -158,6 +159,12 @@ class Page(Figure):
             bold = line.size >= SUBTITLE_SIZE
             colour = INK if bold else SOFT_INK
             self.write(MARGIN, line.y, line.words, width=width, size=line.size, bold=bold, colour=colour)
+
+    def _repr_png_(self) -> bytes:
+        """As a notebook shows the last line of a cell; matplotlib does so only where pyplot is in use."""
+        picture = io.BytesIO()
+        self.savefig(picture, format="png")
+        return picture.getvalue()
 
     def write(
         self,

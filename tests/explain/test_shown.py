@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from PIL import Image
 from torch import Tensor, nn
 
 import lightning_attngrad as attngrad
@@ -75,6 +78,8 @@ def test_every_result_is_drawn_saved_said_and_shown(kind: str, found: dict[str, 
     assert "\n" not in said
     assert "tensor" not in said
     assert len(said) < 130
+    shown = np.asarray(Image.open(io.BytesIO(result.plot()._repr_png_())).convert("RGB"))  # the figure in a notebook
+    assert np.array_equal(shown, figure_to_array(result.plot())[..., :3])
     page = result._repr_html_()
     assert page.count("data:image/png") == 1
     assert "http" not in page
