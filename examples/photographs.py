@@ -270,7 +270,9 @@ def watching(options: argparse.Namespace) -> list[Any]:
     # Afterwards a second run, and what takes as long as some thirty steps: rewriting, and maps of all held-out images.
     forecast = TimeForecast(monitors, more_steps=options.steps + 30)
     # Saved where the rewriting is evaluated as well: what is found once is not worked out again.
-    kept = ModelCheckpoint(filename="last", every_n_epochs=5, save_weights_only=True)
+    kept = ModelCheckpoint(
+        filename="last", every_n_epochs=min(5, options.epochs, options.steps), save_weights_only=True
+    )
     return [*monitors, attngrad.CheckpointAudit(probe=images), kept, forecast]
 
 
