@@ -1,9 +1,9 @@
 """Two published attacks that look for few changed pixels, one image at a time, from their formulas.
 
 σ-zero: Cinà et al., "σ-zero: Gradient-based Optimization of ℓ0-norm Adversarial Examples", arXiv 2402.01879.
-VFGA: Hajri et al., "Stochastic sparse adversarial attacks", arXiv 2011.12423. Both are written for any change of class and
-turned here to one target class, as the margin ``z_t − max_{j≠t} z_j`` in the place of theirs. Nothing of the package is
-read.
+VFGA: Hajri et al., "Stochastic sparse adversarial attacks", arXiv 2011.12423. Both are written for any change of class
+and turned here to one target class, as the margin ``z_t − max_{j≠t} z_j`` in the place of theirs. Nothing of the package
+is read.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def sigma_zero(
 ) -> Sparse:
     """σ-zero (algorithm 1) with the authors' constants, and Adam as in their code; the unit is a pixel.
 
-    The loss is ``max(−margin, 0) + smooth_l0 / d``, its gradient divided by the largest magnitude in it. After each step
-    what is shorter than τ becomes 0; τ rises by ``rate · η`` where the target leads and falls by as much where not.
+    The loss is ``max(−margin, 0) + smooth_l0 / d``, its gradient divided by the largest magnitude in it. After each
+    step what is shorter than τ becomes 0; τ rises by ``rate · η`` where the target leads and falls by it elsewhere.
 
     Args:
         model: takes pixels.

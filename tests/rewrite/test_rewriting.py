@@ -311,7 +311,7 @@ def bad(**options: Any) -> dict[str, Any]:
         (bad(target=None), ValueError, "target: got None; expected one of random, runner_up"),
         (bad(target=["a", "b", "c"]), ValueError, r"target: got \['a', 'b', 'c'\]; expected one of random"),
         (bad(target=10**30), ValueError, "target: got 1000000.*; expected one of random"),
-        (bad(norm="l1"), ValueError, "norm: got 'l1'; expected one of linf, l2, l0_patches"),
+        (bad(norm="l1"), ValueError, "norm: got 'l1'; expected one of linf, l2, l0, l0_patches"),
         (bad(steps=0), ValueError, "steps: got 0; expected a number of gradients, 16 or more"),
         (bad(steps=2.5), ValueError, "steps: got 2.5"),
         (bad(steps=True), ValueError, "steps: got True"),
