@@ -88,6 +88,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--steps", nargs="+", type=int, default=BUDGETS, help="budgets of ours")
     parser.add_argument("--peer-steps", nargs="+", type=int, default=BUDGETS, help="budgets of the peers")
     parser.add_argument("--pgd-steps", nargs="+", type=int, default=[PGD_STEPS, PEER_BUDGET], help="of PGD at a radius")
+    parser.add_argument("--peers", nargs="*", choices=tuple(PEERS), default=tuple(PEERS), help="to try")
     parser.add_argument("--peers-only", action="store_true", help="leave this library out")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of timing that count (default 3)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default 1)")
@@ -121,7 +122,7 @@ def _distance_tables(trial: Trial, options: argparse.Namespace) -> Iterator[str]
         yield f"\n### {trial.name}: {unit}\n"
         yield from _distance_table(norm, {**own, **peers})
         for name, peer in PEERS.items():
-            if norm in peer.norms and (reason := missing(peer.package)):
+            if norm in peer.norms and name in options.peers and (reason := missing(peer.package)):
                 yield f"| {name} | {reason} | | | | | | | |"
         if peers and own:
             yield from _asked_of_distance(norm, own, peers)
@@ -132,7 +133,7 @@ def _distance_tables(trial: Trial, options: argparse.Namespace) -> Iterator[str]
 def _peer_rows(trial: Trial, norm: str, options: argparse.Namespace) -> Rows:
     rows: Rows = {}
     for name, peer in PEERS.items():
-        if norm not in peer.norms or missing(peer.package):
+        if norm not in peer.norms or name not in options.peers or missing(peer.package):
             continue
         if not peer.minimal:  # of each image the smallest radius at which it succeeded
             found = closest(_pgd(trial, PGD_STEPS, DISTANCE_RADII, options.cache))
@@ -223,7 +224,7 @@ def _asked_of_distance(norm: str, own: Rows, peers: Rows) -> Iterator[str]:
 def _success_table(trial: Trial, own: Rows, options: argparse.Namespace) -> Iterator[str]:
     """Success within each radius: one run of ours, and PGD run anew at each radius."""
     shares = {f"ours, {steps} steps, one run": _within(outcome) for (_, steps), outcome in own.items()}
-    if missing("torchattacks") is None:
+    if "torchattacks PGD" in options.peers and missing("torchattacks") is None:
         for steps in options.pgd_steps:
             shares[f"torchattacks PGD-{steps}, {len(RADII)} runs"] = [
                 _within(outcome)[number] for number, outcome in enumerate(_pgd(trial, steps, RADII, options.cache))
@@ -262,7 +263,7 @@ def _cost_table(trial: Trial, options: argparse.Namespace) -> Iterator[str]:
             limits[f"ours, {norm}"] = 1.05
             calls[f"ours, {norm}"] = partial(ours(norm, BUDGET), model, pixels, target)
         for name, peer in PEERS.items():
-            if norm in peer.norms and missing(peer.package) is None:
+            if norm in peer.norms and name in options.peers and missing(peer.package) is None:
                 calls[f"{name}, {norm}"] = partial(peer.build(norm, BUDGET), model, pixels, target)
     seconds = interleaved(calls, options.rounds)
     yield f"\n### {trial.name}: time of {BUDGET} steps on {len(pixels)} images\n"
@@ -277,7 +278,7 @@ def _conduct_table(trial: Trial, options: argparse.Namespace) -> Iterator[str]:
     """What each attack does to a model in the middle of training."""
     attacks: dict[str, Attack] = {} if options.peers_only else {f"ours, {norm}": ours(norm, 4) for norm in NORMS}
     for name, peer in PEERS.items():
-        if missing(peer.package) is None:
+        if name in options.peers and missing(peer.package) is None:
             attacks[name] = peer.build(peer.norms[0], 4)
     yield f"\n### {trial.name}: what is left on a model in training, one block of it frozen in evaluation mode\n"
     yield "| | runs the model | random state of torch | leaves behind |\n|---|---|---|---|"

@@ -1,8 +1,8 @@
 """Other libraries' targeted attacks, each set up for the smallest change that it can find. All are optional.
 
 What a peer is given: the pixels in [0, 1], the normalisation inside its model, its own default step sizes, and nothing
-that makes it fight with its hands tied: adv-lib's DDN rounds to 8 bits by default and does not here. TR and σ-zero leave a
-class and reach none; on two logits, the target's and the largest other, the two are the same.
+that makes it fight with its hands tied: adv-lib's DDN rounds to 8 bits by default and does not here. TR and σ-zero
+leave a class and reach none; on two logits, the target's and the largest other, the two are the same.
 
 foolbox 3.3.4's L2 FMN is left out: its projection divides norms by themselves (``norms / norms``), so that its ball is
 never enforced.

@@ -33,8 +33,8 @@ def fewest_pixels(search: Search, steps: int, most: int | None, allowed: Tensor 
     A running sum of the gradients of the target's log-odds says which way each value is moved, and what each pixel
     gains for it; those that gain most are changed, and all others are put back. How many is up to the row: until the
     first success as many as a linear model would need, and one more each time; afterwards fewer on each success and
-    more on each failure, by less and less. Of the best success the pixels that gain least are then dropped. Every row costs
-    ``steps`` gradients and 7 forward passes, or 1 with ``most``. The cost that ``search`` keeps is the number.
+    more on each failure, by less and less. Of the best success the pixels that gain least are then dropped. Every row
+    costs ``steps`` gradients and 7 forward passes, or 1 with ``most``. The cost that ``search`` keeps is the number.
 
     Args:
         search: of the rows; it keeps the result.

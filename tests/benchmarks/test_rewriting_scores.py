@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from itertools import pairwise
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ def area_under_robust_accuracy(distances: list[float], end: float) -> Fraction:
     """∫₀^end of the share of images that are not rewritten within a radius (equation 4), exactly."""
     edges = sorted({0.0, end, *(d for d in distances if d < end)})
     area = Fraction(0)
-    for left, right in zip(edges, edges[1:], strict=False):
+    for left, right in pairwise(edges):
         robust = sum(1 for d in distances if d > left)
         area += (Fraction(right) - Fraction(left)) * Fraction(robust, len(distances))
     return area

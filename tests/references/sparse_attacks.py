@@ -2,8 +2,8 @@
 
 σ-zero: Cinà et al., "σ-zero: Gradient-based Optimization of ℓ0-norm Adversarial Examples", arXiv 2402.01879.
 VFGA: Hajri et al., "Stochastic sparse adversarial attacks", arXiv 2011.12423. Both are written for any change of class
-and turned here to one target class, as the margin ``z_t − max_{j≠t} z_j`` in the place of theirs. Nothing of the package
-is read.
+and turned here to one target class, as the margin ``z_t − max_{j≠t} z_j`` in the place of theirs. Nothing of the
+package is read.
 """
 
 from __future__ import annotations

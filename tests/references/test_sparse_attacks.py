@@ -71,7 +71,7 @@ def test_sigma_zero_on_a_linear_model_comes_near_and_never_below(seed: int) -> N
 
 def test_the_first_step_of_sigma_zero_goes_to_the_corner() -> None:
     """δ = 0 has no smooth count to descend: every value moves by η₀ = 1 along its slope, and none is below τ."""
-    model, image, weight, need = linear(0, 0.4)
+    model, image, weight, _ = linear(0, 0.4)
     found = sigma_zero(model, image, 1, 2)
     corner = torch.from_numpy((weight > 0).astype(float))
     small = (corner - image).abs().amax(0) < 0.3 - 0.01  # τ has fallen once, as the target did not lead

@@ -326,6 +326,7 @@ def bad(**options: Any) -> dict[str, Any]:
             ValueError,
             r"radius: got 8; expected a change of a pixel in \[0, 1\], such as 4/255, at most 1",
         ),
+        (bad(radius=0.5, norm="l0"), ValueError, "radius: got 0.5; expected a number of pixels, 1 or more"),
         (bad(radius=1.5, norm="l0_patches"), ValueError, "radius: got 1.5; expected a share of the patches, at most 1"),
         (bad(radius=0.01, norm="l0_patches"), ValueError, "radius: got 0.01; expected 0.0625 or more"),
         (bad(top_share=0), ValueError, "top_share: got 0; expected a finite number above 0"),
