@@ -170,8 +170,9 @@ def measure(trial: Trial, rewritten: Tensor, gradients: float, forwards: float, 
         success = trial.model(rewritten).argmax(1) == trial.target
     flat = rewritten.flatten(1)
     success &= (flat.amin(1) >= -PIXEL_TOLERANCE) & (flat.amax(1) <= 1 + PIXEL_TOLERANCE)
+    moved = (rewritten - trial.pixels).abs() > PIXEL_TOLERANCE  # there and back through a normalisation is a rounding
+    l0 = moved.any(1).flatten(1).sum(1).float().where(success, math.inf)
     change = (rewritten - trial.pixels).double().flatten(1)
-    l0 = (rewritten != trial.pixels).any(1).flatten(1).sum(1).float().where(success, math.inf)
     linf = change.abs().amax(1).where(success, math.inf).float()
     l2 = change.square().sum(1).sqrt().where(success, math.inf).float()
     return Outcome(linf, l2, l0, gradients, forwards, seconds, rewritten)

@@ -259,7 +259,11 @@ def _rewritten(
         margin=torch.stack(search.trace),
         norm=norm,
         task=margin.task,
-        health=search.health(beats_one_step=beats, huge_radius=search.found if radius is None else everywhere),
+        health=search.health(
+            beats_one_step=beats,
+            huge_radius=search.found if radius is None else everywhere,
+            unit=1.0 if norm == "l0" else 0.0,
+        ),
     )
 
 
