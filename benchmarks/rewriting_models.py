@@ -11,6 +11,7 @@ from torch import nn
 
 from benchmarks import rewriting_photos
 from benchmarks.rewriting_trial import Trial, select
+from benchmarks.stamps import MEAN, STD
 
 DEFAULT_CACHE = Path("~/.cache/lightning-attngrad/benchmarks").expanduser()
 
@@ -54,6 +55,28 @@ def photographs(cache: Path, count: int = 32, stamps: Path = rewriting_photos.ST
     about = "ViT-S/14, 22 M parameters, 37 tokens; cut-outs on photographs, 84×84 pixels in colour"
     normalisation = (rewriting_photos.MEAN, rewriting_photos.STD)
     return select("photographs", network, normalisation, rewriting_photos.validation(stamps), count, about)
+
+
+def swin(cache: Path, count: int = 16, stamps: Path = rewriting_photos.STAMPS) -> Trial:
+    """The Swin of the faithfulness benchmark, on which no setting of the search was chosen.
+
+    Args:
+        cache: folder that keeps the weights.
+        count: images of the trial.
+        stamps: folder of Tux Paint's stamps.
+
+    Raises:
+        FileNotFoundError: something has to be installed first; the message says what.
+    """
+    from benchmarks import faithfulness_models  # it fills its models by this module
+
+    if (reason := rewriting_photos.missing(stamps)) is not None:
+        raise FileNotFoundError(reason)
+    subject = faithfulness_models.photographs_swin(cache, "report", stamps)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    pixels = (subject.images * std + mean).clamp(0, 1)
+    about = "Swin, 11 M parameters, 784 patches at first; cut-outs on photographs, 112×112 pixels in colour"
+    return select("swin", subject.network, (MEAN, STD), (pixels, subject.label), count, about)
 
 
 def kept(file: Path, network: nn.Module, train: Callable[[nn.Module], None]) -> nn.Module:

@@ -133,6 +133,7 @@ class Outcome:
     Attributes:
         linf: (N,) largest change of a pixel; ∞ where the target is not the prediction or pixels leave [0, 1].
         l2: (N,) root of the sum of squared changes; ∞ likewise.
+        l0: (N,) pixels that differ in any channel; ∞ likewise.
         gradients: backward passes an image, counted.
         forwards: forward passes an image, those of the gradients included.
         seconds: on the wall, once; a hint and no measurement.
@@ -141,14 +142,15 @@ class Outcome:
 
     linf: Tensor
     l2: Tensor
+    l0: Tensor
     gradients: float
     forwards: float
     seconds: float
     pixels: Tensor
 
     def distance(self, norm: str) -> Tensor:
-        """Per-image distance (N,) in the norm "linf" or "l2"."""
-        return self.linf if norm == "linf" else self.l2
+        """Per-image distance (N,) in the norm "linf", "l2" or "l0"."""
+        return {"linf": self.linf, "l2": self.l2, "l0": self.l0}[norm]
 
 
 def evaluate(attack: Attack, trial: Trial, seed: int = 0) -> Outcome:
@@ -168,10 +170,12 @@ def measure(trial: Trial, rewritten: Tensor, gradients: float, forwards: float, 
         success = trial.model(rewritten).argmax(1) == trial.target
     flat = rewritten.flatten(1)
     success &= (flat.amin(1) >= -PIXEL_TOLERANCE) & (flat.amax(1) <= 1 + PIXEL_TOLERANCE)
+    moved = (rewritten - trial.pixels).abs() > PIXEL_TOLERANCE  # there and back through a normalisation is a rounding
+    l0 = moved.any(1).flatten(1).sum(1).float().where(success, math.inf)
     change = (rewritten - trial.pixels).double().flatten(1)
     linf = change.abs().amax(1).where(success, math.inf).float()
     l2 = change.square().sum(1).sqrt().where(success, math.inf).float()
-    return Outcome(linf, l2, gradients, forwards, seconds, rewritten)
+    return Outcome(linf, l2, l0, gradients, forwards, seconds, rewritten)
 
 
 def closest(outcomes: list[Outcome]) -> Outcome:
@@ -182,6 +186,7 @@ def closest(outcomes: list[Outcome]) -> Outcome:
     return Outcome(
         linf[run, images],
         torch.stack([outcome.l2 for outcome in outcomes])[run, images],
+        torch.stack([outcome.l0 for outcome in outcomes])[run, images],
         sum(outcome.gradients for outcome in outcomes),
         sum(outcome.forwards for outcome in outcomes),
         sum(outcome.seconds for outcome in outcomes),

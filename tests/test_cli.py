@@ -184,7 +184,7 @@ def test_the_module_runs_as_a_program() -> None:
     [
         ("demo --epochs many", "--epochs: got 'many'; expected a whole number"),
         ("demo --learning-rate fast", "--learning-rate: got 'fast'; expected a number"),
-        ("audit a.ckpt --norm l1", "--norm: got 'l1'; expected one of linf, l2, l0_patches"),
+        ("audit a.ckpt --norm l1", "--norm: got 'l1'; expected one of linf, l2, l0, l0_patches"),
         ("audit a.ckpt --mean x", "--mean: got 'x'; expected numbers such as 0.5,0.5,0.5"),
     ],
 )

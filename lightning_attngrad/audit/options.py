@@ -72,7 +72,7 @@ class AuditOptions:
     new_images: bool = field(default=False, metadata=_SETTINGS)
     name: str | None = field(default=None, metadata=_SETTINGS)
     num_images: int | None = field(default=None, metadata=_SETTINGS)
-    norm: Literal["linf", "l2", "l0_patches"] | None = field(default=None, metadata=_SETTINGS)
+    norm: Literal["linf", "l2", "l0", "l0_patches"] | None = field(default=None, metadata=_SETTINGS)
     steps: int | None = field(default=None, metadata=_SETTINGS)
     target: int | str | None = field(default=None, metadata={**_SETTINGS, "metavar": "CLASS"})
     seed: int | None = field(default=None, metadata=_SETTINGS)

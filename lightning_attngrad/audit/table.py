@@ -130,7 +130,7 @@ def _columns(rows: Sequence[AuditRow]) -> list[_Column]:
     if robust:
         name = min(robust, key=lambda name: abs(fmean(row.values.get(name, 1.0) for row in rows) - 0.5))  # tells most
         radius = name.removeprefix("rewrite/robust_accuracy/").replace("_", "/")
-        found.append(_Column(f"robust at {radius}", _of(name), "{:.0%}".format, "highest"))
+        found.append(_Column(f"robust at {radius}{distance_unit(norm).of_what}", _of(name), "{:.0%}".format, "highest"))
     found += [
         _Column("area", _of("rewrite/area"), "{:.3f}".format, "lowest"),
         _Column("map shift", _of("rewrite/map_shift"), "{:.2f}".format),

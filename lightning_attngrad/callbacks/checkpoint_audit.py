@@ -77,7 +77,7 @@ class CheckpointAudit(ProbeCallback):
         *,
         probe: ProbeImages | None = None,
         num_images: int | None = None,
-        norm: Literal["linf", "l2", "l0_patches"] = "linf",
+        norm: Literal["linf", "l2", "l0", "l0_patches"] = "linf",
         steps: int = 16,
         target: Literal["random", "runner_up", "least_likely", "all"] | int = "random",
         radii: Sequence[float] | None = None,

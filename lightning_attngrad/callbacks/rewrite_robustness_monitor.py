@@ -38,7 +38,7 @@ class RewriteRobustnessMonitor(Monitor):
     Every so often the same validation images are rewritten to the same target classes, and it logs, to every logger,
 
     - ``attngrad/rewrite/median_linf``, ``q25_linf``, ``q75_linf``: the smallest changes found, in pixels where white
-      is 1, with failures as ∞ (``_l2``, ``_l0_patches`` for the other norms);
+      is 1, with failures as ∞ (``_l2``, ``_l0``, ``_l0_patches`` for the other norms);
     - ``success/4_255`` and ``robust_accuracy/4_255`` for each radius, ``area`` under the success over log radius;
     - ``psnr``, ``ssim``, ``survives_8_bit`` and ``map_shift`` of the rewritten images; of labels, each of which is
       switched from what is true, also ``also_changed``: how many others change with it;
@@ -67,12 +67,13 @@ class RewriteRobustnessMonitor(Monitor):
         scalars: ``main`` logs the numbers that the summary at the end of a fit shows, ``all`` every one; see
             :class:`Monitor`.
         figures: names of those that are drawn; None draws all, an empty list none.
-        norm: ``linf`` (the largest change of a pixel), ``l2``, or ``l0_patches`` (the share of the patches, from the
-            top of a gradient-guided map).
+        norm: ``linf`` (the largest change of a pixel), ``l2``, ``l0`` (the number of pixels that change), or
+            ``l0_patches`` (the share of the patches, from the top of a gradient-guided map).
         steps: gradients an image; at least 16 for numbers that order checkpoints.
         target: ``random``, fixed by the seed; ``runner_up`` or ``least_likely`` at the first evaluation; ``all`` other
             classes, which costs as many times more; or a class.
-        radii: at which success is reported, in units of the norm; None takes 1, 2, 4, 8 and 16 of 255 for ``linf``.
+        radii: at which success is reported, in units of the norm; None takes 1, 2, 4, 8 and 16 of 255 for ``linf``,
+            and 1, 4, 16, 64 and 256 pixels for ``l0``.
         top_share: let only this share of the patches change, from the top of a gradient-guided map.
         reference: what ``log_ratio`` compares with: the first evaluation after training began (``first_epoch``), the
             starting weights (``start``; a new head makes that meaningless), or the evaluation before (``previous``).
@@ -110,7 +111,7 @@ class RewriteRobustnessMonitor(Monitor):
         max_overhead: float | None = None,
         scalars: Literal["main", "all"] = "main",
         figures: Sequence[str] | None = None,
-        norm: Literal["linf", "l2", "l0_patches"] = "linf",
+        norm: Literal["linf", "l2", "l0", "l0_patches"] = "linf",
         steps: int = 16,
         target: Literal["random", "runner_up", "least_likely", "all"] | int = "random",
         radii: Sequence[float] | None = None,

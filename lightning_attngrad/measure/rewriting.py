@@ -39,6 +39,7 @@ SHOWN = 6
 RADII: dict[str, tuple[float, ...]] = {
     "linf": tuple(level / 255 for level in (1, 2, 4, 8, 16)),
     "l2": (0.25, 0.5, 1.0, 2.0, 4.0),
+    "l0": (1.0, 4.0, 16.0, 64.0, 256.0),
     "l0_patches": (0.05, 0.1, 0.2, 0.4, 0.8),
 }
 
@@ -48,7 +49,7 @@ class RewriteSettings:
     """What is asked of each image; numbers of other settings do not compare.
 
     Args:
-        norm: ``linf``, ``l2`` or ``l0_patches``.
+        norm: ``linf``, ``l2``, ``l0`` or ``l0_patches``.
         steps: gradients an image.
         target: ``random``, ``runner_up``, ``least_likely``, ``all``, or a class.
         radii: at which success is reported; () takes :data:`RADII` of the norm.
@@ -74,6 +75,8 @@ class RewriteSettings:
         radii = (tuple(self.radii) or RADII[self.norm]) if isinstance(self.radii, Iterable) else (math.nan,)
         if not all(_is_length(radius) for radius in radii):
             raise ValueError(f"radii: got {self.radii!r}; expected positive numbers in pixel units, such as 4/255")
+        if self.norm == "l0" and min(radii) < 1:
+            raise ValueError(f"radii: got {self.radii!r}; expected numbers of pixels, 1 or more")
         object.__setattr__(self, "radii", tuple(sorted({float(radius) for radius in radii})))
         if len(self.radii) < 2:
             raise ValueError(f"radii: got {self.radii!r}; expected two or more, between which the area is taken")

@@ -29,15 +29,15 @@ def class_matrix(
     """How far it is from each class to each other: one row a source, one column a target.
 
     The colours are those of a logarithmic scale that the norm alone fixes, so that figures of different
-    epochs compare: L∞ 0.25/255 … 32/255, L2 0.05 … 10, patches 1 % … 100 %; what lies beyond keeps the last
-    colour. Up to 12 classes the numbers stand in the cells, in the unit of the colour bar. Of more than 40
-    classes the first 40 are shown, and the figure says so; it is as wide as their names need.
+    epochs compare: L∞ 0.25/255 … 32/255, L2 0.05 … 10, 1 … 1000 pixels, patches 1 % … 100 %; what lies
+    beyond keeps the last colour. Up to 12 classes the numbers stand in the cells, in the unit of the colour
+    bar. Of more than 40 classes the first 40 are shown, and the figure says so; it is as wide as their names need.
 
     Args:
         matrix: (C, C) distances in pixel units, sources by targets; NaN where there is no image–target pair, which
             stays blank, and ∞ where pairs were not rewritten, which is marked.
         class_names: C names.
-        norm: ``"linf"``, ``"l2"`` or ``"l0_patches"``.
+        norm: ``"linf"``, ``"l2"``, ``"l0"`` or ``"l0_patches"``.
         title: Head of the figure.
         style: How it looks.
 

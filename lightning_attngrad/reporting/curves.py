@@ -85,7 +85,7 @@ def success_curves(
         distances: From a label, such as "start" or "epoch 4 (now)", to the distances (M,) of its pairs in
             pixel units; ∞ where one was not rewritten.
         radii: Radii in the same unit, which become ticks.
-        norm: ``"linf"``, ``"l2"`` or ``"l0_patches"``: how radii are written.
+        norm: ``"linf"``, ``"l2"``, ``"l0"`` or ``"l0_patches"``: how radii are written.
         title: Head of the figure.
         style: How it looks.
 

@@ -67,13 +67,13 @@ class Rewrite(Shown):
             switched off K + c.
         success: (M,) bool, the model predicts ``target`` for ``images``, and did so in a forward pass on just these.
         distance: (M,) length of ``pixels − original``; ∞ where it failed. ``linf``: the largest change of a
-            pixel value. ``l2``: the root of the sum of squares over all of them. ``l0_patches``: the share of the
-            patches from the top of their ranking down to the last that changed. An upper bound of the smallest such
-            change, never a certificate.
+            pixel value. ``l2``: the root of the sum of squares over all of them. ``l0``: the number of
+            pixels that differ in any channel. ``l0_patches``: the share of the patches from the top of their ranking
+            down to the last that changed. An upper bound of the smallest such change, never a certificate.
         logits_before: (M, K) of the original, float32.
         logits_after: (M, K) of ``images``, float32.
         margin: (T + 1, M) logit of the target minus the largest other, at each iterate of the search.
-        norm: ``linf``, ``l2`` or ``l0_patches``.
+        norm: ``linf``, ``l2``, ``l0`` or ``l0_patches``.
         health: whether the search can be believed.
         task: what the output means.
     """

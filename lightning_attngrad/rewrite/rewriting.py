@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lightning_attngrad.explain import UNSAID, Multilabel, NonFiniteOutputError, Task, check_task, of_rows
 from lightning_attngrad.explain.inputs import ask_about_bytes, check_images, check_model, mismatch_in_words
 from lightning_attngrad.explain.targets import classes_of
+from lightning_attngrad.rewrite.fewest_pixels import fewest_pixels
 from lightning_attngrad.rewrite.fixed_radius import fixed_radius
 from lightning_attngrad.rewrite.margins import TargetMargin, class_scores, in_type
 from lightning_attngrad.rewrite.minimal_norm import minimal_norm
@@ -24,7 +25,7 @@ from lightning_attngrad.rewrite.targets import TARGET_KINDS, choose_targets
 from lightning_attngrad.state import differentiable, held_still, outside_inference
 
 Forward: TypeAlias = Callable[[Tensor], Any]
-NORM_NAMES = (*NORMS, "l0_patches")
+NORM_NAMES = (*NORMS, "l0", "l0_patches")
 #: Rows that are searched at once where there are more of them than images.
 _ROWS_AT_ONCE = 16
 
@@ -64,10 +65,12 @@ def rewrite(
             list of P ints, or a tensor (B, P), P rewrites of each image; a tensor (B,), one class an image. Or
             ``random``, ``runner_up`` or ``least_likely`` among the classes not predicted, or ``all`` of those. Several
             classes an image are as many rows of the result, image by image.
-        norm: ``linf``, ``l2``, or ``l0_patches``: the share of the patches, from the top of a gradient-guided map of
-            the target, that have to change when their pixels may change freely.
+        norm: ``linf``; ``l2``; ``l0``: the number of pixels that have to change, in one channel or in all of them; or
+            ``l0_patches``: the share of the patches, from the top of a gradient-guided map of the target, that have to
+            change when their pixels may change freely.
         steps: gradients; 16 order checkpoints as a long search does, 8 did not.
-        radius: the change may be this long, and no search for the shortest is made.
+        radius: the change may be this long, and no search for the shortest is made; a number of pixels for ``l0``, a
+            share for ``l0_patches``.
         top_share: only this share of the patches, in whole patches, may change, from the top of the gradient-guided map
             of the target.
         mean: per channel, with which the images were normalised, in units of [0, 1] pixels, or of ``pixel_range``.
@@ -234,11 +237,15 @@ def _rewritten(
         allowed = None
         if ranking is not None and top_share is not None:
             allowed = ranking.top(torch.full_like(search.cost, max(1, round(top_share * ranking.total))))
-        if radius is None:
-            beats = minimal_norm(search, NORMS[norm], steps, allowed)
+        if norm == "l0":
+            beats = fewest_pixels(search, steps, None if radius is None else math.floor(radius), allowed)
+            distance = search.cost
         else:
-            beats = fixed_radius(search, NORMS[norm], steps, radius, allowed)
-        distance = torch.where(search.found, NORMS[norm].length(search.best - original), torch.inf)
+            if radius is None:
+                beats = minimal_norm(search, NORMS[norm], steps, allowed)
+            else:
+                beats = fixed_radius(search, NORMS[norm], steps, radius, allowed)
+            distance = torch.where(search.found, NORMS[norm].length(search.best - original), torch.inf)
     return Rewrite(
         images=margin.normalisation.to_images(search.best).to(dtype),
         pixels=search.best,
@@ -252,7 +259,11 @@ def _rewritten(
         margin=torch.stack(search.trace),
         norm=norm,
         task=margin.task,
-        health=search.health(beats_one_step=beats, huge_radius=search.found if radius is None else everywhere),
+        health=search.health(
+            beats_one_step=beats,
+            huge_radius=search.found if radius is None else everywhere,
+            unit=1.0 if norm == "l0" else 0.0,
+        ),
     )
 
 
@@ -310,6 +321,8 @@ def check_options(norm: str, steps: int, radius: float | None, top_share: float 
     largest = {"linf": "a change of a pixel in [0, 1], such as 4/255", "l0_patches": "a share of the patches"}.get(norm)
     if radius is not None and largest is not None and radius > 1:
         raise ValueError(f"radius: got {radius!r}; expected {largest}, at most 1")
+    if norm == "l0" and radius is not None and radius < 1:
+        raise ValueError(f"radius: got {radius!r}; expected a number of pixels, 1 or more")
     if top_share is not None and (top_share > 1 or norm == "l0_patches"):
         what = "norm='l0_patches' looks for the share itself; give radius to fix it" if top_share <= 1 else "at most 1"
         raise ValueError(f"top_share: got {top_share!r}; {what}")

@@ -91,10 +91,16 @@ class Search:
         self.closest = torch.where(better, margin, self.closest)
         return margin, rewritten
 
-    def health(self, *, beats_one_step: Tensor, huge_radius: Tensor) -> Health:
-        """The signs of ill health of the steps so far; call it before the result is polished."""
+    def health(self, *, beats_one_step: Tensor, huge_radius: Tensor, unit: float = 0.0) -> Health:
+        """The signs of ill health of the steps so far; call it before the result is polished.
+
+        Args:
+            beats_one_step: (M,) bool, for the result.
+            huge_radius: (M,) bool, likewise.
+            unit: of costs that are counted: one less of a few is a large share, and no sign of anything.
+        """
         last, before = self._cost_at[-1], self._cost_at[-1 - max(1, self._steps // 4)]
-        shortened = torch.where(self.found, before - last > _STILL_SHORTENING * before, False)
+        shortened = torch.where(self.found, before - last > (_STILL_SHORTENING * before).clamp(min=unit), False)
         return Health(
             zero_gradient=self._zero / self._steps,
             unconverged=shortened | (self.found & (before == math.inf)),

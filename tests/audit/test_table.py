@@ -102,7 +102,13 @@ def test_models_without_maps_and_runs_without_metrics() -> None:
 
 @pytest.mark.parametrize(
     ("norm", "value", "text"),
-    [("linf", 3.1 / 255, "3.1/255"), ("l2", 0.75, "0.75"), ("l0_patches", 0.05, "5 %"), ("l2", math.inf, "∞")],
+    [
+        ("linf", 3.1 / 255, "3.1/255"),
+        ("l2", 0.75, "0.75"),
+        ("l0", 12.5, "12.5"),
+        ("l0_patches", 0.05, "5 %"),
+        ("l2", math.inf, "∞"),
+    ],
 )
 def test_distances_in_the_units_of_their_norm(norm: str, value: float, text: str) -> None:
     assert distance_text(a_record(settings={"norm": norm}, figures={f"rewrite/median_{norm}": value})) == text

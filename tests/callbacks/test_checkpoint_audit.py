@@ -732,7 +732,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: Any) -> None:
     ("argument", "value", "expected"),
     [
         ("num_images", 0, "int of at least 1"),
-        ("norm", "l1", "linf, l2, l0_patches"),
+        ("norm", "l1", "linf, l2, l0, l0_patches"),
         ("steps", 0, "number of gradients"),
         ("target", "likely", "random, runner_up"),
         ("radii", (0.1, math.inf), "positive numbers"),

@@ -82,7 +82,9 @@ def test_everything_of_the_docstring_is_in_the_users_tensorboard(tmp_path: Path)
         assert [value for _, value in points] == pytest.approx(expected, nan_ok=True)
 
 
-@pytest.mark.parametrize(("norm", "radius"), [("l2", "0.25"), ("l0_patches", "0.05")], ids=["l2", "l0_patches"])
+@pytest.mark.parametrize(
+    ("norm", "radius"), [("l2", "0.25"), ("l0", "4"), ("l0_patches", "0.05")], ids=["l2", "l0", "l0_patches"]
+)
 def test_other_norms_have_their_own_names(norm: Any, radius: str) -> None:
     mine = WatchedRewriting(norm=norm)
     fit(mine, max_epochs=1)
@@ -499,7 +501,7 @@ def test_outputs_that_are_no_numbers_are_no_measurement(output: float) -> None:
         ("long_every", 0, "a positive number of evaluations, or None"),
         ("long_every", True, "a positive number of evaluations, or None"),
         ("long_every", 1.5, "a positive number of evaluations, or None"),
-        ("norm", "l1", "linf, l2, l0_patches"),
+        ("norm", "l1", "linf, l2, l0, l0_patches"),
         ("steps", 0, "number of gradients"),
         ("target", "likely", "random, runner_up"),
         ("radii", (0.1,), "two or more"),

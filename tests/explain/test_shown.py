@@ -50,6 +50,7 @@ def results(model: nn.Module, images: Tensor) -> dict[str, Any]:
         "labels": attngrad.explain(model, images, target=7, task="multilabel"),
         "number": attngrad.explain(model, images, target=2, task="regression"),
         "rewrite": attngrad.rewrite(model, images, 2, steps=4, mean=0.0, std=1.0),
+        "pixels": attngrad.rewrite(model, images, 2, steps=4, mean=0.0, std=1.0, norm="l0"),
         "patches": attngrad.rewrite(model, images, 2, steps=4, mean=0.0, std=1.0, norm="l0_patches"),
         "step": attngrad.attention_step(model, images, target=1, step_sizes=(0.5, 1.0)),
         "faithfulness": faithfulness_curves(model, images, explanation.heatmap, explanation.target, steps=4),
@@ -63,7 +64,7 @@ def found(model: nn.Module, images: Tensor) -> dict[str, Any]:
 
 KINDS = (
     *("explanation", "panels", "corrections", "objective", "labels", "number"),
-    *("rewrite", "patches", "step", "faithfulness"),
+    *("rewrite", "pixels", "patches", "step", "faithfulness"),
 )
 
 

@@ -14,7 +14,7 @@ from tests.methods import OF_ANY_MODEL
 Check = Callable[[torch.device], str]
 
 PRECISIONS = ("32-true", "bf16-mixed", "bf16-true")
-NORMS = ("linf", "l2", "l0_patches")
+NORMS = ("linf", "l2", "l0", "l0_patches")
 
 CHECKS: dict[str, Check] = {
     **{

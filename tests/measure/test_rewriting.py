@@ -95,8 +95,8 @@ def test_settings_as_plain_values_survive_json_and_make_the_same_settings() -> N
 @pytest.mark.parametrize(
     ("argument", "value", "expected"),
     [
-        ("norm", "l1", "linf, l2, l0_patches"),
-        ("norm", None, "linf, l2, l0_patches"),
+        ("norm", "l1", "linf, l2, l0, l0_patches"),
+        ("norm", None, "linf, l2, l0, l0_patches"),
         ("steps", 0, "number of gradients"),
         ("steps", -3, "number of gradients"),
         ("steps", 2.0, "number of gradients"),
@@ -131,6 +131,12 @@ def test_a_setting_that_cannot_be_meant_is_refused(argument: str, value: Any, ex
     assert expected in message
 
 
+def test_radii_of_pixels_are_whole_pixels_at_least() -> None:
+    assert RewriteSettings("l0").radii == (1.0, 4.0, 16.0, 64.0, 256.0)
+    with pytest.raises(ValueError, match=r"radii: got \(0\.5, 4\); expected numbers of pixels, 1 or more"):
+        RewriteSettings("l0", radii=(0.5, 4))
+
+
 def test_a_share_of_the_patches_is_not_asked_of_the_norm_that_looks_for_it() -> None:
     with pytest.raises(ValueError, match=r"top_share: got 0\.5; norm='l0_patches' looks for the share"):
         RewriteSettings("l0_patches", top_share=0.5)
@@ -147,6 +153,7 @@ def test_a_share_of_the_patches_is_not_asked_of_the_norm_that_looks_for_it() -> 
         ("l2", 4 / 255, "0.0156863"),
         ("l2", 1.0, "1"),
         ("l2", 0.25, "0.25"),
+        ("l0", 64.0, "64"),
         ("l0_patches", 0.05, "0.05"),
     ],
 )

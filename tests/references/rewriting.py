@@ -15,6 +15,7 @@ from scipy.optimize import linprog, minimize
 from torch import Tensor, nn
 
 # Constants of the schedule, nothing that computes.
+from lightning_attngrad.rewrite import fewest_pixels as sparse
 from lightning_attngrad.rewrite import margins, norms
 from lightning_attngrad.rewrite import minimal_norm as constants
 
@@ -182,6 +183,8 @@ class Classifier:
 
 def length_of(delta: Array, norm: str) -> float:
     """‖δ‖ of one image."""
+    if norm == "l0":
+        return float(sum(1 for y, x in places_of(delta) if any(delta[:, y, x] != 0)))
     if norm == "linf":
         return max(abs(float(d)) for d in delta.flat)
     return math.sqrt(math.fsum(float(d) ** 2 for d in delta.flat))
@@ -305,6 +308,96 @@ def fixed_radius(model: nn.Module, original: Array, target: int, norm: str, step
         step = radius * (0.1 + 0.9 * c) * unit_step(classifier.log_odds_gradient(pixels), norm)
         pixels = np.clip(original + into_ball(pixels - original + step, norm, radius), 0, 1)
     return attempts
+
+
+def places_of(image: Array) -> list[tuple[int, int]]:
+    """Row and column of each pixel of (C, H, W), in reading order."""
+    return [(row, column) for row in range(image.shape[1]) for column in range(image.shape[2])]
+
+
+def fewest_pixels(
+    model: nn.Module, original: Array, target: int, steps: int, most: int | None = None
+) -> tuple[Attempts, bool]:
+    """The search for the fewest pixels (our own), for one image.
+
+    With ``c_i = (1 + cos(π i / T)) / 2`` and every constant going from its first to its last value along it:
+
+    - the direction is a running sum of the log-odds gradients, each divided by the sum of its magnitudes;
+    - every value moves along its sign, and a pixel gains the sum over its channels of direction times change; the k
+      pixels that gain most keep their change, all others are as they were;
+    - k is what a linear model would need until the first success, and one more than changed at least; then it falls by
+      the share γ_i where the iterate leads and grows by it elsewhere, by one at least, and is below the best;
+    - the last iterate counts too. Then k of the best change is bisected from its half, and one step is tried alone.
+
+    Args:
+        model: float64, takes pixels.
+        original: (C, H, W).
+        target: class.
+        steps: T.
+        most: stay with this k.
+
+    Returns:
+        What was tried, and whether the one step falls short.
+    """
+    classifier, attempts = Classifier(model, target), Attempts(original)
+    pixels, number, total = original, 0.0, original[0].size
+    direction, first = np.zeros_like(original), np.zeros_like(original)
+    for i in range(steps):
+        c = (1 + math.cos(math.pi * i / steps)) / 2
+        margin, leads = classifier.look(attempts, pixels, "l0")
+        attempts.margins.append(margin)
+        gradient = classifier.log_odds_gradient(pixels)
+        first = gradient.copy() if i == 0 else first
+        if most is not None:
+            number = most
+        elif attempts.distance < math.inf:
+            change = sparse._LAST_CHANGE + (sparse._FIRST_CHANGE - sparse._LAST_CHANGE) * c
+            fewer, more = math.floor(number * (1 - change)), math.ceil(number * (1 + change))
+            number = min(min(fewer, number - 1) if leads else max(more, number + 1), attempts.distance - 1)
+        else:
+            lacking = float((gradient * (pixels - original)).sum()) - margin
+            number = max(linear_need(gradient, original, lacking), length_of(pixels - original, "l0") + 1)
+        number = min(max(number, 1), total)
+        magnitude = float(np.abs(gradient).sum())
+        direction = sparse._MOMENTUM * direction + (gradient / magnitude if magnitude > 0 else 0.0)
+        stride = sparse._LAST_STEP + (sparse._FIRST_STEP - sparse._LAST_STEP) * c
+        pixels = kept(original, direction, np.clip(pixels + stride * np.sign(direction), 0, 1), number)
+    attempts.margins.append(classifier.look(attempts, pixels, "l0")[0])
+    if most is not None:
+        return attempts, True
+
+    best, high = attempts.pixels, min(attempts.distance, total)
+    low = math.floor(high / 2)
+    for _ in range(sparse._DROPS):
+        middle = math.floor((low + high) / 2)
+        leads = classifier.look(attempts, kept(original, direction, best, middle), "l0")[1]
+        low, high = (low, middle) if leads else (middle, high)
+    found = min(attempts.distance, total)
+    fewer = min(math.floor(sparse._SHORT_OF * found), found - 1)
+    alone = kept(original, first, np.clip(original + np.sign(first), 0, 1), fewer)
+    return attempts, not classifier.look(attempts, alone, "l0")[1] or found == 0
+
+
+def kept(original: Array, slopes: Array, pixels: Array, number: float) -> Array:
+    """Of the pixels that differ only so many: those whose change gains most along the slopes."""
+    moved = [(y, x) for y, x in places_of(original) if any(pixels[:, y, x] != original[:, y, x])]
+    gains = {(y, x): float((slopes[:, y, x] * (pixels[:, y, x] - original[:, y, x])).sum()) for y, x in moved}
+    result = original.copy()
+    for rank, (y, x) in enumerate(sorted(moved, key=lambda place: -gains[place])):
+        if rank < number:
+            result[:, y, x] = pixels[:, y, x]
+    return result
+
+
+def linear_need(gradient: Array, original: Array, lacking: float) -> int:
+    """How many pixels gain what is lacking, each changed as far as it can be along the gradient."""
+    room = np.where(gradient > 0, 1 - original, original)
+    gains = sorted((np.abs(gradient) * room).sum(axis=0).flat, reverse=True)
+    for number, gain in enumerate(gains, start=1):
+        lacking -= float(gain)
+        if lacking <= 0:
+            return number
+    return len(gains)
 
 
 def ranks_of(heatmap: Array) -> NDArray[np.int64]:

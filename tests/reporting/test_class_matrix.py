@@ -18,7 +18,7 @@ from lightning_attngrad.reporting.rewriting import class_matrix
 from lightning_attngrad.reporting.style import DOTS_PER_INCH
 from tests.reporting.test_figures import LONG, assert_words_lie_inside_and_apart, tiles, words
 
-RANGES = {"linf": (0.25 / 255, 32 / 255), "l2": (0.05, 10.0), "l0_patches": (0.01, 1.0)}
+RANGES = {"linf": (0.25 / 255, 32 / 255), "l2": (0.05, 10.0), "l0": (1.0, 1000.0), "l0_patches": (0.01, 1.0)}
 NAN, INF = math.nan, math.inf
 
 
@@ -58,7 +58,7 @@ def test_colours_are_those_of_the_norms_logarithmic_scale(norm):
 
 
 def unit(norm: str) -> float:
-    return {"linf": 255.0, "l2": 1.0, "l0_patches": 100.0}[norm]
+    return {"linf": 255.0, "l2": 1.0, "l0": 1.0, "l0_patches": 100.0}[norm]
 
 
 @pytest.mark.parametrize("norm", RANGES)
@@ -129,6 +129,8 @@ def test_cells_without_rows_are_blank_and_failures_marked():
         ("linf", 2.34 / 255, "2.3", "L∞ distance, n/255"),
         ("linf", 31.6 / 255, "32", "L∞ distance, n/255"),
         ("l2", 0.314, "0.31", "L2 distance"),
+        ("l0", 7.5, "7.5", "pixels changed"),
+        ("l0", 12.0, "12", "pixels changed"),
         ("l0_patches", 0.125, "12", "patches changed, %"),
     ],
 )
@@ -202,7 +204,7 @@ def test_tensors_draw_what_arrays_draw():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"norm": "l1"}, "norm: got 'l1'; expected one of 'linf', 'l2', 'l0_patches'"),
+        ({"norm": "l1"}, "norm: got 'l1'; expected one of 'linf', 'l2', 'l0', 'l0_patches'"),
         ({"matrix": np.ones((2, 3))}, r"matrix: got shape \(2, 3\); expected \(C, C\), sources by targets"),
         ({"matrix": np.ones(2)}, r"matrix: got shape \(2,\)"),
         ({"matrix": np.ones((0, 0)), "names": []}, r"matrix: got shape \(0, 0\)"),

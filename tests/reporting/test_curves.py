@@ -155,6 +155,7 @@ def test_what_no_radius_tells_of_is_said(found, said):
         ("linf", RADII, ["1/255", "2/255", "4/255", "8/255", "16/255"]),
         ("linf", [8 / 255, 0.5 / 255], ["0.5/255", "8/255"]),
         ("l2", [0.1, 0.5, 2.0], ["0.1", "0.5", "2"]),
+        ("l0", [1, 16, 2048], ["1", "16", "2048"]),
         ("l0_patches", [0.01, 0.05, 0.125, 1.0], ["1 %", "5 %", "12.5 %", "100 %"]),
     ],
 )
@@ -246,7 +247,7 @@ def test_tensors_draw_what_arrays_draw():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"norm": "l1"}, "norm: got 'l1'; expected one of 'linf', 'l2', 'l0_patches'"),
+        ({"norm": "l1"}, "norm: got 'l1'; expected one of 'linf', 'l2', 'l0', 'l0_patches'"),
         ({"radii": []}, r"radii: got \[\]; expected one positive finite number or more"),
         ({"radii": [0.0, 1.0]}, r"radii: got \[0.0, 1.0\]"),
         ({"radii": [math.inf]}, "radii: got"),

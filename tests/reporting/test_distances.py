@@ -18,7 +18,7 @@ def test_a_number_is_short_and_close(value: float) -> None:
         assert (float(text) == 0) == (value == 0)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l0_patches"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l0", "l0_patches"])
 def test_ticks_rise_and_are_written_as_distances(norm: str) -> None:
     unit = distance_unit(norm)
     assert list(unit.ticks) == sorted(set(unit.ticks))
@@ -26,5 +26,5 @@ def test_ticks_rise_and_are_written_as_distances(norm: str) -> None:
 
 
 def test_an_unknown_norm_is_refused() -> None:
-    with pytest.raises(ValueError, match="norm: got 'linfinity'; expected one of 'linf', 'l2', 'l0_patches'"):
+    with pytest.raises(ValueError, match="norm: got 'linfinity'; expected one of 'linf', 'l2', 'l0', 'l0_patches'"):
         distance_unit("linfinity")

@@ -115,7 +115,7 @@ def test_charts_do_not_depend_on_how_many_monitors_there_are() -> None:
     assert few == {name: many[name] for name in few}
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2", "l0_patches"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l0", "l0_patches"])
 def test_distances_of_a_norm_have_their_band(norm: Any) -> None:
     charts = attngrad.RewriteRobustnessMonitor(norm=norm).charts()
     assert Margin(f"median_{norm}", f"q25_{norm}", f"q75_{norm}") in charts.values()

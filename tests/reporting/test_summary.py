@@ -115,8 +115,8 @@ def test_it_fits_a_hundred_columns(name: str, kind: str, meaning: str, remark: s
         attngrad.AttentionMapMonitor(),
         attngrad.AttentionDriftMonitor(),
         attngrad.FaithfulnessMonitor(),
-        *(attngrad.RewriteRobustnessMonitor(norm=norm) for norm in ("linf", "l2", "l0_patches")),
-        *(attngrad.CheckpointAudit(norm=norm) for norm in ("linf", "l2", "l0_patches")),
+        *(attngrad.RewriteRobustnessMonitor(norm=norm) for norm in ("linf", "l2", "l0", "l0_patches")),
+        *(attngrad.CheckpointAudit(norm=norm) for norm in ("linf", "l2", "l0", "l0_patches")),
     ],
     ids=lambda monitor: type(monitor).__name__,
 )

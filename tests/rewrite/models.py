@@ -14,7 +14,7 @@ from lightning_attngrad.rewrite.norms import NORMS
 from tests.zoo import logits_of, randomise
 
 PIXELS: dict[str, Any] = {"mean": 0.0, "std": 1.0}
-ALL_NORMS = ("linf", "l2", "l0_patches")
+ALL_NORMS = ("linf", "l2", "l0", "l0_patches")
 
 
 class Linear(nn.Module):
@@ -126,6 +126,9 @@ def assert_true_report(result: Rewrite, model: Any) -> None:
     assert result.distance.dtype == result.pixels.dtype == result.original.dtype == torch.float32
     assert ((result.pixels >= 0) & (result.pixels <= 1)).all()
     assert ((result.original >= 0) & (result.original <= 1)).all()
+    if result.norm == "l0":
+        number = ((result.pixels - result.original).abs().amax(1) > 0).flatten(1).sum(1).float()
+        assert torch.equal(result.distance[result.success], number[result.success])
     if result.norm in NORMS:
         change = result.pixels - result.original
         length = change.flatten(1).abs().amax(1) if result.norm == "linf" else change.flatten(1).norm(dim=1)

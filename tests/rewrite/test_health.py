@@ -17,7 +17,7 @@ MODEL = linear_model(3, 48).requires_grad_(False)
 TARGET = others(MODEL, IMAGES)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l0"])
 def test_an_honest_model_is_healthy(norm: str) -> None:
     result = rewrite(MODEL, IMAGES, TARGET, norm=norm, **PIXELS)
     assert result.success.all()
@@ -25,7 +25,7 @@ def test_an_honest_model_is_healthy(norm: str) -> None:
     assert result.health.zero_gradient.tolist() == [0.0] * 3
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l0"])
 def test_an_honest_transformer_is_healthy(norm: str) -> None:
     model, images = tiny_vit(), random(4, 3, 32, 32)
     result = rewrite(model, images, others(model, images), norm=norm, **PIXELS)
@@ -51,8 +51,9 @@ class Masked(nn.Module):
 
 
 @pytest.mark.parametrize("kind", ["quantised", "detached", "saturated", "not a number"])
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("radius", [None, 0.1])
+@pytest.mark.parametrize(
+    ("norm", "radius"), [("linf", None), ("linf", 0.1), ("l2", None), ("l2", 0.1), ("l0", None), ("l0", 1)]
+)
 def test_a_masked_gradient_shows(radius: float | None, norm: str, kind: str) -> None:
     result = rewrite(Masked(kind), IMAGES, TARGET, norm=norm, radius=radius, **PIXELS)
     assert_true_report(result, Masked(kind))
@@ -75,7 +76,7 @@ def test_a_masked_gradient_shows_with_patches_too(kind: str) -> None:
     assert not result.health.good.any()
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l0"])
 def test_a_gradient_that_is_only_faint_is_followed(norm: str) -> None:
     """Behind a softmax of logits 60 apart it is of 1e-26, and its square 0 in float32."""
 
@@ -111,7 +112,7 @@ def led_astray(honest_at: float) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l0"])
 def test_a_gradient_that_points_the_wrong_way_shows(norm: str) -> None:
     forward = led_astray(honest_at=-1.0)
     result = rewrite(nn.Identity(), torch.full((2, 3, 4, 4), 0.25), 1, norm=norm, forward=forward, **PIXELS)

@@ -125,6 +125,15 @@ def test_a_search_that_still_gets_better_at_its_end_has_not_converged(values: li
     assert health.unconverged.tolist() == [unconverged]
 
 
+@pytest.mark.parametrize(("costs", "unconverged"), [((3, 2), False), ((8, 6), True), ((20, 18), False)])
+def test_one_less_of_a_few_is_no_sign_of_haste(costs: tuple[int, int], unconverged: bool) -> None:
+    """A third is, of lengths; of pixels, it is the least that can be."""
+    search = search_of()
+    for step in range(8):
+        search.climb(pixel(0.9), torch.tensor([float(costs[step > 5])]))
+    assert search.health(beats_one_step=YES, huge_radius=YES, unit=1.0).unconverged.tolist() == [unconverged]
+
+
 def test_what_is_found_after_the_last_step_has_not_converged() -> None:
     search = run([0.1] * 9)
     search.attempt(pixel(0.9), torch.tensor([0.9]))

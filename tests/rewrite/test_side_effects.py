@@ -20,6 +20,7 @@ from tests.state.checkpointed import WAYS, Vit
 SEARCHES: dict[str, dict[str, Any]] = {
     "linf": {"norm": "linf"},
     "l2": {"norm": "l2"},
+    "l0": {"norm": "l0"},
     "l0_patches": {"norm": "l0_patches"},
     "radius": {"radius": 0.05},
     "top share": {"top_share": 0.5},

@@ -19,6 +19,8 @@ SEARCHES: dict[str, dict[str, Any]] = {
     "one step": {"norm": "linf", "radius": 8 / 255, "steps": 1},
     "l2 within a radius": {"norm": "l2", "radius": 1.0},
     "top patches": {"norm": "l2", "top_share": 0.25},
+    "fewest pixels": {"norm": "l0"},
+    "pixels within a radius": {"norm": "l0", "radius": 20},
     "fewest patches": {"norm": "l0_patches"},
     "patches within a radius": {"norm": "l0_patches", "radius": 0.5},
 }
@@ -58,7 +60,9 @@ def test_every_kind_of_target_keeps_to_the_device(target: int | str) -> None:
     assert_same({"norm": "linf", "target": target})
 
 
-@pytest.mark.parametrize("search", ["linf", "l2", "linf within a radius", "top patches", "fewest patches"])
+@pytest.mark.parametrize(
+    "search", ["linf", "l2", "linf within a radius", "top patches", "fewest pixels", "fewest patches"]
+)
 def test_the_host_does_not_wait_at_every_step(search: str) -> None:
     waits = [run("gpu", **{**SEARCHES[search], "steps": steps})[1].number_of_waits for steps in (2, 8)]
     assert waits[0] == waits[1]

@@ -18,7 +18,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 34
 #: Lines of a chart; of more, the first.
 MOST_LINES = 12
 #: Names of numbers that are distances, by how they end.
-_NORMS = ("linf", "l2", "l0_patches")
+_NORMS = ("linf", "l2", "l0", "l0_patches")
 
 Points = list[tuple[int, float]]  # number of a moment, and value
 
