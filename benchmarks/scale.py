@@ -90,7 +90,7 @@ def worker(world: int, classes: int) -> None:
 
         return Counting(probe=probe, on_error="raise", **options)
 
-    probe = attngrad.ProbeImages(num_images=IMAGES, mean=0.5, std=0.5)
+    probe = attngrad.ProbeImages(num_images=IMAGES, mean=0.5, std=0.5, task="multiclass")
     monitors = [
         counting(attngrad.AttentionMapMonitor),
         counting(attngrad.AttentionDriftMonitor),
