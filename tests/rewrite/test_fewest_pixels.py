@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_attngrad.rewrite import Normalisation, rewrite
-from lightning_attngrad.rewrite.fewest_pixels import fewest_pixels, pixels_changed
+from lightning_attngrad.rewrite.fewest_pixels import _places, fewest_pixels, pixels_changed
 from lightning_attngrad.rewrite.margins import TargetMargin
 from lightning_attngrad.rewrite.patches import rank_patches
 from lightning_attngrad.rewrite.search import Search
@@ -80,7 +80,12 @@ def test_many_linear_classes_are_no_nearer_than_the_nearest_rival_allows() -> No
 @pytest.mark.parametrize("most", [None, 3])
 @pytest.mark.parametrize(
     ("build", "shape", "steps"),
-    [(perceptron, (3, 2, 2), 16), (lambda: linear_model(3, 48), (3, 4, 4), 5), (tiny_vit, (3, 32, 32), 6)],
+    [
+        (perceptron, (3, 2, 2), 16),
+        (lambda: linear_model(3, 48), (3, 4, 4), 5),
+        (tiny_vit, (3, 32, 32), 6),
+        (tiny_vit, (3, 32, 32), 2),  # so far from the end that pixels can be dropped
+    ],
 )
 def test_all_rows_at_once_as_one_after_the_other(
     build: Callable[[], nn.Module], shape: tuple[int, ...], steps: int, most: int | None
@@ -112,6 +117,17 @@ def test_fewer_than_sigma_zero_with_as_many_gradients() -> None:
     assert_true_report(result, model)
     theirs = [sigma_zero(model, image, int(to), 25).number for image, to in zip(images, target, strict=True)]
     assert all(mine < number for mine, number in zip(result.distance.tolist(), theirs, strict=True))
+
+
+@pytest.mark.parametrize("number", [1, 5, 9, 16])
+def test_the_pixels_that_are_kept_are_those_that_gain_most(number: int) -> None:
+    """What is as it was comes last, also after what loses."""
+    original, slopes = random(3, 2, 4, 4).double(), random(3, 2, 4, 4, seed=1).double() - 0.7
+    pixels = torch.where(random(3, 1, 4, 4, seed=2) < 0.6, 1.0, original)
+    kept = torch.where(_places(slopes, pixels, original) < number, pixels, original)
+    for row in range(3):
+        expected = reference.kept(*(batch[row].numpy() for batch in (original, slopes, pixels)), number)
+        np.testing.assert_array_equal(kept[row].numpy(), expected)
 
 
 def test_a_pixel_counts_once_with_all_its_channels() -> None:
