@@ -39,22 +39,23 @@ class Environment:
     Attributes:
         packages: the names that ``checks.py`` is run with, one after the other.
         floors: whether all that pyproject.toml asks for is as old as it allows, else as new as there is.
-        without: uninstalled again: pip itself puts both Lightnings into every environment, as `lightning` asks
-            for `pytorch-lightning`.
+        first: what was there before this package: in the oldest version that is supported.
+        without: uninstalled again. As `lightning` asks for `pytorch-lightning`, pip itself puts both into every
+            environment; with `pytorch-lightning` alone this package cannot be, as it asks for `lightning`.
     """
 
     packages: tuple[str, ...]
     floors: bool = False
-    without: tuple[str, ...] = ()
+    first: str | None = None
+    without: str | None = None
 
 
 ENVIRONMENTS = {
     "newest": Environment(("lightning.pytorch", "pytorch_lightning")),
-    "newest, lightning alone": Environment(("lightning.pytorch",), without=("pytorch-lightning",)),
-    "newest, pytorch_lightning alone": Environment(("pytorch_lightning",), without=("lightning",)),
+    "newest, lightning alone": Environment(("lightning.pytorch",), without="pytorch-lightning"),
+    "newest, pytorch_lightning first": Environment(("pytorch_lightning",), first="pytorch-lightning"),
     "oldest": Environment(("lightning.pytorch", "pytorch_lightning"), floors=True),
-    "oldest, lightning alone": Environment(("lightning.pytorch",), floors=True, without=("pytorch-lightning",)),
-    "oldest, pytorch_lightning alone": Environment(("pytorch_lightning",), floors=True, without=("lightning",)),
+    "oldest, lightning alone": Environment(("lightning.pytorch",), floors=True, without="pytorch-lightning"),
 }
 
 
@@ -76,14 +77,10 @@ def floors(project: str) -> dict[str, str]:
     return dict(lines)
 
 
-def constraints(oldest: bool) -> list[str]:
-    """Lines of a constraints file."""
-    if not oldest:
-        return []
-    oldest_of = floors(PROJECT.read_text(encoding="utf-8"))
-    return [
-        f"{name}=={version}" for name, version in (oldest_of | {"pytorch-lightning": oldest_of["lightning"]}).items()
-    ]
+def oldest() -> dict[str, str]:
+    """The floors of this checkout; `pytorch-lightning` is as old as `lightning`."""
+    found = floors(PROJECT.read_text(encoding="utf-8"))
+    return found | {"pytorch-lightning": found["lightning"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -162,11 +159,14 @@ def _made(environment: Environment, folder: Path, wheel: Path, asked: argparse.N
     python = str(folder / "bin" / "python")
     if asked.torch_of:
         _link_torch(asked.torch_of, python)
+    if environment.first is not None:
+        _pip(python, "install", f"{environment.first}=={oldest()[environment.first]}")
     limits = folder / "constraints.txt"
-    limits.write_text("\n".join(constraints(environment.floors)), encoding="utf-8")
+    lines = [f"{name}=={version}" for name, version in oldest().items()] if environment.floors else []
+    limits.write_text("\n".join(lines), encoding="utf-8")
     _pip(python, "install", "--constraint", str(limits), f"lightning-attngrad[demo] @ {wheel.as_uri()}")
-    if environment.without:
-        _pip(python, "uninstall", "--yes", *environment.without)
+    if environment.without is not None:
+        _pip(python, "uninstall", "--yes", environment.without)
     return python
 
 

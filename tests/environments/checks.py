@@ -62,7 +62,7 @@ def untouched(place: Place) -> str:
     callbacks = [
         attngrad.AttentionMapMonitor(probe=probe, report=True, on_error="raise"),
         attngrad.AttentionDriftMonitor(probe=probe, on_error="raise"),
-        attngrad.RewriteRobustnessMonitor(probe=probe, on_error="raise"),
+        attngrad.RewriteRobustnessMonitor(probe=probe, steps=4, on_error="raise"),
         attngrad.FaithfulnessMonitor(probe=probe, on_error="raise"),
         attngrad.CheckpointAudit(probe=probe, on_error="raise"),
     ]
