@@ -10,8 +10,10 @@ JOBS ?= 2
 GPU_PYTHON ?= $(PYTHON)
 # `make dist`: an environment to install the wheel into; without one it goes into a new and empty one, for this once.
 DIST_VENV ?=
+# `make dist`, `make environments`: a Python whose torch is linked, where there is no time to install one (5 GB).
+TORCH_OF ?=
 
-.PHONY: demo test test-gpu lint bench dist docs clean
+.PHONY: demo test test-gpu lint bench dist environments docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,7 +22,8 @@ help:
 	@echo "make bench  time and memory of every map, side by side with other libraries"
 	@echo "make test-gpu  what only a GPU can show; GPU_PYTHON= is a Python with torch, lightning, timm, torchmetrics"
 	@echo "make docs   the documentation as a site, in site/; warnings are errors"
-	@echo "make dist   build the wheel, install it into an empty environment, and run the demo from it"
+	@echo "make dist   build sdist and wheel, install the wheel into an empty environment, and run the demo from it"
+	@echo "make environments  checks with one Lightning or both, with the oldest and the newest of all that is asked for"
 
 # Stamps carry the extras and the dependency list, so that a changed pyproject.toml installs again.
 # This clone is put on PYTHONPATH rather than installed: a shared VENV then never runs another clone's code.
@@ -59,25 +62,38 @@ docs: $(VENV)/.installed-docs
 test-gpu:
 	PYTHONPATH="$(CURDIR)" $(GPU_PYTHON) -m tests.gpu $(ARGS)
 
-# Outside the checkout, and without it on the path: what runs is what is in the wheel.
+# With ARGS, some of them: see tests/environments/__main__.py. 5 GB at a time.
+environments:
+	PYTHONPATH="$(CURDIR)" $(PYTHON) -m tests.environments $(if $(TORCH_OF),--torch-of "$(TORCH_OF)") $(ARGS)
+
+# Outside the checkout, and without it on the path: what runs is what is in the wheel, which is built out of the sdist.
 dist:
 	rm -rf dist
 	set -e; place="$$(mktemp -d)"; trap 'rm -rf "$$place"' EXIT; \
+	$(PYTHON) -m venv "$$place/tools"; \
+	"$$place/tools/bin/python" -m pip install --quiet build; \
+	"$$place/tools/bin/python" -m build --outdir dist . > "$$place/build.txt" || { cat "$$place/build.txt"; exit 1; }; \
+	wheel="$$(echo "$(CURDIR)"/dist/*.whl)"; \
+	git ls-files lightning_attngrad > "$$place/tracked.txt"; \
+	"$$place/tools/bin/python" -c "import sys, zipfile; from pathlib import Path; \
+	held = set(zipfile.ZipFile(sys.argv[1]).namelist()); tracked = Path(sys.argv[2]).read_text().split(); \
+	lacks = [one for one in tracked if one not in held]; \
+	sys.exit(f'the wheel lacks {lacks}' if lacks or not tracked else 0)" "$$wheel" "$$place/tracked.txt"; \
 	environment="$(abspath $(DIST_VENV))"; test -n "$$environment" || environment="$$place/environment"; \
 	test -x "$$environment/bin/python" || $(PYTHON) -m venv "$$environment"; \
-	"$$environment/bin/python" -m pip wheel --quiet --no-deps --wheel-dir dist .; \
-	wheel="$$(echo "$(CURDIR)"/dist/*.whl)"; \
+	test -z "$(TORCH_OF)" || $(PYTHON) tests/environments/link_torch.py "$(TORCH_OF)" "$$environment/bin/python"; \
 	"$$environment/bin/python" -m pip install --quiet "lightning-attngrad[demo] @ file://$$wheel"; \
 	"$$environment/bin/python" -m pip install --quiet --no-deps --force-reinstall "$$wheel"; \
 	cd "$$place"; unset PYTHONPATH; \
-	"$$environment/bin/python" -c "import lightning_attngrad as one; print(one.__version__, 'of', one.__file__)"; \
+	"$$environment/bin/python" -c "import lightning_attngrad as one; print(one.__version__, 'of', one.__file__); \
+	assert 'site-packages' in one.__file__"; \
 	"$$environment/bin/lightning-attngrad" --help > /dev/null; \
 	"$$environment/bin/lightning-attngrad" audit --help > /dev/null; \
 	"$$environment/bin/lightning-attngrad" demo --epochs 1 --max-steps 20 --accelerator cpu --output demo $(ARGS); \
 	"$$environment/bin/python" -c "from importlib.metadata import entry_points as of; \
 	[of(group=f'{one}.callbacks_factory')['attngrad'].load()() for one in ('lightning.pytorch', 'pytorch_lightning')]"; \
-	find demo -name "events.*" | grep -q . && find demo -name "*.png" | grep -q .; \
-	echo "the wheel works: $$(basename "$$wheel")"
+	for made in "events.*" "*.png" report.html; do find demo -name "$$made" | grep -q . || { echo "no $$made"; exit 1; }; done; \
+	echo "they work: $$(cd "$(CURDIR)/dist" && echo *)"
 
 clean:
 	rm -rf .venv dist site .pytest_cache .mypy_cache .ruff_cache lightning_logs attngrad_demo

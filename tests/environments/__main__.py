@@ -22,13 +22,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.environments.link_torch import link_torch
+
 ROOT = Path(__file__).parents[2]
 PROJECT = ROOT / "pyproject.toml"
 CHECKS = Path(__file__).with_name("checks.py")
 #: Told of each environment; the first is what runs it.
 SHOWN = ("torch", "torchvision", "lightning", "pytorch-lightning", "timm", "torchmetrics", "numpy")
-#: What a linked torch consists of, beside it in the same folder.
-_OF_TORCH = re.compile(r"(torch|functorch|torchgen|triton|nvidia|cuda)([-_.]|$)|torchvision([-_.]|$)")
 _LONGEST_CHECK = 1800  # seconds, on slow cores
 
 
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{name} …", file=sys.stderr, flush=True)
             try:
                 row, well = _checked(name, folder, wheel, asked)
-            except subprocess.SubprocessError as error:
+            except (subprocess.SubprocessError, ValueError) as error:
                 row, well = f"| {name} |{' |' * len(SHOWN)} | | **not installed**: {error} |", False
             shutil.rmtree(folder, ignore_errors=True)  # the next one may take as many gigabytes
             print(row, file=sys.stderr, flush=True)
@@ -158,7 +158,7 @@ def _made(environment: Environment, folder: Path, wheel: Path, asked: argparse.N
     subprocess.run([asked.python, "-m", "venv", str(folder)], check=True)
     python = str(folder / "bin" / "python")
     if asked.torch_of:
-        _link_torch(asked.torch_of, python)
+        link_torch(asked.torch_of, python)
     if environment.first is not None:
         _pip(python, "install", f"{environment.first}=={oldest()[environment.first]}")
     limits = folder / "constraints.txt"
@@ -175,20 +175,6 @@ def _pip(python: str, *words: str) -> None:
     if done.returncode:
         last = " ".join(done.stderr.split())[-600:]
         raise subprocess.SubprocessError(f"pip {words[0]}: {last}")
-
-
-def _link_torch(other: str, python: str) -> None:
-    """Put another environment's torch, and what comes with it, where pip takes it for installed."""
-    theirs, ours = (
-        Path(_said(one, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))")) for one in (other, python)
-    )
-    if theirs.parent.name != ours.parent.name:
-        raise subprocess.SubprocessError(
-            f"--torch-of: its Python is {theirs.parent.name}, here it is {ours.parent.name}"
-        )
-    for part in theirs.iterdir():
-        if _OF_TORCH.match(part.name):
-            (ours / part.name).symlink_to(part)
 
 
 def _outcomes(python: str, package: str, folder: Path) -> list[dict[str, str | None]]:
