@@ -160,11 +160,11 @@ def _made(environment: Environment, folder: Path, wheel: Path, asked: argparse.N
     if asked.torch_of:
         link_torch(asked.torch_of, python)
     if environment.first is not None:
-        _pip(python, "install", f"{environment.first}=={oldest()[environment.first]}")
+        _pip(python, "install", "--no-compile", f"{environment.first}=={oldest()[environment.first]}")
     limits = folder / "constraints.txt"
     lines = [f"{name}=={version}" for name, version in oldest().items()] if environment.floors else []
     limits.write_text("\n".join(lines), encoding="utf-8")
-    _pip(python, "install", "--constraint", str(limits), f"lightning-attngrad[demo] @ {wheel.as_uri()}")
+    _pip(python, "install", "--no-compile", "--constraint", str(limits), f"lightning-attngrad[demo] @ {wheel.as_uri()}")
     if environment.without is not None:
         _pip(python, "uninstall", "--yes", environment.without)
     return python
