@@ -64,6 +64,11 @@ def _rule(*packets: Any) -> Callable[[Rule], Rule]:
     return register
 
 
+def _where_there_is(*names: str) -> list[Any]:
+    """Operations that the oldest torch that is supported does not have."""
+    return [getattr(aten, name) for name in names if hasattr(aten, name)]
+
+
 def repeating(ids: Tensor) -> Tensor:
     """The same ids, with dimensions along which they repeat held once; only those that channels have are tried."""
     for dim in {ids.dim() - 1, 1, ids.dim() - 3}:
@@ -107,9 +112,9 @@ def _stack(followed: Followed, step: Step) -> Tensor:
 
 @_rule(
     aten.native_layer_norm, aten.native_batch_norm, aten._native_batch_norm_legit, aten.native_group_norm,
-    aten._native_batch_norm_legit_no_training, aten.cudnn_batch_norm, aten.miopen_batch_norm, aten._fused_rms_norm,
+    aten._native_batch_norm_legit_no_training, aten.cudnn_batch_norm, aten.miopen_batch_norm,
     aten._batch_norm_with_update, aten._batch_norm_no_update, aten.native_dropout, aten.rms_norm, aten.batch_norm,
-    aten._batch_norm_impl_index,
+    aten._batch_norm_impl_index, *_where_there_is("_fused_rms_norm"),
 )  # fmt: skip
 def _normalisation(followed: Followed, step: Step) -> Tensor | None:
     """Statistics of many elements lie nowhere; what they scale stays where it is."""

@@ -1,14 +1,13 @@
 """Where numbers, figures and texts go: every logger of a Trainer, and files where a logger has no place for them.
 
-Loggers are recognised by the names of their classes and base classes. So neither wandb nor mlflow nor comet_ml
-needs to be installed, and loggers of ``lightning.pytorch`` and of ``pytorch_lightning`` are treated alike. A new
+Loggers are recognised by the names of their classes and base classes. So neither wandb nor mlflow needs to
+be installed, and loggers of ``lightning.pytorch`` and of ``pytorch_lightning`` are treated alike. A new
 logger is one function under `figure_writer`, one under `text_writer` if it can show text, and one under
 `layout_writer` if curves can be put into charts.
 """
 
 from __future__ import annotations
 
-import io
 import math
 import os
 import tempfile
@@ -316,12 +315,6 @@ def _to_mlflow(logger: Any, tag: str, picture: Picture, step: int) -> None:
         logger.experiment.log_artifact(logger.run_id, str(path), str(PurePosixPath(_prefixed(logger, tag))))
 
 
-@figure_writer("CometLogger")
-def _to_comet(logger: Any, tag: str, picture: Picture, step: int) -> None:
-    # A stream, which Comet copies before it comes back; a file it would read later.
-    logger.experiment.log_image(io.BytesIO(picture.png), name=_prefixed(logger, tag), image_format="png", step=step)
-
-
 @text_writer("TensorBoardLogger")
 def _text_to_tensorboard(logger: Any, tag: str, text: str, step: int) -> None:
     logger.experiment.add_text(_prefixed(logger, tag), _as_markdown(text), step)
@@ -335,11 +328,6 @@ def _text_to_wandb(logger: Any, tag: str, text: str, step: int) -> None:
 @text_writer("MLFlowLogger")
 def _text_to_mlflow(logger: Any, tag: str, text: str, step: int) -> None:  # noqa: ARG001
     logger.experiment.log_text(logger.run_id, f"{_as_markdown(text)}\n", f"{_prefixed(logger, tag)}.md")
-
-
-@text_writer("CometLogger")
-def _text_to_comet(logger: Any, tag: str, text: str, step: int) -> None:
-    logger.experiment.log_text(_as_markdown(text), step=step, metadata={"name": _prefixed(logger, tag)})
 
 
 @layout_writer("TensorBoardLogger")
