@@ -1,7 +1,7 @@
 """The package in environments of its own, each made for this once: ``python -m tests.environments [NAME …]``.
 
 Into each a wheel of this checkout is installed with what it asks for, and `checks.py` is run there: fits with all
-callbacks and without, explaining, rewriting, the report, the audit command. Prints a table (docs/environments.md).
+callbacks and without, explaining, rewriting, the report, the audit command. Prints a table in Markdown.
 
 Every environment with a torch of its own takes minutes and some 5 GB, nearly all of it PyTorch: ``--torch-of`` links
 that of another environment. Exits 1 where a check failed.
