@@ -427,7 +427,11 @@ class SigmoidHead(Plain):
 
 @pytest.mark.parametrize("method", OF_ANY_MODEL)
 def test_a_model_that_ends_in_a_sigmoid(method: str) -> None:
-    explanation = explain(SigmoidHead(), IMAGES, 1, method=method)
+    model = SigmoidHead()
+    with pytest.raises(ValueError, match=r"forward=lambda images: model\(images\)\.logit\(\)"):
+        explain(model, IMAGES, 1, method=method)
+    # By the line that the message gives.
+    explanation = explain(model, IMAGES, 1, method=method, forward=lambda images: model(images).logit())
     assert bool(torch.isfinite(explanation.heatmap).all())
     assert not bool(explanation.zero_gradient.any())
 

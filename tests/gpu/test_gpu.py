@@ -95,7 +95,7 @@ class TestTheProgram:
         said = capsys.readouterr().out
         assert said.startswith("CPU: nothing here is evidence of a GPU; torch ")
         assert "passed  rewriting/linf" in said
-        assert "3 passed, 0 failed" in said
+        assert "4 passed, 0 failed" in said
         assert "FAILED  rewriting/wrong" in said
         assert "AssertionError: as it should not be" in said
         assert said.endswith("0 passed, 1 failed\n  rewriting/wrong\n")
