@@ -162,7 +162,6 @@ ROWS = (
     Row("rollout", ours(method="rollout")),
     Row("grad_cam", ours(method="grad_cam")),
     Row("pytorch-grad-cam, GradCAM", _grad_cam, torchvision_twin, "grad-cam"),  # type: ignore[arg-type]
-    Row("best", ours(quality="best")),
     Row("captum, IntegratedGradients (32)", _integrated, copy.deepcopy, "captum"),
     Row("captum, FeatureAblation (each patch)", _ablation, copy.deepcopy, "captum"),
     Row("captum, KernelShap (128)", _kernel_shap, copy.deepcopy, "captum"),

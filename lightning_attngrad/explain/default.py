@@ -20,30 +20,27 @@ T = TypeVar("T")
 
 #: The most faithful map at the price of one backward pass: docs/faithfulness.md has the figures.
 DEFAULT_METHOD = "guided_relevance"
-#: The most faithful one where half of the image is hidden and a map is the mean of several, see `explain.half_hidden`.
-BEST_METHOD = "attn_lrp"
 #: What stands in for it, by the error that it ends in.
 STAND_INS: dict[type[ValueError], str] = {NoEmbeddingError: "gradient_guided", NoAttentionError: "attn_lrp"}
 
 
-def default_method(model: nn.Module, first: str = DEFAULT_METHOD) -> str:
+def default_method(model: nn.Module) -> str:
     """What a model is explained by where nothing is asked: a method of its own, where it or a part of it names one.
 
     A Hindered Transformer does (``explained_by = "patch_sum"``): its logit is a sum over patches.
     """
     if not isinstance(model, nn.Module):  # whoever runs it says so
-        return first
+        return DEFAULT_METHOD
     own = {name for part in model.modules() if isinstance(name := getattr(part, "explained_by", None), str)}
-    return own.pop() if len(own) == 1 else first
+    return own.pop() if len(own) == 1 else DEFAULT_METHOD
 
 
-def ask_by_default(ask: Callable[[str], T], model: nn.Module, first: str = DEFAULT_METHOD) -> tuple[T, str]:
+def ask_by_default(ask: Callable[[str], T], model: nn.Module) -> tuple[T, str]:
     """Ask by the default method, and where the model does not permit it, by the one that stands in for it.
 
     Args:
         ask: from the name of a method to the answer.
         model: that is asked about.
-        first: the default method.
 
     Returns:
         The answer, and what is to be said of it: which method stands in, why, and how to ask for it; else nothing.
@@ -63,11 +60,11 @@ def ask_by_default(ask: Callable[[str], T], model: nn.Module, first: str = DEFAU
         >>> print(said)
         PlainNet: maps are by 'attn_lrp', which stands in for the default 'guided_relevance' (method='attn_lrp' asks for it, and silences this). Why: PlainNet makes no attention call
     """  # noqa: E501  (one line is what is said)
-    own, model_name = default_method(model, first), type(model).__name__
-    if own != first:
-        return ask(own), ""
-    try:
+    first, model_name = default_method(model), type(model).__name__
+    if first != DEFAULT_METHOD:
         return ask(first), ""
+    try:
+        return ask(DEFAULT_METHOD), ""
     except tuple(STAND_INS) as error:
         method = next(name for kind, name in STAND_INS.items() if isinstance(error, kind))
         why = str(error)  # the error itself would hold on to all that was computed up to it
@@ -78,6 +75,6 @@ def ask_by_default(ask: Callable[[str], T], model: nn.Module, first: str = DEFAU
             raise
         raise UnsupportedModelError(f"{why.removesuffix('.')}. Nor is there a map by {method!r}: {error}") from error
     return answer, (
-        f"{model_name}: maps are by {method!r}, which stands in for the default {first!r} (method={method!r} "
+        f"{model_name}: maps are by {method!r}, which stands in for the default {DEFAULT_METHOD!r} (method={method!r} "
         f"asks for it, and silences this). Why: {why}"
     )

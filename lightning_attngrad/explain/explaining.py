@@ -11,7 +11,7 @@ from lightning_attngrad.explain.explanation import Explanation
 from lightning_attngrad.explain.inputs import ask_about_bytes, check_images, check_model, mismatch_in_words
 from lightning_attngrad.explain.objectives import Objective
 from lightning_attngrad.explain.outputs import Similarity, Task, check_task
-from lightning_attngrad.explain.question import Quality, Question
+from lightning_attngrad.explain.question import Question
 
 
 def explain(
@@ -20,7 +20,6 @@ def explain(
     target: int | Sequence[int] | Tensor | None = None,
     *,
     method: str | None = None,
-    quality: Quality = "fast",
     objective: str | Objective | Similarity | Callable[[Any], Tensor] = "logit",
     forward: Callable[[Tensor], Any] | None = None,
     memory_budget: int | None = None,
@@ -45,8 +44,6 @@ def explain(
             is ``guided_relevance``; where the model does not permit it, ``gradient_guided`` (no embedding is found at
             which relevance can be measured, as with several towers) or ``attn_lrp`` (there is no attention), and a
             warning says so. A method that is named, or whose options are given, is that one or an error.
-        quality: ``"fast"``, one backward pass; or ``"best"``, nine of them: the mean over copies of each image of which
-            half is hidden, see docs/methods.md. Where no ``method`` is named, by ``attn_lrp`` then.
         objective: ``"logit"``, ``"margin"``, ``Contrast(against)``, ``Mixture(weights)``, ``Region(mask)``; of outputs
             beyond one row of logits an image ``PixelClass(class, where)`` and ``PixelValue(where)`` (segmentation,
             depth), ``QueryClass(class, query)`` and ``QueryBox(coordinate, query)`` (detectors); ``Similarity(vectors,
@@ -100,7 +97,7 @@ def explain(
                 "objective: got Similarity(…) beside task=; it says itself what the output means: leave task= out"
             )
         objective, task = "logit", objective
-    question = Question(method, objective, options, quality)
+    question = Question(method, objective, options)
     check_model(model)
     check_images(images)
     ask_about_bytes(images, "nothing has to be done")

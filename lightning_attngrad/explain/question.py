@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_attngrad.attention import PLAIN, outside_autocast
-from lightning_attngrad.explain.default import BEST_METHOD, DEFAULT_METHOD, ask_by_default
+from lightning_attngrad.explain.default import DEFAULT_METHOD, ask_by_default
 from lightning_attngrad.explain.explanation import Explanation
 from lightning_attngrad.explain.forward_pass import (
     ForwardPass,
@@ -20,7 +20,6 @@ from lightning_attngrad.explain.forward_pass import (
     forward_pass,
     numbers_of,
 )
-from lightning_attngrad.explain.half_hidden import over_half_hidden
 from lightning_attngrad.explain.objectives import Objective, OfOutput, Region, check_objective
 from lightning_attngrad.explain.outputs import TASKS, UNSAID, Task, find_logits
 from lightning_attngrad.explain.plain import Plain, plain
@@ -28,7 +27,6 @@ from lightning_attngrad.explain.registry import METHODS, Method, TokenScores, fi
 from lightning_attngrad.explain.targets import classes_of
 
 Target = int | Sequence[int] | Tensor | None
-Quality = Literal["fast", "best"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +41,6 @@ class Question:
             which they are of.
         objective: as :func:`lightning_attngrad.explain` takes it.
         options: the method's own options by name.
-        quality: as :func:`lightning_attngrad.explain` takes it.
 
     Raises:
         ValueError: for what is not known, or does not go together; the message says what would do.
@@ -60,11 +57,8 @@ class Question:
     method: str | None = None
     objective: str | Objective | Callable[[Any], Tensor] = "logit"
     options: Mapping[str, Any] = field(default_factory=dict)
-    quality: Quality = "fast"
 
     def __post_init__(self) -> None:
-        if self.quality not in ("fast", "best"):
-            raise ValueError(f"quality: got {self.quality!r}; expected 'fast' or 'best'")
         object.__setattr__(self, "options", dict(self.options))
         if self.method is None and self.options:
             object.__setattr__(self, "method", DEFAULT_METHOD)
@@ -141,7 +135,6 @@ class Question:
             "method": self.method,
             "objective": self._objective.plain(),
             "options": {name: plain(getattr(self._options, name)) for name in names},
-            **({} if self.quality == "fast" else {"quality": self.quality}),
         }
 
     def by(self, method: str) -> Question:
@@ -165,7 +158,7 @@ class Question:
     ) -> Explanation:
         """Answer it: arguments, result, warning and errors are those of :func:`lightning_attngrad.explain`."""
 
-        def ask(question: Question, images: Tensor, target: Target) -> Explanation:
+        def ask(question: Question) -> Explanation:
             return answer(
                 question._method,
                 question._options,
@@ -180,15 +173,11 @@ class Question:
             )
 
         if self.method is not None:
-            explanation, said = ask(self, images, target), ""
-        else:
-            explanation, said = ask_by_default(lambda method: ask(self.by(method), images, target), model, self._first)
+            return ask(self)
+        explanation, said = ask_by_default(lambda method: ask(self.by(method)), model)
         if said:
             warnings.warn(said, stacklevel=3)  # where explain() is called
-        if self.quality == "fast":
-            return explanation
-        same = self if self.method is not None else self.by(explanation.method)
-        return over_half_hidden(lambda copies: ask(same, copies, explanation.target), images, explanation)
+        return explanation
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Question):
@@ -202,13 +191,8 @@ class Question:
         return hash(json.dumps(self.plain(), sort_keys=True))
 
     @property
-    def _first(self) -> str:
-        """The method that is asked where none is named."""
-        return DEFAULT_METHOD if self.quality == "fast" else BEST_METHOD
-
-    @property
     def _method(self) -> Method:
-        return find_method(self._first if self.method is None else self.method)
+        return find_method(DEFAULT_METHOD if self.method is None else self.method)
 
     @property
     def _options(self) -> Any:
