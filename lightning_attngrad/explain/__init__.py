@@ -47,15 +47,13 @@ from lightning_attngrad.explain.outputs import (
     Task,
     Undecided,
     check_task,
-    find_embedding_vector,
-    find_logits,
     of_class,
-    row_of_numbers,
 )
 from lightning_attngrad.explain.placing import within_area
 from lightning_attngrad.explain.plain import plain
 from lightning_attngrad.explain.question import Question
 from lightning_attngrad.explain.registry import METHODS, Method, TokenScores, register_method
+from lightning_attngrad.explain.returned import find_embedding_vector, find_logits, row_of_numbers
 from lightning_attngrad.explain.rows import ForwardOfRows, after, of_rows
 
 __all__ = [

@@ -24,7 +24,8 @@ from lightning_attngrad.attention import (
 from lightning_attngrad.attention.feature_maps import Features, output_of
 from lightning_attngrad.explain.flow import calls_behind
 from lightning_attngrad.explain.inputs import check_images, check_model
-from lightning_attngrad.explain.outputs import UNSAID, Task, find_logits
+from lightning_attngrad.explain.outputs import UNSAID, Task
+from lightning_attngrad.explain.returned import find_logits
 from lightning_attngrad.state import RandomMoment, differentiable, held_still
 
 #: So many images are named in a message.

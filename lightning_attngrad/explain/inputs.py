@@ -83,7 +83,8 @@ def _of_another_shape(images: Tensor) -> str:
         grey = "" if shape[0] in _CHANNELS else " (C, H, W), or images[:, None] for grey ones (B, H, W)"
         single += f" for a single image{grey}"
     return {
-        2: "images[None, None] for a single grey image",
+        2: "images[None, None] for a single grey image, or images.view(B, C, H, W) for rows of pixels, with "
+        "forward=lambda images: model(images.flatten(1)) where the model takes these",
         3: single,
         4: "images.permute(0, 3, 1, 2) where channels are last" if last else "",
         5: "strip.images(clips) of strip = attngrad.ClipStrip(frames) for clips, or images.flatten(0, 1) for views",

@@ -6,7 +6,7 @@ The one place that knows; explanation, faithfulness, drift, rewriting, captions 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_attngrad.explain.plain import plain
-from lightning_attngrad.explain.squashed import refuse_probabilities
+from lightning_attngrad.explain.returned import find_embedding_vector, row_of_numbers, row_of_scores
 
 #: Where there are no classes.
 WHAT_WOULD_DO = (
@@ -448,84 +448,3 @@ def check_task(task: str | Task | None) -> Task:
 def of_class(scores: Tensor, target: Tensor) -> Tensor:
     """The score (B,) of one class an image."""
     return scores.gather(1, target[:, None])[:, 0]
-
-
-def find_logits(output: Any) -> Tensor | None:
-    """The tensor of class scores in a model's output: itself, its ``logits``, or the first of a tuple.
-
-    Of a model of images and texts, ``logits_per_image`` (CLIP, SigLIP): the texts are the classes. Of a `ModelOutput`
-    of terratorch, its ``output``.
-    """
-    if isinstance(output, Tensor):
-        return output
-    if isinstance(output, Mapping):
-        output = output.get("logits", output.get("logits_per_image"))
-    elif hasattr(output, "logits"):
-        output = output.logits
-    elif isinstance(output, list | tuple) and output:
-        output = output[0]
-    else:
-        output = getattr(output, "output", None)
-    return output if isinstance(output, Tensor) else None
-
-
-def find_embedding_vector(output: Any, batch: int) -> Tensor:
-    """The embeddings (B, D) in a model's output; (B, D, 1, 1), as pooled features often are, is read alike.
-
-    Raises:
-        ValueError: if there are none.
-    """
-    if isinstance(output, Tensor):
-        found: Any = output
-    elif isinstance(output, list | tuple):
-        found = output[0] if output else None
-    else:
-        values = output if isinstance(output, Mapping) else {name: getattr(output, name, None) for name in _EMBEDDINGS}
-        found = next((one for name in _EMBEDDINGS if isinstance(one := values.get(name), Tensor)), None)
-    if isinstance(found, Tensor) and found.dim() == 4 and found.shape[2:] == (1, 1):
-        found = found.flatten(1)
-    if not isinstance(found, Tensor) or found.dim() != 2 or len(found) != batch:
-        got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(output).__name__
-        raise ValueError(
-            f"model: no embeddings ({batch}, D) are in its output ({got}); give Similarity(…, read=function) from the "
-            "output to them"
-        )
-    return found
-
-
-_EMBEDDINGS = ("image_embeds", "image_features", "embedding", "embeddings", "pooler_output", "features")
-
-
-def row_of_numbers(output: Any, batch: int) -> Tensor:
-    """One row of numbers an image in a model's output, (B, K), float32 or wider.
-
-    Raises:
-        ValueError: if it holds no such tensor, or several that differ.
-    """
-    found = find_logits(output)
-    if found is None or found.dim() not in (1, 2) or found.shape[0] != batch:
-        got = f"shape {tuple(found.shape)}" if found is not None else type(output).__name__
-        raise ValueError(
-            f"model: its output ({got}) is not one row of logits an image, ({batch}, classes). Explain a "
-            "part that ends in a classifier, or give objective= a function from the output to one number an image."
-        )
-    if isinstance(output, list | tuple) and not hasattr(output, "logits"):
-        rows = [one.shape[1] for one in output if isinstance(one, Tensor) and one.dim() == 2 and len(one) == batch]
-        if len(set(rows)) > 1:
-            raise ValueError(
-                f"model: its output holds {len(rows)} rows of numbers an image, of {' and '.join(map(str, rows))}, and "
-                "which of them are class scores is not said; give forward= a function that returns those alone."
-            )
-    found = found.unsqueeze(1) if found.dim() == 1 else found
-    return found if found.dtype == torch.float64 else found.float()
-
-
-def row_of_scores(output: Any, batch: int) -> Tensor:
-    """The same, where the numbers are scores of classes.
-
-    Raises:
-        ValueError: if it holds no such tensor, or several that differ, or probabilities.
-    """
-    numbers = row_of_numbers(output, batch)
-    refuse_probabilities(numbers)
-    return numbers

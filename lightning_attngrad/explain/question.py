@@ -21,7 +21,8 @@ from lightning_attngrad.explain.forward_pass import (
     numbers_of,
 )
 from lightning_attngrad.explain.objectives import Objective, OfOutput, Region, check_objective
-from lightning_attngrad.explain.outputs import TASKS, UNSAID, Task, find_logits
+from lightning_attngrad.explain.outputs import TASKS, UNSAID, Task
+from lightning_attngrad.explain.returned import find_logits
 from lightning_attngrad.explain.plain import Plain, plain
 from lightning_attngrad.explain.registry import METHODS, Method, TokenScores, find_method
 from lightning_attngrad.explain.targets import classes_of

@@ -46,5 +46,17 @@ def classes_of(target: int | Sequence[int] | Tensor, batch: int, device: torch.d
         classes = classes.expand(batch)
     integral = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
     if not integral or classes.dim() not in (1, 2) or classes.shape[0] != batch or classes.numel() == 0:
-        raise ValueError(f"target: got {classes.dtype} of shape {tuple(classes.shape)} for {batch} images; {expected}")
+        raise ValueError(
+            f"target: got {classes.dtype} of shape {tuple(classes.shape)} for {batch} images; {expected}"
+            f"{_ONE_HOT if classes.dim() > 1 else ''}"
+        )
+    # Zeros and ones in rows of three and more name the same class twice: nobody asks for that, they are no numbers.
+    if classes.dim() == 2 and classes.shape[1] > 2 and bool(((classes == 0) | (classes == 1)).all()):
+        hint = "; write torch.tensor(target) for one class an image" if isinstance(target, list | tuple) else _ONE_HOT
+        raise ValueError(f"target: got rows of zeros and ones, {tuple(classes.shape)}; {expected}{hint}")
     return classes.long()
+
+
+_ONE_HOT = (
+    ". Of rows that are one-hot, or probabilities, write target.flatten(1).argmax(dim=1); several labels: one by one"
+)

@@ -67,3 +67,21 @@ def test_labels_are_switched_for_each_image() -> None:
 def test_what_is_no_class(target: Any) -> None:
     with pytest.raises(ValueError, match=r"target: got .*a list of ints \(these classes for each image\)"):
         classes_of(target, 2, CPU, otherwise="None")
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool, torch.float32])
+def test_rows_of_zeros_and_ones_are_no_numbers_of_classes_and_what_is_said_to_write_works(kind: torch.dtype) -> None:
+    vit = ZOO["vit"]
+    model, images = vit.build(), vit.images()
+    target = torch.eye(5, dtype=kind)[[3, 1]]
+    for given in (target, target[:, None]):
+        with pytest.raises(ValueError, match=r"write target.flatten\(1\).argmax\(dim=1\)"):
+            attngrad.explain(model, images, given)
+    said = target.float().argmax(dim=1) if kind == torch.bool else target.flatten(1).argmax(dim=1)
+    assert attngrad.explain(model, images, said).target.tolist() == [3, 1]
+
+
+def test_a_list_of_labels_is_asked_about() -> None:
+    vit = ZOO["vit"]
+    with pytest.raises(ValueError, match=r"write torch.tensor\(target\) for one class an image"):
+        attngrad.explain(vit.build(), vit.images(4), [0, 1, 1, 0])
