@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_attngrad.attention import ImagePlaces, TrainingTap
@@ -24,6 +25,7 @@ from lightning_attngrad.guidance import (
 )
 from lightning_attngrad.probe import (
     MaskSource,
+    ProbeInputError,
     find_masks,
     isolated,
     load_mask_source,
@@ -64,6 +66,9 @@ class AttentionGuidance(pl.Callback):
         mask: where in a training batch the mask of each image's object is, as in
             :class:`~lightning_attngrad.ProbeImages`: a key such as ``"mask"``, or a function from a batch to masks, or
             its import path with a colon. Shape (B, H, W) of the images' size. The batch is that which the step gets.
+            Where only some batches have masks, a function that returns None for the others, such as
+            ``lambda batch: batch.get("mask")``: those train unguided, as does an image whose mask is empty. An epoch in
+            which no mask held anything is said.
         weight: of the guidance in the loss; or a function from the optimizer step to it, such as
             :class:`~lightning_attngrad.guidance.LinearWarmup`.
         layers: names of the attention layers that are guided, as in ``model``: ``"blocks.3.attn"``. None is all that
@@ -120,6 +125,7 @@ class AttentionGuidance(pl.Callback):
         self._found: AttentionGuidanceLoss | None = None
         self._weight_now = 0.0
         self._known: tuple[torch.Size, ImagePlaces] | None = None  # of this fit, from its first step on
+        self._held: Tensor | None = None  # whether a mask of this epoch held anything, on the device
 
     @property
     def state_key(self) -> str:
@@ -167,9 +173,9 @@ class AttentionGuidance(pl.Callback):
         self._found = None
         model = resolve_model(pl_module, self.model, needs_forward=self.forward is None)
         images, _ = split_batch(batch, image_key=self.image_key)
-        if self._known is None:
-            read_masks(batch, self.mask, images)  # with a look at their values, which waits for the device
-        masks = find_masks(batch, self.mask, images).to(images.device)
+        masks = self._masks(batch, images, values_too=self._known is None)
+        held = masks.any()
+        self._held = held if self._held is None else self._held | held
         places = self._places(trainer, pl_module, model, images, batch)
         pairs = object_pairs(places, masks)
         self._pairs = pairs if self.layers is None else {layer: pairs[layer] for layer in self.layers}
@@ -222,6 +228,15 @@ class AttentionGuidance(pl.Callback):
         keyed: Any = {f"attngrad/{self.name}/{name}": value for name, value in values.items()}
         pl_module.log_dict(keyed, on_step=True, on_epoch=False, batch_size=1)
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
+        """Say it where nothing was there to guide by."""
+        held, self._held = self._held, None
+        if held is not None and not held:
+            rank_zero_warn(
+                f"AttentionGuidance: no mask of epoch {trainer.current_epoch} held anything, so that it was trained "
+                f"unguided. Look at what mask={self.mask!r:.60} gives: 1 (or True) on the object, 0 elsewhere"
+            )
+
     def on_exception(
         self,
         trainer: pl.Trainer,  # noqa: ARG002
@@ -237,9 +252,33 @@ class AttentionGuidance(pl.Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what belongs to a step."""
-        return {**vars(self), "_tap": None, "_pairs": {}, "_found": None, "_known": None}
+        return {**vars(self), "_tap": None, "_pairs": {}, "_found": None, "_known": None, "_held": None}
 
     # Inside ------------------------------------------------------------------------------------------------------
+
+    def _masks(self, batch: Any, images: Tensor, *, values_too: bool) -> Tensor:
+        """Masks (B, H, W) on the images' device, empty ones where a function has none for this batch.
+
+        With ``values_too`` their values are looked at, which waits for the device.
+        """
+        source = self.mask
+        if callable(source):
+            found = source(batch)
+            if found is None:
+                return torch.zeros_like(images[:, 0], dtype=torch.bool)
+            source = lambda _: found  # noqa: E731
+        try:
+            masks = find_masks(batch, source, images)
+        except ProbeInputError as error:
+            if callable(source):
+                raise
+            raise ProbeInputError(
+                f"{error}. Where only some batches have masks, give a function that returns None for the others, such "
+                "as mask=lambda batch: batch.get('mask'): those train unguided"
+            ) from None
+        if values_too:
+            read_masks(batch, source, images)
+        return masks.to(images.device)
 
     def _places(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, model: nn.Module, images: Tensor, batch: Any

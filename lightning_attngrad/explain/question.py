@@ -22,9 +22,9 @@ from lightning_attngrad.explain.forward_pass import (
 )
 from lightning_attngrad.explain.objectives import Objective, OfOutput, Region, check_objective
 from lightning_attngrad.explain.outputs import TASKS, UNSAID, Task
-from lightning_attngrad.explain.returned import find_logits
 from lightning_attngrad.explain.plain import Plain, plain
 from lightning_attngrad.explain.registry import METHODS, Method, TokenScores, find_method
+from lightning_attngrad.explain.returned import find_logits
 from lightning_attngrad.explain.targets import classes_of
 
 Target = int | Sequence[int] | Tensor | None

@@ -110,20 +110,21 @@ def _listed(rows: Iterable[tuple[str, Tensor]]) -> str:
 def _rows_within(output: Any, batch: int, path: str = "") -> Iterator[tuple[str, Tensor]]:
     """Every tensor in an output that is a row of numbers an image, up to axes of one, and as Python gets at it."""
     if isinstance(output, Tensor):
-        if output.dim() > 1 and len(output) == batch and output.is_floating_point():
-            long = [axis for axis in range(1, output.dim()) if output.shape[axis] > 1]
-            if len(long) == 1:
-                axes = ", ".join(":" if axis in (0, *long) else "0" for axis in range(output.dim()))
-                yield (path if output.dim() == 2 else f"{path}[{axes}]"), output.flatten(1)
-    elif isinstance(output, Mapping):
-        for key, part in output.items():
-            yield from _rows_within(part, batch, f"{path}[{key!r}]")
-    elif hasattr(output, "_fields"):  # a named tuple
-        for name in output._fields:
-            yield from _rows_within(getattr(output, name), batch, f"{path}.{name}")
-    elif isinstance(output, list | tuple):
-        for place, part in enumerate(output):
-            yield from _rows_within(part, batch, f"{path}[{place}]")
-    elif dataclasses.is_dataclass(output):
-        for field in dataclasses.fields(output):
-            yield from _rows_within(getattr(output, field.name, None), batch, f"{path}.{field.name}")
+        long = [axis for axis in range(1, output.dim()) if output.shape[axis] > 1]
+        if len(long) == 1 and len(output) == batch and output.is_floating_point():
+            axes = ", ".join(":" if axis in (0, *long) else "0" for axis in range(output.dim()))
+            yield (path if output.dim() == 2 else f"{path}[{axes}]"), output.flatten(1)
+    for step, part in _parts(output):
+        yield from _rows_within(part, batch, path + step)
+
+
+def _parts(output: Any) -> list[tuple[str, Any]]:
+    if isinstance(output, Mapping):
+        return [(f"[{key!r}]", part) for key, part in output.items()]
+    if dataclasses.is_dataclass(output):
+        return [(f".{field.name}", getattr(output, field.name, None)) for field in dataclasses.fields(output)]
+    if hasattr(output, "_fields"):  # a named tuple
+        return [(f".{name}", getattr(output, name)) for name in output._fields]
+    if isinstance(output, list | tuple):
+        return [(f"[{place}]", part) for place, part in enumerate(output)]
+    return []

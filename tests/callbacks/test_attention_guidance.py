@@ -290,3 +290,30 @@ def test_it_can_be_copied_to_another_process() -> None:
     again = pickle.loads(pickle.dumps(callback))
     trained(built(TinyModule), again, max_steps=1)
     assert again.weight == WEIGHT
+
+
+def test_batches_without_masks_train_unguided_where_a_function_says_so() -> None:
+    def sometimes(batch: dict[str, Any]) -> Tensor | None:
+        return centres(batch) if next(count) % 2 else None
+
+    def empty(batch: dict[str, Any]) -> Tensor:
+        return centres(batch) * (next(count) % 2)
+
+    weights = []
+    for mask in (sometimes, empty):
+        count = iter(range(100))
+        weights.append(trained(built(TinyModule), guidance(mask=mask), max_epochs=1)["weights"])
+    assert weights[0] == weights[1]
+    unguided = trained(built(TinyModule), max_epochs=1)["weights"]
+    assert (as_numbers(weights[0]) - as_numbers(unguided)).abs().max() > 2e-3
+
+
+def test_a_key_that_leads_nowhere_says_what_to_write() -> None:
+    with pytest.raises(ValueError, match=r"which leads nowhere .*mask=lambda batch: batch.get\('mask'\)"):
+        trained(built(TinyModule), guidance(mask="mask"))
+
+
+def test_an_epoch_in_which_no_mask_held_anything_is_said_and_is_the_unguided_one() -> None:
+    with pytest.warns(UserWarning, match="no mask of epoch 0 held anything"):
+        outcome = trained(built(TinyModule), guidance(mask=lambda batch: 0 * centres(batch)), max_epochs=1, quiet=False)
+    assert outcome["weights"] == trained(built(TinyModule), max_epochs=1)["weights"]

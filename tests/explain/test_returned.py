@@ -41,7 +41,7 @@ class Wrapped(nn.Module):
         (lambda scores: {"head": {"logits": scores}}, "output['head']['logits']"),
         (lambda scores: Heads(scores, scores[:, :4]), "output.cls"),
         (lambda scores: (scores[:, :4], {"aux": scores}, scores), "output[1]['aux']"),
-        (lambda scores: Answer(scores), "output.scores"),
+        (Answer, "output.scores"),
         (lambda scores: scores[:, None], "output[:, 0, :]"),
         (lambda scores: scores[:, :, None, None], "output[:, :, 0, 0]"),
         (lambda scores: {"maps": scores[:, None, :, None]}, "output['maps'][:, 0, :, 0]"),
@@ -51,7 +51,7 @@ def test_where_scores_may_be_is_said_and_works(returned: Callable[[Tensor], Any]
     model, images = VIT.build(), VIT.images()
     plain = attngrad.explain(model, images)
     wrapped = Wrapped(model, returned).eval()
-    with pytest.raises(ValueError, match="[gG]ive forward= a function") as caught:
+    with pytest.raises(ValueError, match=r"[gG]ive forward= a function") as caught:
         attngrad.explain(wrapped, images)
     assert re.search(rf"{re.escape(where)} \(2, {plain.logits.shape[1]}\)", str(caught.value)), caught.value
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lightning_attngrad.explain.forward_pass import ForwardPass
 from lightning_attngrad.explain.objectives.base import ValueObjective
-from lightning_attngrad.explain.returned import find_embedding_vector
 from lightning_attngrad.explain.plain import Plain, plain
+from lightning_attngrad.explain.returned import find_embedding_vector
 
 #: An embedding is told from the mean of all where it is so far from it, in its own lengths: more than rounding.
 _ALIKE = 1e-5
