@@ -1,8 +1,11 @@
-"""What the monitors take of the demo: ``python -m benchmarks.overhead``.
+"""What the monitors take of a fit: ``python -m benchmarks.overhead``.
 
-The demo with every evaluation that is due, and within ``--max-overhead``: seconds of each monitor, and of what is done
-once for all of them (``probe``), over the seconds of the fit that they were in. The demo's checkpoint audit, which goes
-with checkpoints, is no monitor here; what it shares with them is in ``probe``.
+*The demo*, with every evaluation that is due, and within ``--max-overhead``: seconds of each monitor, and of what is
+done once for all of them (``probe``), over the seconds of the fit that they were in. The demo's checkpoint audit, which
+goes with checkpoints, is no monitor here; what it shares with them is in ``probe``.
+
+*A fine-tuning* (``--fits fine-tuning``): vit_small at 224 pixels under all monitors as they are without arguments. A
+few steps are trained and one epoch's evaluation is made, both for real; the share is that of an epoch of ``--images``.
 """
 
 from __future__ import annotations
@@ -11,38 +14,124 @@ import argparse
 import contextlib
 import datetime
 import io
+import statistics
 import tempfile
+import time
+import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning
+import lightning.pytorch as pl
 import timm
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
+import lightning_attngrad as attngrad
+from benchmarks.clients.photographs import CLASS_NAMES, MEAN, STD, crops, normalised
 from lightning_attngrad.demo import DemoOptions, run_demo
 
 #: What each monitor takes by itself, and last what they share.
-ACCOUNTS = ("maps", "drift", "rewrite", "probe")
+ACCOUNTS = ("maps", "drift", "rewrite", "faithfulness", "probe")
+BATCH = 16
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--fits", nargs="+", choices=("demo", "fine-tuning"), default=("demo", "fine-tuning"))
     parser.add_argument("--max-overhead", type=float, default=0.05, metavar="SHARE")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=8, help="of the demo")
+    parser.add_argument("--images", type=int, default=5000, metavar="N", help="of an epoch of fine-tuning")
+    parser.add_argument("--steps", type=int, default=12, metavar="N", help="that are trained of it")
     options = parser.parse_args()
     print(
         f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}; torch {torch.__version__}, lightning "
-        f"{lightning.__version__}, timm {timm.__version__}; the demo, {options.epochs} epochs, one thread\n"
+        f"{lightning.__version__}, timm {timm.__version__}; one thread"
     )
-    print("| limit | " + " | ".join(ACCOUNTS) + " | together |\n|---|" + "---|" * (len(ACCOUNTS) + 1))
-    for limit in (None, options.max_overhead):
-        with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(io.StringIO()):
-            ran = run_demo(DemoOptions(epochs=options.epochs, max_overhead=limit, output=Path(directory)))
-        shares = [
-            sum(scalars.get(f"attngrad/{name}/seconds", 0.0) for scalars in ran.history) / ran.training_seconds
-            for name in ACCOUNTS
-        ]
-        said = "every evaluation that is due" if limit is None else f"max_overhead={limit:g}"
-        print(f"| {said} | " + " | ".join(f"{share:.1%}" for share in shares) + f" | **{sum(shares):.1%}** |")
+    if "demo" in options.fits:
+        print(f"\nThe demo, {options.epochs} epochs (asked of all together: 10.0%)\n\n{_head('limit')}")
+        for limit in (None, options.max_overhead):
+            with tempfile.TemporaryDirectory() as directory, contextlib.redirect_stdout(io.StringIO()):
+                ran = run_demo(DemoOptions(epochs=options.epochs, max_overhead=limit, output=Path(directory)))
+            shares = [
+                sum(scalars.get(f"attngrad/{name}/seconds", 0.0) for scalars in ran.history) / ran.training_seconds
+                for name in ACCOUNTS
+            ]
+            print(_row("every evaluation that is due" if limit is None else f"max_overhead={limit:g}", shares))
+    if "fine-tuning" in options.fits:
+        torch.set_num_threads(1)
+        steps, evaluation = _fine_tuning(options.steps)
+        step, count = statistics.median(steps), options.images / BATCH
+        print(
+            f"\nvit_small_patch16_224, {options.images} images in batches of {BATCH}, an evaluation an epoch (asked "
+            f"of all together: 5.0%); {len(steps)} steps measured, medians\n\n{_head('a fit of')}"
+        )
+        for epochs in (1, 10):  # one evaluation more than epochs: that of the starting weights
+            whole = epochs * count * step + (epochs + 1) * sum(evaluation.values())
+            shares = [(epochs + 1) * evaluation[name] / whole for name in ACCOUNTS]
+            print(_row(f"{epochs} epoch{'s' if epochs > 1 else ''}", shares))
+
+
+class FineTuning(pl.LightningModule):
+    """What anybody writes; notes how long each step takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = timm.create_model("vit_small_patch16_224", num_classes=len(CLASS_NAMES))
+        self.steps: list[float] = []
+        self._began = 0.0
+
+    def forward(self, images: Tensor) -> Tensor:
+        scores: Tensor = self.network(images)
+        return scores
+
+    def training_step(self, batch: Any) -> Tensor:
+        return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any) -> None: ...
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._began = time.perf_counter()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.steps.append(time.perf_counter() - self._began)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=1e-4)
+
+
+def _fine_tuning(steps: int) -> tuple[list[float], dict[str, float]]:
+    """Seconds of each training step, and of the evaluation behind them by account."""
+    warnings.simplefilter("ignore")
+    torch.manual_seed(0)
+    pixels, classes = crops(max(BATCH * steps, 64), 224)
+    data = DataLoader(TensorDataset(normalised(pixels), classes), batch_size=BATCH)
+    probe = attngrad.ProbeImages(mean=MEAN, std=STD, class_names=CLASS_NAMES)
+    callbacks = [one for one in attngrad.monitors("full", probe=probe) if not isinstance(one, attngrad.CheckpointAudit)]
+    module = FineTuning()
+    with tempfile.TemporaryDirectory() as directory:
+        trainer = pl.Trainer(
+            max_epochs=1,
+            limit_train_batches=steps,
+            callbacks=callbacks,
+            logger=TensorBoardLogger(directory),
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, data, data)
+        found = {name: float(trainer.callback_metrics[f"attngrad/{name}/seconds"]) for name in ACCOUNTS}
+    return module.steps[1:], found
+
+
+def _head(first: str) -> str:
+    return f"| {first} | " + " | ".join(ACCOUNTS) + " | together |\n|---|" + "---|" * (len(ACCOUNTS) + 1)
+
+
+def _row(first: str, shares: list[float]) -> str:
+    return f"| {first} | " + " | ".join(f"{share:.1%}" for share in shares) + f" | **{sum(shares):.1%}** |"
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.layers.weight_init import trunc_normal_
 from timm.models import register_model
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +102,7 @@ class HinderedTransformer(nn.Module):
             for number in range(last + 1)
         )
         self.depths = tuple(depths)
+        self.grad_checkpointing = False
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.head_drop = nn.Dropout(drop_rate)
         self.head: nn.Module = nn.Linear(embed_dim, num_classes) if num_classes else nn.Identity()
@@ -118,6 +120,10 @@ class HinderedTransformer(nn.Module):
         self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
         self.head.apply(_initialise)
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether blocks are run again in the backward pass of training rather than kept, as timm names it."""
+        self.grad_checkpointing = enable
+
     def forward_features(self, images: Tensor) -> Tensor:
         """The class token at the end, normalised, (B, D)."""
         patches = self.patch_embed(images) + self.pos_embed  # (B, h, w, D)
@@ -125,7 +131,10 @@ class HinderedTransformer(nn.Module):
         for number, block in enumerate(self.blocks):
             if number in self._poolings:
                 patches = F.avg_pool2d(patches.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
-            token, patches = block(token, patches)
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                token, patches = checkpoint(block, token, patches, use_reentrant=False)
+            else:
+                token, patches = block(token, patches)
         features: Tensor = self.norm(token[:, 0])
         return features
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import timm
@@ -124,6 +125,33 @@ def test_gradients_are_right() -> None:
     model = _model("pooled", img_size=16, embed_dim=6)
     images = _images(model, 1).requires_grad_()
     assert torch.autograd.gradcheck(model, (images,), atol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_it_is_saved_copied_compiled_and_checkpointed_as_any_model(form: str) -> None:
+    model = _model(form)
+    images = _images(model)
+    logits = model(images)
+    another = _model(form)
+    another.reset_classifier(4)
+    another.double().load_state_dict(pickle.loads(pickle.dumps(model.state_dict())))
+    for same in (another, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(same.eval()(images), logits)
+    compiled = torch.compile(model, backend="aot_eager")
+    torch.testing.assert_close(compiled(images), logits)
+    assert torch.equal(explain(compiled, images, 1).heatmap, explain(model, images, 1).heatmap)
+
+    parameters = list(model.parameters())
+    plain = torch.autograd.grad(logits[:, 0].sum(), parameters, allow_unused=True)
+    model.set_grad_checkpointing()
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+        again = model(images)
+    whole: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: whole.append(tensor) or tensor, lambda tensor: tensor):
+        another(images)
+    assert len(kept) < len(whole)
+    torch.testing.assert_close(torch.autograd.grad(again[:, 0].sum(), parameters, allow_unused=True), plain)
 
 
 @pytest.mark.parametrize(
