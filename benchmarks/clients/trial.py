@@ -189,8 +189,8 @@ def figures_of(folder: Path) -> list[str]:
         found = EventAccumulator(str(path), size_guidance={"images": 0})
         found.Reload()
         for tag in found.Tags()["images"]:
-            if tag.startswith("attngrad/"):
-                names.add(tag.removeprefix("attngrad/"))
+            if tag.startswith("attngrad_"):  # each group of figures has a tab of its own: attngrad_maps/overlay
+                names.add(tag.removeprefix("attngrad_"))
                 last = found.Images(tag)[-1]
                 (path / f"{tag.replace('/', '_')}.png").write_bytes(last.encoded_image_string)
     return sorted(names)

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+import lightning_attngrad as attngrad
 from lightning_attngrad.probe import Evaluation, Findings
 from tests.distributed.scenarios import DROPOUT, dropping, fit_sharded, seen_by, two_processes
 from tests.integration.harness import (
@@ -188,6 +190,25 @@ def governed(directory: Path) -> dict[str, Any]:
     }
 
 
+class DrawnMonitor(attngrad.AttentionMapMonitor):
+    """The monitor with its figures, in parts that go to both processes."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self.shared._sharing.at_once = IMAGES_AT_ONCE
+
+
+def report_of_two(directory: Path) -> dict[str, Any]:
+    """Both are told to write to one folder, as they are on one machine; the report is the first one's to write."""
+    module, monitor = (
+        dropping(),
+        DrawnMonitor(num_images=IMAGES + 1, on_error="raise", report=True, figures=["overlay"]),
+    )
+    logger = CSVLogger(directory, name="report", version="two")
+    left = fit(module, [monitor], loaders=loaders(), logger=logger, **two_processes())
+    return {"fingerprint": left, "log directory": logger.log_dir}
+
+
 SCENARIOS: tuple[Callable[[Path], dict[str, Any]], ...] = (
     shared_maps,
     shared_maps_sharded,
@@ -195,4 +216,5 @@ SCENARIOS: tuple[Callable[[Path], dict[str, Any]], ...] = (
     standing_in_sharded,
     out_of_memory,
     governed,
+    report_of_two,
 )

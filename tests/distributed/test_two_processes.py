@@ -18,6 +18,7 @@ import torch
 from filelock import FileLock
 
 from lightning_attngrad.measure.rewriting import FrozenTargets
+from lightning_attngrad.reporting.report.reading import read_run
 from tests.distributed import drift_scenarios
 from tests.distributed.all_scenarios import SCENARIOS
 from tests.distributed.drift_scenarios import WatchedDrift
@@ -282,6 +283,23 @@ def test_shared_maps_have_the_numbers_of_one_process(outcome: Outcome) -> None:
     for rank in RANKS:
         logged = outcome("shared_maps", rank)["logged"]
         assert {name: logged[f"attngrad/maps/{name}"] for name in numbers} == pytest.approx(numbers, rel=1e-6)
+
+
+def test_two_processes_write_one_report_with_the_maps_of_both(outcome: Outcome) -> None:
+    written, alone = outcome("report_of_two", 0), outcome("shared_maps", 0)
+    for rank in RANKS:
+        left, without = outcome("report_of_two", rank)["fingerprint"], outcome("shared_maps", rank)["without"]
+        assert differences(without, left) == set()
+    run = read_run(written["log directory"])
+    assert run.described["processes"] == 2
+    (maps,) = run.monitors
+    assert [one.moment.label for one in maps.evaluations] == ["start", "epoch 1", "epoch 2"]
+    for one, heatmap in zip(maps.evaluations, alone["heatmaps"], strict=True):
+        kept = torch.from_numpy(one.arrays["heatmap"])
+        assert len(kept) == SHARED_IMAGES
+        torch.testing.assert_close(kept / kept.sum((1, 2), keepdim=True), heatmap / heatmap.sum((1, 2), keepdim=True))
+    page = (Path(written["log directory"]) / "attngrad" / "report.html").read_text(encoding="utf-8")
+    assert page.rstrip().endswith("</html>")
 
 
 @pytest.mark.parametrize("scenario", ["standing_in", "standing_in_sharded"])
