@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from lightning_attngrad.attention.followed import Followed
-from lightning_attngrad.attention.place_table import compressed
+from lightning_attngrad.attention.place_table import PlaceTable, compressed
 from lightning_attngrad.attention.windows import Ranges, each, even_windows, windows
 
 aten = torch.ops.aten
@@ -86,22 +86,43 @@ def _cat(followed: Followed, step: Step) -> Tensor:
     parts = [part for part in step.args[0] if part.numel()]
     placed = [ids for part in parts if (ids := followed.ids_of(part)) is not None and ids.dim() == parts[-1].dim()]
     dim = dim % placed[0].dim()
-    along = compressed(placed[0])
+    along = compressed(next((ids for ids in placed if table.lies_on_image(ids)), placed[0]))
     token_axis = any(compressed(ids).shape[dim] > 1 for ids in placed)
     if not token_axis:  # single tokens, as class attention has them: an axis of tokens if it is none of channels
         token_axis = all(ids.shape[dim] == 1 for ids in placed) and dim != along.dim() - 1
     images = table.images_of(along.amax(dim=dim, keepdim=True))
+    there = [compressed(ids).flatten() for ids in placed if table.lies_on_image(ids)] if token_axis else []
     collected = []
     for part in parts:
         ids = followed.ids_of(part)
         # The mean of all tokens beside them is one that lies nowhere, as a class token is.
         if ids is not None and token_axis and len(placed) > 1 and table.is_whole(compressed(ids)):
             ids = None
+        # So is a constant that was taken from the rows of other images, where it is the same.
+        if ids is not None and token_axis and _is_of_other_rows(table, ids, images) and bool((part == part[:1]).all()):
+            ids = None
+        # And what was made of a token that stands there as well, as a message of the class token is.
+        if ids is not None and there and _stands_twice(table, ids, there):
+            ids = table.copies_of(compressed(ids)).expand(part.shape)
         if ids is None and token_axis and bool(part.ne(0).any()):
             new = table.new_slots(images.movedim(dim, -1).squeeze(-1), part.shape[dim])
             ids = new.movedim(-1, dim).expand(part.shape)
         collected.append(followed.ids_or_nothing(part) if ids is None else ids)
     return repeating(torch.cat(collected, dim=dim))
+
+
+def _is_of_other_rows(table: PlaceTable, ids: Tensor, images: Tensor) -> bool:
+    """Whether all that is there lies nowhere, and some of it belongs to other images than what it is put beside."""
+    ids = compressed(ids)
+    owners = table.images_of(ids)
+    others = (owners >= 0) & (images >= 0) & (owners != images)
+    return bool(others.any()) and not table.lies_on_image(ids)
+
+
+def _stands_twice(table: PlaceTable, ids: Tensor, there: Sequence[Tensor]) -> bool:
+    """Whether all of it lies nowhere, and is among the tokens that it is put beside already."""
+    ids = compressed(ids)
+    return not table.lies_on_image(ids) and bool(torch.isin(ids[ids > 0], torch.cat(list(there))).any())
 
 
 @_rule(aten.stack)

@@ -27,6 +27,7 @@ class PlaceTable:
         families: how many steps made new places.
         several_images: whether elements of several images were joined one by one.
         mixed: (E,) bool: made by a product of tokens with tokens, or with weights of the whole image.
+        source: (E,) of which line it is a copy; itself, where it is none.
     """
 
     def __init__(self, batch: int, size: tuple[int, int], device: torch.device) -> None:
@@ -43,6 +44,7 @@ class PlaceTable:
         self.slot = torch.full_like(self.image, -1)
         self.family = torch.zeros_like(self.image)
         self.mixed = torch.zeros_like(self.image, dtype=torch.bool)
+        self.source = torch.arange(len(self.image), device=device)
         self.families = 0
         self.slots = 0
         self.several_images = False
@@ -87,6 +89,22 @@ class PlaceTable:
         ids = start + torch.arange(count, device=device) * self._batch + images.unsqueeze(-1)
         return torch.where(images.unsqueeze(-1) >= 0, ids, 0).int()
 
+    def copies_of(self, ids: Tensor) -> Tensor:
+        """Ids of new tokens that lie nowhere, each made of one that does and stands there as well."""
+        lines = torch.unique(ids[ids > 0]).long()
+        different, numbers = torch.unique(self.slot[lines], return_inverse=True)
+        start = len(self.image)
+        self.families += 1
+        boxes = torch.zeros(len(lines), 4, device=lines.device)
+        self._extend(boxes, self.image[lines], self.slots + numbers, self.mixed[lines])
+        self.source[start:] = self.source[lines]
+        self.slots += len(different)
+        return torch.where(ids > 0, start + torch.searchsorted(lines, ids.long()), 0).int()
+
+    def sources_of(self, ids: Tensor) -> Tensor:
+        """The same ids, copies as what they were made of."""
+        return self.source[ids.long()].int()
+
     def _extend(self, boxes: Tensor, image: Tensor, slot: Tensor | int, mixed: Tensor) -> None:
         self.boxes = torch.cat([self.boxes, boxes])
         self.image = torch.cat([self.image, image])
@@ -94,6 +112,7 @@ class PlaceTable:
         self.slot = torch.cat([self.slot, slot.int()])
         self.family = torch.cat([self.family, torch.full_like(image, self.families)])
         self.mixed = torch.cat([self.mixed, mixed.bool()])
+        self.source = torch.cat([self.source, torch.arange(len(self.source), len(self.image), device=image.device)])
 
     def images_of(self, ids: Tensor) -> Tensor:
         """Image of each element, −1 for none."""

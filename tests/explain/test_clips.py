@@ -120,3 +120,13 @@ def test_frames_that_overlap_are_refused_and_single_ones_followed() -> None:
 def test_what_does_not_fit_is_refused(make: Callable[[], object], says: str) -> None:
     with pytest.raises(ValueError, match=re.escape(says)):
         make()
+
+
+@pytest.mark.parametrize("method", [*METHODS, "rollout", "conservative"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_batch_of_clips_has_the_maps_of_each_alone(name: str, method: str) -> None:
+    """TimeSformer takes the class tokens of the first B of its B·T frames, where all hold the same constant."""
+    asked = METHODS.get(method, {"method": method})
+    batch = torch.cat([clips(), clips().flip(0).roll(1, dims=3)])
+    alone = torch.cat([maps_of(name, clip[None], **asked) for clip in batch])
+    torch.testing.assert_close(maps_of(name, batch, **asked), alone, rtol=1e-3, atol=1e-4 * float(alone.abs().max()))
