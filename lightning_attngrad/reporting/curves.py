@@ -13,7 +13,7 @@ from matplotlib.patheffects import withStroke
 
 from lightning_attngrad.reporting.arrays import Array, ArrayLike, as_array
 from lightning_attngrad.reporting.captions import counted
-from lightning_attngrad.reporting.distances import Norm, distance_unit
+from lightning_attngrad.reporting.distances import DistanceUnit, Norm, distance_unit
 from lightning_attngrad.reporting.legend import Legend, Sample
 from lightning_attngrad.reporting.page import NOTE_SIZE, Page, house_style, least_width
 from lightning_attngrad.reporting.plot import Place, Plot
@@ -113,7 +113,7 @@ def success_curves(
         raise ValueError("distances: got no curve; expected one label or more")
     chosen = np.unique(np.linspace(0, len(pairs) - 1, min(len(pairs), _MOST_CURVES)).round().astype(int))
     labels = [list(pairs)[index] for index in chosen]
-    notes = [*_notes(pairs, len(labels)), *_outside(pairs[labels[-1]], ticks)]
+    notes = [*_notes(pairs, len(labels)), *_outside(pairs[labels[-1]], ticks, unit)]
     ticks = _until_seen(ticks, [pairs[label] for label in labels])
     left, right = ticks[0] * _LEFT_OF_RADII, ticks[-1] * _RIGHT_OF_RADII
 
@@ -186,7 +186,7 @@ def _until_seen(radii: list[float], curves: Sequence[Array]) -> list[float]:
     return ticks
 
 
-def _outside(distances: Array, radii: Sequence[float]) -> list[str]:
+def _outside(distances: Array, radii: Sequence[float], unit: DistanceUnit) -> list[str]:
     """How much of a curve lies where no radius tells of it."""
     within, beyond, never = (
         float(there.mean())
@@ -199,8 +199,8 @@ def _outside(distances: Array, radii: Sequence[float]) -> list[str]:
     said = [
         f"{100 * share:.0f} % {words}" if share >= 0.005 else f"<1 % {words}"
         for share, words in (
-            (within, "below the smallest radius"),
-            (beyond, "beyond the largest"),
+            (within, f"below {unit.text(radii[0])}"),
+            (beyond, f"beyond {unit.text(radii[-1])}"),
             (never, "not rewritten"),
         )
         if share > 0
