@@ -147,6 +147,7 @@ def _summed_in_patches(pixels: Tensor, grid: tuple[int, int]) -> Tensor:
 
 ROWS = (
     Row("default", ours()),
+    Row('quality="best"', ours(quality="best")),
     Row("guided_relevance, sum", ours(method="guided_relevance", combine="sum")),
     Row("guided_relevance, product", ours(method="guided_relevance", combine="product")),
     Row("attn_lrp", ours(method="attn_lrp")),

@@ -11,7 +11,7 @@ from lightning_attngrad.explain.explanation import Explanation
 from lightning_attngrad.explain.inputs import ask_about_bytes, check_images, check_model, mismatch_in_words
 from lightning_attngrad.explain.objectives import Objective
 from lightning_attngrad.explain.outputs import Similarity, Task, check_task
-from lightning_attngrad.explain.question import Question
+from lightning_attngrad.explain.question import Quality, Question
 
 
 def explain(
@@ -20,6 +20,7 @@ def explain(
     target: int | Sequence[int] | Tensor | None = None,
     *,
     method: str | None = None,
+    quality: Quality = "default",
     objective: str | Objective | Similarity | Callable[[Any], Tensor] = "logit",
     forward: Callable[[Tensor], Any] | None = None,
     memory_budget: int | None = None,
@@ -97,7 +98,7 @@ def explain(
                 "objective: got Similarity(…) beside task=; it says itself what the output means: leave task= out"
             )
         objective, task = "logit", objective
-    question = Question(method, objective, options)
+    question = Question(method, objective, options, quality)
     check_model(model)
     check_images(images)
     ask_about_bytes(images, "nothing has to be done")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.attention import PLAIN, outside_autocast
+from lightning_attngrad.attention import PLAIN, NoEmbeddingError, UnsupportedModelError, outside_autocast
+from lightning_attngrad.explain.confirmed import SECOND_METHOD, Ask, Run, confirmed
 from lightning_attngrad.explain.default import DEFAULT_METHOD, ask_by_default
 from lightning_attngrad.explain.explanation import Explanation
 from lightning_attngrad.explain.forward_pass import (
@@ -20,7 +22,7 @@ from lightning_attngrad.explain.forward_pass import (
     forward_pass,
     numbers_of,
 )
-from lightning_attngrad.explain.objectives import Objective, OfOutput, Region, check_objective
+from lightning_attngrad.explain.objectives import Objective, OfOutput, Region, Seeds, ValueObjective, check_objective
 from lightning_attngrad.explain.outputs import TASKS, UNSAID, Task
 from lightning_attngrad.explain.plain import Plain, plain
 from lightning_attngrad.explain.registry import METHODS, Method, TokenScores, find_method
@@ -28,6 +30,7 @@ from lightning_attngrad.explain.returned import find_logits
 from lightning_attngrad.explain.targets import classes_of
 
 Target = int | Sequence[int] | Tensor | None
+Quality = Literal["default", "best"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +45,7 @@ class Question:
             which they are of.
         objective: as :func:`lightning_attngrad.explain` takes it.
         options: the method's own options by name.
+        quality: as :func:`lightning_attngrad.explain` takes it.
 
     Raises:
         ValueError: for what is not known, or does not go together; the message says what would do.
@@ -58,8 +62,13 @@ class Question:
     method: str | None = None
     objective: str | Objective | Callable[[Any], Tensor] = "logit"
     options: Mapping[str, Any] = field(default_factory=dict)
+    quality: Quality = "default"
 
     def __post_init__(self) -> None:
+        if self.quality not in ("default", "best"):
+            raise ValueError(f"quality: got {self.quality!r}; expected 'default' or 'best'")
+        if self.quality == "best":
+            check_best(self.method, self.options, self._objective)
         object.__setattr__(self, "options", dict(self.options))
         if self.method is None and self.options:
             object.__setattr__(self, "method", DEFAULT_METHOD)
@@ -72,7 +81,7 @@ class Question:
     @property
     def signed(self) -> bool:
         """Whether the maps have values below 0; where no method is asked for, those of the default itself."""
-        return self._method.is_signed(self._options)
+        return self.quality == "best" or self._method.is_signed(self._options)
 
     @property
     def needs_target(self) -> bool:
@@ -136,11 +145,12 @@ class Question:
             "method": self.method,
             "objective": self._objective.plain(),
             "options": {name: plain(getattr(self._options, name)) for name in names},
+            **({} if self.quality == "default" else {"quality": self.quality}),
         }
 
     def by(self, method: str) -> Question:
         """The same question to a method, its options at their defaults."""
-        return replace(self, method=method, options={})
+        return replace(self, method=method, options={}, quality="default")
 
     def of_images(self, indices: Tensor) -> Question:
         """The same question about some images (n,) of those that its objective was made for."""
@@ -178,7 +188,39 @@ class Question:
         explanation, said = ask_by_default(lambda method: ask(self.by(method)), model)
         if said:
             warnings.warn(said, stacklevel=3)  # where explain() is called
-        return explanation
+        if self.quality == "default":
+            return explanation
+        if any(offset is not None for offset in score_offsets):
+            raise ValueError("score_offsets: quality='best' looks at copies of the images, and no scores belong to them; "
+                             "write quality='default'")
+        found = [explanation]
+        if explanation.method != SECOND_METHOD:
+            with contextlib.suppress(UnsupportedModelError, NoEmbeddingError):
+                found.append(ask(Question(SECOND_METHOD, self.objective)))
+        return confirmed(images, found, *self._at_images(model, explanation.target, forward, task))
+
+    def _at_images(
+        self, model: nn.Module, target: Tensor | None, forward: Callable[[Tensor], Any] | None, task: Task
+    ) -> tuple[Run, Ask]:
+        """Passes whose graph begins at the images, and what is asked of them."""
+        classes = [target] if target is None or target.dim() == 1 else list(target.unbind(1))
+
+        def run(images: Tensor, backward: bool) -> contextlib.AbstractContextManager[ForwardPass]:
+            return forward_pass(
+                model,
+                images,
+                forward=forward,
+                start="images",
+                follows_attention=False,
+                backward=backward,
+                task=task,
+            )
+
+        def ask(ran: ForwardPass, panel: int) -> Seeds:
+            seeds = self._objective.seeds(ran, classes[panel])
+            return replace(seeds, retain_graph=panel + 1 < len(classes))
+
+        return run, ask
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Question):
@@ -202,6 +244,26 @@ class Question:
     @property
     def _objective(self) -> Objective:
         return check_objective(self.objective)
+
+
+def check_best(method: str | None, options: Mapping[str, Any], objective: Objective) -> None:
+    """Refuse what does not go with ``quality="best"``.
+
+    Raises:
+        ValueError: saying what to write.
+    """
+    if method is not None or options:
+        name, value = ("method", method) if method is not None else next(iter(options.items()))
+        raise ValueError(
+            f"{name}: got {value!r} beside quality='best', which compares maps of several methods and chooses; leave "
+            f"{name}= out, or write quality='default'"
+        )
+    if not isinstance(objective, ValueObjective):
+        raise ValueError(
+            f"objective: got {objective!r} beside quality='best', which reads it again while patches are hidden: it "
+            "has to be a function of the output alone, such as 'logit', 'margin', Contrast(against) or a function "
+            "from the output to one number an image; or write quality='default'"
+        )
 
 
 def answer(
