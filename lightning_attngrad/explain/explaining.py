@@ -45,6 +45,11 @@ def explain(
             is ``guided_relevance``; where the model does not permit it, ``gradient_guided`` (no embedding is found at
             which relevance can be measured, as with several towers) or ``attn_lrp`` (there is no attention), and a
             warning says so. A method that is named, or whose options are given, is that one or an error.
+        quality: ``"default"``, one backward pass; or ``"best"``, some nine times as dear: of two maps the one that the
+            model confirms when patches are hidden, image by image. One is integrated gradients from the image's mean
+            colour; the other the mean of these, of the default's map and of ``attn_lrp``. Takes no ``method`` and no
+            options, and an ``objective`` that is read off the output alone. Maps are signed shares: their absolute
+            values sum to 1. See docs/methods.md.
         objective: ``"logit"``, ``"margin"``, ``Contrast(against)``, ``Mixture(weights)``, ``Region(mask)``; of outputs
             beyond one row of logits an image ``PixelClass(class, where)`` and ``PixelValue(where)`` (segmentation,
             depth), ``QueryClass(class, query)`` and ``QueryBox(coordinate, query)`` (detectors); ``Similarity(vectors,

@@ -22,7 +22,16 @@ from lightning_attngrad.explain.forward_pass import (
     forward_pass,
     numbers_of,
 )
-from lightning_attngrad.explain.objectives import Objective, OfOutput, Region, Seeds, ValueObjective, check_objective
+from lightning_attngrad.explain.objectives import (
+    Objective,
+    OfOutput,
+    QueryBox,
+    QueryClass,
+    Region,
+    Seeds,
+    ValueObjective,
+    check_objective,
+)
 from lightning_attngrad.explain.outputs import TASKS, UNSAID, Task
 from lightning_attngrad.explain.plain import Plain, plain
 from lightning_attngrad.explain.registry import METHODS, Method, TokenScores, find_method
@@ -185,19 +194,22 @@ class Question:
 
         if self.method is not None:
             return ask(self)
+        if self.quality == "best" and score_offsets:
+            raise ValueError(
+                "score_offsets: got some beside quality='best', which looks at copies of the images, whose scores are "
+                "others; leave them out, or write quality='default'"
+            )
         explanation, said = ask_by_default(lambda method: ask(self.by(method)), model)
         if said:
             warnings.warn(said, stacklevel=3)  # where explain() is called
         if self.quality == "default":
             return explanation
-        if any(offset is not None for offset in score_offsets):
-            raise ValueError("score_offsets: quality='best' looks at copies of the images, and no scores belong to them; "
-                             "write quality='default'")
         found = [explanation]
         if explanation.method != SECOND_METHOD:
             with contextlib.suppress(UnsupportedModelError, NoEmbeddingError):
                 found.append(ask(Question(SECOND_METHOD, self.objective)))
-        return confirmed(images, found, *self._at_images(model, explanation.target, forward, task))
+        with torch.inference_mode(mode=False), torch.no_grad():  # whatever the caller is in
+            return confirmed(images, found, *self._at_images(model, explanation.target, forward, task))
 
     def _at_images(
         self, model: nn.Module, target: Tensor | None, forward: Callable[[Tensor], Any] | None, task: Task
@@ -258,11 +270,12 @@ def check_best(method: str | None, options: Mapping[str, Any], objective: Object
             f"{name}: got {value!r} beside quality='best', which compares maps of several methods and chooses; leave "
             f"{name}= out, or write quality='default'"
         )
-    if not isinstance(objective, ValueObjective):
+    best_query = isinstance(objective, QueryClass | QueryBox) and objective.query is None  # another one in each copy
+    if not isinstance(objective, ValueObjective) or best_query:
         raise ValueError(
             f"objective: got {objective!r} beside quality='best', which reads it again while patches are hidden: it "
-            "has to be a function of the output alone, such as 'logit', 'margin', Contrast(against) or a function "
-            "from the output to one number an image; or write quality='default'"
+            "has to be a function of the output alone, such as 'logit', 'margin', Contrast(against), QueryClass(class, "
+            "query) or a function from the output to one number an image; or write quality='default'"
         )
 
 
