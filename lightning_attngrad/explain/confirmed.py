@@ -23,8 +23,8 @@ from lightning_attngrad.explain.forward_pass import ForwardPass
 from lightning_attngrad.explain.objectives import Seeds
 from lightning_attngrad.explain.placing import within_area
 
-#: What an explanation is named that is the best of several.
-BEST = "best"
+#: Stands where an explanation names its method: it is by no one method.
+BEST = "quality='best'"
 #: The map that joins the default's: the two err on different images.
 SECOND_METHOD = "attn_lrp"
 #: Gradients on the way from the image's mean colour to the image, at the middles of so many equal parts.
