@@ -55,6 +55,10 @@ def confirmed(images: Tensor, found: Sequence[Explanation], run: Run, ask: Ask) 
     Returns:
         The first explanation with other maps, signed, whose absolute values sum to 1 (or to 0, where nothing is found);
         without ``layers`` and ``completeness_error``, for they account for the output of no one image.
+
+    Source:
+        Integrated gradients: arXiv 1703.01365. The test is two points of the symmetric relevance gain (Blücher et al.,
+        arXiv 2401.06654), of Φ in place of a probability; to choose by it is our own.
     """
     first = found[0]
     shape = first.heatmap.shape

@@ -96,6 +96,8 @@ def explain(
         (torch.Size([2, 10, 10]), torch.Size([2]))
         >>> attngrad.explain(model, torch.rand(2, 3, 160, 160), target=[0, 3]).heatmap.shape
         torch.Size([2, 2, 10, 10])
+        >>> attngrad.explain(model, torch.rand(2, 3, 160, 160), quality="best")
+        Explanation(2 images, quality='best', 10 × 10 maps)
     """
     if isinstance(objective, Similarity):
         if task is not None:
