@@ -8,19 +8,21 @@ are taken away, and the objective is read again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_attngrad.attention import outside_autocast
 from lightning_attngrad.attention.places import Area, Grid, carry
 from lightning_attngrad.explain.explanation import Explanation
-from lightning_attngrad.explain.forward_pass import ForwardPass
-from lightning_attngrad.explain.objectives import Seeds
+from lightning_attngrad.explain.forward_pass import ForwardPass, forward_pass
+from lightning_attngrad.explain.objectives import Objective, QueryBox, QueryClass, Seeds, ValueObjective
+from lightning_attngrad.explain.outputs import Task
 from lightning_attngrad.explain.placing import within_area
 
 #: Stands where an explanation names its method: it is by no one method.
@@ -38,7 +40,36 @@ Run = Callable[[Tensor, bool], AbstractContextManager[ForwardPass]]
 Ask = Callable[[ForwardPass, int], Seeds]
 
 
-def confirmed(images: Tensor, found: Sequence[Explanation], run: Run, ask: Ask) -> Explanation:
+def check_best(method: str | None, options: Mapping[str, Any], objective: Objective) -> None:
+    """Refuse what does not go with ``quality="best"``.
+
+    Raises:
+        ValueError: saying what to write.
+    """
+    if method is not None or options:
+        name, value = ("method", method) if method is not None else next(iter(options.items()))
+        raise ValueError(
+            f"{name}: got {value!r} beside quality='best', which compares maps of several methods and chooses; leave "
+            f"{name}= out, or write quality='default'"
+        )
+    best_query = isinstance(objective, QueryClass | QueryBox) and objective.query is None  # another one in each copy
+    if not isinstance(objective, ValueObjective) or best_query:
+        raise ValueError(
+            f"objective: got {objective!r} beside quality='best', which reads it again while patches are hidden: it "
+            "has to be a function of the output alone, such as 'logit', 'margin', Contrast(against), QueryClass(class, "
+            "query) or a function from the output to one number an image; or write quality='default'"
+        )
+
+
+def confirmed(
+    model: nn.Module,
+    images: Tensor,
+    found: Sequence[Explanation],
+    objective: Objective,
+    *,
+    forward: Callable[[Tensor], Any] | None,
+    task: Task,
+) -> Explanation:
     """An explanation with, for each image and panel, the better confirmed of two maps.
 
     One is integrated gradients, the other the mean of these and of the maps of ``found``; in it each counts as shares,
@@ -47,10 +78,12 @@ def confirmed(images: Tensor, found: Sequence[Explanation], run: Run, ask: Ask) 
     a quarter and three quarters of the patches.
 
     Args:
+        model: of the images.
         images: (B, C, H, W).
         found: explanations of them by one backward pass each; the first goes on to say what the model makes of them.
-        run: a forward pass.
-        ask: objective of each panel, its ``retain_graph`` set where another panel follows.
+        objective: Φ, which they explain.
+        forward: called instead of ``model(images)``.
+        task: what the model's output means.
 
     Returns:
         The first explanation with other maps, signed, whose absolute values sum to 1 (or to 0, where nothing is found);
@@ -61,6 +94,7 @@ def confirmed(images: Tensor, found: Sequence[Explanation], run: Run, ask: Ask) 
         arXiv 2401.06654), of Φ in place of a probability; to choose by it is our own.
     """
     first = found[0]
+    run, ask = passes(model, objective, first.target, forward, task)
     shape = first.heatmap.shape
     grid = shape[-2], shape[-1]
     area = first.area
@@ -81,6 +115,27 @@ def confirmed(images: Tensor, found: Sequence[Explanation], run: Run, ask: Ask) 
         completeness_error=None,
         method=BEST,
     )
+
+
+def passes(
+    model: nn.Module,
+    objective: Objective,
+    target: Tensor | None,
+    forward: Callable[[Tensor], Any] | None,
+    task: Task,
+) -> tuple[Run, Ask]:
+    """Passes whose graph begins at the images, and what is asked of them: about classes (B,) or (B, P), or none."""
+    classes = [target] if target is None or target.dim() == 1 else list(target.unbind(1))
+
+    def run(images: Tensor, backward: bool) -> AbstractContextManager[ForwardPass]:
+        return forward_pass(
+            model, images, forward=forward, start="images", follows_attention=False, backward=backward, task=task
+        )
+
+    def ask(ran: ForwardPass, panel: int) -> Seeds:
+        return replace(objective.seeds(ran, classes[panel]), retain_graph=panel + 1 < len(classes))
+
+    return run, ask
 
 
 def in_mean_colour(images: Tensor, area: Area) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_attngrad.attention import PLAIN, NoEmbeddingError, UnsupportedModelError, outside_autocast
-from lightning_attngrad.explain.confirmed import SECOND_METHOD, Ask, Run, confirmed
+from lightning_attngrad.explain.confirmed import SECOND_METHOD, check_best, confirmed
 from lightning_attngrad.explain.default import DEFAULT_METHOD, ask_by_default
 from lightning_attngrad.explain.explanation import Explanation
 from lightning_attngrad.explain.forward_pass import (
@@ -22,16 +22,7 @@ from lightning_attngrad.explain.forward_pass import (
     forward_pass,
     numbers_of,
 )
-from lightning_attngrad.explain.objectives import (
-    Objective,
-    OfOutput,
-    QueryBox,
-    QueryClass,
-    Region,
-    Seeds,
-    ValueObjective,
-    check_objective,
-)
+from lightning_attngrad.explain.objectives import Objective, OfOutput, Region, check_objective
 from lightning_attngrad.explain.outputs import TASKS, UNSAID, Task
 from lightning_attngrad.explain.plain import Plain, plain
 from lightning_attngrad.explain.registry import METHODS, Method, TokenScores, find_method
@@ -209,30 +200,7 @@ class Question:
             with contextlib.suppress(UnsupportedModelError, NoEmbeddingError):
                 found.append(ask(Question(SECOND_METHOD, self.objective)))
         with torch.inference_mode(mode=False), torch.no_grad():  # whatever the caller is in
-            return confirmed(images, found, *self._at_images(model, explanation.target, forward, task))
-
-    def _at_images(
-        self, model: nn.Module, target: Tensor | None, forward: Callable[[Tensor], Any] | None, task: Task
-    ) -> tuple[Run, Ask]:
-        """Passes whose graph begins at the images, and what is asked of them."""
-        classes = [target] if target is None or target.dim() == 1 else list(target.unbind(1))
-
-        def run(images: Tensor, backward: bool) -> contextlib.AbstractContextManager[ForwardPass]:
-            return forward_pass(
-                model,
-                images,
-                forward=forward,
-                start="images",
-                follows_attention=False,
-                backward=backward,
-                task=task,
-            )
-
-        def ask(ran: ForwardPass, panel: int) -> Seeds:
-            seeds = self._objective.seeds(ran, classes[panel])
-            return replace(seeds, retain_graph=panel + 1 < len(classes))
-
-        return run, ask
+            return confirmed(model, images, found, self._objective, forward=forward, task=task)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Question):
@@ -256,27 +224,6 @@ class Question:
     @property
     def _objective(self) -> Objective:
         return check_objective(self.objective)
-
-
-def check_best(method: str | None, options: Mapping[str, Any], objective: Objective) -> None:
-    """Refuse what does not go with ``quality="best"``.
-
-    Raises:
-        ValueError: saying what to write.
-    """
-    if method is not None or options:
-        name, value = ("method", method) if method is not None else next(iter(options.items()))
-        raise ValueError(
-            f"{name}: got {value!r} beside quality='best', which compares maps of several methods and chooses; leave "
-            f"{name}= out, or write quality='default'"
-        )
-    best_query = isinstance(objective, QueryClass | QueryBox) and objective.query is None  # another one in each copy
-    if not isinstance(objective, ValueObjective) or best_query:
-        raise ValueError(
-            f"objective: got {objective!r} beside quality='best', which reads it again while patches are hidden: it "
-            "has to be a function of the output alone, such as 'logit', 'margin', Contrast(against), QueryClass(class, "
-            "query) or a function from the output to one number an image; or write quality='default'"
-        )
 
 
 def answer(

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_attngrad.explain import Contrast, Mixture, PixelClass, QueryClass, Region, explain
-from lightning_attngrad.explain.confirmed import SHARES, STEPS, integrated_gradients
-from lightning_attngrad.explain.forward_pass import ForwardPass, forward_pass
-from lightning_attngrad.explain.objectives import Seeds
+from lightning_attngrad.explain.confirmed import SHARES, STEPS, integrated_gradients, passes
 from lightning_attngrad.explain.objectives.classes import Logit
+from lightning_attngrad.explain.outputs import UNSAID
 from lightning_attngrad.explain.question import Question
 from tests.bright_objects import scenes, trained
 from tests.other_models import vit_beside_colours
@@ -115,12 +114,7 @@ def test_any_number_that_is_read_off_the_output_can_be_explained(objective: Any)
 
 
 def _gradients(model: nn.Module, images: Tensor, colour: Tensor, target: Tensor) -> Tensor:
-    def run(given: Tensor, backward: bool) -> Any:
-        return forward_pass(model, given, start="images", follows_attention=False, backward=backward)
-
-    def ask(ran: ForwardPass, panel: int) -> Seeds:
-        return Logit().seeds(ran, target)
-
+    run, ask = passes(model, Logit(), target, None, UNSAID)
     area = (0, 0, images.shape[-2], images.shape[-1])
     return integrated_gradients(images, colour, torch.zeros(len(images), 1, 4, 4), area, run, ask)[:, 0]
 
