@@ -195,7 +195,7 @@ def tests(maps: Tensor, images: Tensor, area: Area) -> Iterator[tuple[Tensor, in
     number = torch.arange(cells, device=maps.device).expand_as(order)
     place = torch.empty_like(order).scatter_(1, order, number).view_as(maps)
     top, left, bottom, right = area
-    enlarged = F.interpolate(place[:, None].double(), (bottom - top, right - left), mode="nearest-exact")
+    enlarged = F.interpolate(place[:, None].float(), (bottom - top, right - left), mode="nearest-exact")
     around = (left, images.shape[-1] - right, top, images.shape[-2] - bottom)
     for share in SHARES:
         highest = F.pad(enlarged < share * cells, around, value=True)

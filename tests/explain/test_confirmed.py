@@ -179,8 +179,8 @@ def test_all_classes_are_as_many_panels() -> None:
 
 
 def test_half_precision_finds_nearly_the_same() -> None:
-    model = timm.create_model("test_vit", img_size=64, num_classes=4)
     torch.manual_seed(0)
+    model = timm.create_model("test_vit", img_size=64, num_classes=4)
     trained(model, (64, 64), 16, 300)
     scene = scenes(6, (64, 64), 16, seed=5)
     exact = explain(model, scene.images, scene.classes, quality="best").heatmap
