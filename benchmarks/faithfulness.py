@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import faithfulness_models, peers
-from benchmarks.faithfulness_methods import CHEFER, ROWS, Row
+from benchmarks.faithfulness_methods import BEST, CHEFER, ROWS, Row
 from benchmarks.faithfulness_models import Subject
 from benchmarks.faithfulness_scores import Scores, interval, judge, mean, price
 from benchmarks.rewriting_models import DEFAULT_CACHE
@@ -46,6 +46,7 @@ def main() -> None:
     rows = [row for row in ROWS if any(part in row.name for part in wanted)]
     for subject, outcomes in compare(subjects, rows, options.cache, options.rounds):
         print(*table(subject, outcomes), sep="\n")
+        print(*leads(outcomes), sep="\n", flush=True)
         if len(rows) < len(ROWS):
             continue  # what was asked is asked of the first row, beside all others
         asked = aims_of_swin(outcomes) if subject.name == "swin" else aims(outcomes, subject.masks is not None)
@@ -128,10 +129,22 @@ def table(subject: Subject, outcomes: dict[str, Outcome]) -> Iterator[str]:
         yield f"| {name} | {' | '.join(cells)} | {times:.2f} |"
 
 
-def difference(gains: Tensor, of_chefer: Tensor) -> str:
+def difference(gains: Tensor, of_other: Tensor) -> str:
     """Mean of the paired differences and its 95 % interval."""
-    low, high = interval(gains - of_chefer)
-    return f"{mean(gains - of_chefer):+.3f} [{low:+.3f}, {high:+.3f}]"
+    low, high = interval(gains - of_other)
+    return f"{mean(gains - of_other):+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
+def leads(outcomes: dict[str, Outcome]) -> Iterator[str]:
+    """By how much the dearer mode is ahead of each other row, in paired differences; nothing where it was not run."""
+    best = outcomes.get(BEST)
+    if best is None or isinstance(best, str):
+        return
+    yield f"\n| `{BEST}` − | SRG, mean | SRG, blur | time / its |\n|---|---|---|---|"
+    for name, result in outcomes.items():
+        if name != BEST and not isinstance(result, str):
+            gains = [difference(best[0][gain], result[0][gain]) for gain in ("srg_mean", "srg_blur")]
+            yield f"| {name} | {' | '.join(gains)} | {best[1] / result[1]:.2f} |"
 
 
 def aims(outcomes: dict[str, Outcome], with_masks: bool) -> Iterator[str]:

@@ -74,6 +74,7 @@ class ForwardPass:
             run.
         task: what the output means.
         rules: what replaces the plain gradient.
+        images: the leaf that the graph begins at, where it begins at the images; else None.
     """
 
     tap: AttentionTap
@@ -85,6 +86,7 @@ class ForwardPass:
     layer_output: tuple[Features, ...] = ()
     task: Task = UNSAID
     rules: BackwardRules = PLAIN
+    images: Tensor | None = None
 
     @property
     def places(self) -> ImagePlaces:
@@ -116,7 +118,7 @@ def forward_pass(
     images: Tensor,
     *,
     forward: Callable[[Tensor], Any] | None = None,
-    start: Literal["attention", "embedding"] = "attention",
+    start: Literal["attention", "embedding", "images"] = "attention",
     rules: BackwardRules = PLAIN,
     score_offsets: Sequence[Tensor | None] = (),
     memory_budget: int | None = None,
@@ -176,7 +178,8 @@ def forward_pass(
                 keep_statistics=keep_statistics,
             )
             try:
-                begin = images.clone()  # outside the tap, which would number it
+                # Outside the tap, which would number it.
+                begin = tap.begin_at(images) if start == "images" else images.clone()
                 with (
                     output_of(model, layer, tap) as of_layer,
                     tap,
@@ -195,7 +198,8 @@ def forward_pass(
                 _check_finite(output, type(model).__name__)
                 budget = default_memory_budget(images.device) if memory_budget is None else memory_budget
                 size = (images.shape[-2], images.shape[-1])
-                yield ForwardPass(tap, output, known, len(images), budget, size, tuple(of_layer), task, rules)
+                leaf = images if start == "images" else None
+                yield ForwardPass(tap, output, known, len(images), budget, size, tuple(of_layer), task, rules, leaf)
                 return
             finally:
                 tap.release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.attention import PLAIN, outside_autocast
+from lightning_attngrad.attention import PLAIN, NoEmbeddingError, UnsupportedModelError, outside_autocast
+from lightning_attngrad.explain.confirmed import SECOND_METHOD, check_best, confirmed
 from lightning_attngrad.explain.default import DEFAULT_METHOD, ask_by_default
 from lightning_attngrad.explain.explanation import Explanation
 from lightning_attngrad.explain.forward_pass import (
@@ -28,6 +30,7 @@ from lightning_attngrad.explain.returned import find_logits
 from lightning_attngrad.explain.targets import classes_of
 
 Target = int | Sequence[int] | Tensor | None
+Quality = Literal["default", "best"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +45,7 @@ class Question:
             which they are of.
         objective: as :func:`lightning_attngrad.explain` takes it.
         options: the method's own options by name.
+        quality: as :func:`lightning_attngrad.explain` takes it.
 
     Raises:
         ValueError: for what is not known, or does not go together; the message says what would do.
@@ -58,8 +62,13 @@ class Question:
     method: str | None = None
     objective: str | Objective | Callable[[Any], Tensor] = "logit"
     options: Mapping[str, Any] = field(default_factory=dict)
+    quality: Quality = "default"
 
     def __post_init__(self) -> None:
+        if self.quality not in ("default", "best"):
+            raise ValueError(f"quality: got {self.quality!r}; expected 'default' or 'best'")
+        if self.quality == "best":
+            check_best(self.method, self.options, self._objective)
         object.__setattr__(self, "options", dict(self.options))
         if self.method is None and self.options:
             object.__setattr__(self, "method", DEFAULT_METHOD)
@@ -72,7 +81,7 @@ class Question:
     @property
     def signed(self) -> bool:
         """Whether the maps have values below 0; where no method is asked for, those of the default itself."""
-        return self._method.is_signed(self._options)
+        return self.quality == "best" or self._method.is_signed(self._options)
 
     @property
     def needs_target(self) -> bool:
@@ -136,11 +145,12 @@ class Question:
             "method": self.method,
             "objective": self._objective.plain(),
             "options": {name: plain(getattr(self._options, name)) for name in names},
+            **({} if self.quality == "default" else {"quality": self.quality}),
         }
 
     def by(self, method: str) -> Question:
         """The same question to a method, its options at their defaults."""
-        return replace(self, method=method, options={})
+        return replace(self, method=method, options={}, quality="default")
 
     def of_images(self, indices: Tensor) -> Question:
         """The same question about some images (n,) of those that its objective was made for."""
@@ -175,10 +185,22 @@ class Question:
 
         if self.method is not None:
             return ask(self)
+        if self.quality == "best" and score_offsets:
+            raise ValueError(
+                "score_offsets: got some beside quality='best', which looks at copies of the images, whose scores are "
+                "others; leave them out, or write quality='default'"
+            )
         explanation, said = ask_by_default(lambda method: ask(self.by(method)), model)
         if said:
             warnings.warn(said, stacklevel=3)  # where explain() is called
-        return explanation
+        if self.quality == "default":
+            return explanation
+        found = [explanation]
+        if explanation.method != SECOND_METHOD:
+            with contextlib.suppress(UnsupportedModelError, NoEmbeddingError):
+                found.append(ask(Question(SECOND_METHOD, self.objective)))
+        with torch.inference_mode(mode=False), torch.no_grad():  # whatever the caller is in
+            return confirmed(model, images, found, self._objective, forward=forward, task=task)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Question):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import faithfulness
-from benchmarks.faithfulness_methods import CHEFER, ROWS, Row, ours
+from benchmarks.faithfulness_methods import BEST, CHEFER, ROWS, Row, ours
 from benchmarks.faithfulness_models import REMAINDERS, Subject, shuffled_half
 from benchmarks.faithfulness_scores import gain, interval, judge, mean, price, redrawn, runner_up
 from benchmarks.faithfulness_twin import torchvision_twin
@@ -163,6 +163,20 @@ def test_tables_compare_with_chefer_and_say_what_is_missed(subject: Subject, tmp
     asked = "\n".join(faithfulness.aims(outcomes, with_masks=True))
     assert "| SRG (mean) − Chefer | ≥ 0.03 | 0.031 | met |" in asked
     assert "mask AP" not in "\n".join(faithfulness.aims(outcomes, with_masks=False))
+
+
+def test_leads_are_paired_differences_to_every_other_row() -> None:
+    def outcome(gain: float, price: float) -> faithfulness.Outcome:
+        return {"srg_mean": torch.full((3,), gain), "srg_blur": torch.full((3,), gain / 2)}, price
+
+    outcomes = {"default": outcome(0.5, 2.0), BEST: outcome(0.6, 10.0), "lxt": "not installed", CHEFER: outcome(0.8, 1)}
+    lines = list(faithfulness.leads(outcomes))
+    assert lines[1:] == [
+        "| default | +0.100 [+0.100, +0.100] | +0.050 [+0.050, +0.050] | 5.00 |",
+        f"| {CHEFER} | -0.200 [-0.200, -0.200] | -0.100 [-0.100, -0.100] | 10.00 |",
+    ]
+    del outcomes[BEST]
+    assert not list(faithfulness.leads(outcomes))
 
 
 def test_a_price_is_a_ratio(subject: Subject) -> None:

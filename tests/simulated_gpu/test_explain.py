@@ -56,6 +56,12 @@ def assert_same(found: Explanation, expected: Explanation) -> None:
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * size, msg=name)
 
 
+def test_the_dearer_mode_is_the_same_on_the_device() -> None:
+    expected = explain(ZOO["vit"].build(), ZOO["vit"].images(), TARGET, quality="best")
+    found, _ = on_gpu("vit", lambda model, images, gpu: explain(model, images, gpu.upload(TARGET), quality="best"))
+    assert_same(found, expected)
+
+
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("method", OF_ANY_MODEL)
 def test_every_method_keeps_to_the_device(name: str, method: str) -> None:
