@@ -6,7 +6,8 @@ where a check failed.
 
 Needs nothing but Python and a package index: uv, which is installed for this once as well, can put in the oldest
 versions that are permitted. Two releases of PyTorch are fetched, some 10 GB, which all environments share and which
-are removed at the end; ``TMPDIR`` says where they lie, and where ``UV_CACHE_DIR`` is set they are kept there.
+are removed at the end; ``TMPDIR`` says where they lie, and where ``UV_CACHE_DIR`` is set they are kept there. The oldest
+Python is taken from ``PATH``, or fetched.
 """
 
 from __future__ import annotations
@@ -116,7 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     names = _parse(arguments)
-    rows, failed = [], False
+    columns: dict[str, dict[str, str]] = {}
+    failures = []
     with tempfile.TemporaryDirectory(prefix="environments-") as place:
         tools = _Tools(Path(place) / "tools")
         wheel = tools.wheel(Path(place) / "wheel")
@@ -124,18 +126,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
             folder = Path(place) / name
             print(f"{name} …", file=sys.stderr, flush=True)
             try:
-                row, well = _checked(name, folder, tools, wheel)
+                columns[name], wrong = _checked(ENVIRONMENTS[name], folder, tools, wheel)
             except (subprocess.SubprocessError, ValueError) as error:
-                row, well = f"| {name} |{' |' * len(SHOWN)} | | **not installed**: {error} |", False
+                columns[name], wrong = {}, [f"not installed: {error}"]
             shutil.rmtree(folder, ignore_errors=True)  # the next one may take as many gigabytes
-            print(row, file=sys.stderr, flush=True)
-            rows.append(row)
-            failed |= not well
+            failures += [f"- {name}: {one}" for one in wrong]
+            print(*wrong or ["passed"], sep="\n", file=sys.stderr, flush=True)
     version = " ".join(wheel.name.split("-")[:2]).replace("_", "-")
-    print(f"{datetime.date.today()}, {version}, CPU\n")
-    print(f"| environment | Python | {' | '.join(SHOWN)} | trained with |\n|{'---|' * (len(SHOWN) + 3)}")
-    print(*rows, sep="\n")
-    return int(failed)
+    print(f"{datetime.date.today()}, {version}, CPU\n\n{table(columns)}", *failures, sep="\n")
+    return int(bool(failures))
+
+
+def table(columns: Mapping[str, Mapping[str, str]]) -> str:
+    """What was found, an environment a column, in Markdown: narrow enough for a page.
+
+    Args:
+        columns: for each environment versions by package, and how many checks passed by the Lightning that trained.
+
+    Returns:
+        Lines without a trailing newline.
+
+    Example:
+        >>> print(*table({"newest": {"python": "3.13.0"}, "oldest": {"python": "3.10.13"}}).splitlines()[:3], sep="\\n")
+        | | newest | oldest |
+        |---|---|---|
+        | python | 3.13.0 | 3.10.13 |
+    """
+    trained = sorted({package for environment in ENVIRONMENTS.values() for package in environment.packages})
+    rows = {name: name for name in ("python", *SHOWN)} | {name: f"checks passed, `{name}`" for name in trained}
+    lines = [f"| | {' | '.join(name.replace('-', ' ') for name in columns)} |", f"|{'---|' * (len(columns) + 1)}"]
+    for name, title in rows.items():
+        lines.append(f"| {title} | {' | '.join(column.get(name, '–') for column in columns.values())} |")
+    return "\n".join(lines)
 
 
 def _parse(arguments: Sequence[str] | None) -> list[str]:
@@ -184,20 +206,16 @@ def _ran(program: list[str], settings: Mapping[str, str] | None = None) -> None:
         raise subprocess.SubprocessError(f"{' '.join(program[1:4])}: {said[-600:]}")
 
 
-def _checked(name: str, folder: Path, tools: _Tools, wheel: Path) -> tuple[str, bool]:
-    """A row of the table, and whether every check passed."""
-    environment = ENVIRONMENTS[name]
+def _checked(environment: Environment, folder: Path, tools: _Tools, wheel: Path) -> tuple[dict[str, str], list[str]]:
+    """A column of the table, and a line for each check that failed."""
     python = _made(environment, folder, tools, wheel)
-    found = _versions(python, SHOWN)
-    cells, well = [], True
+    column, wrong = _versions(python, SHOWN), []
     for package in environment.packages:
         outcomes = _outcomes(python, package, folder)
-        wrong = [f"**{one['check']}: {one['error']}**" for one in outcomes if one["error"]]
-        well &= not wrong and bool(outcomes)
-        passed = f"{len(outcomes) - len(wrong)} of {len(outcomes)} passed"
-        cells.append("; ".join([f"`{package}`: {passed}", *wrong]))
-    versions = [found[one] for one in ("python", *SHOWN)]
-    return f"| {name} | {' | '.join(versions)} | {'<br>'.join(cells)} |", well
+        failed = [f"`{package}`, {one['check']}: {one['error']}" for one in outcomes if one["error"]]
+        column[package] = f"{len(outcomes) - len(failed)} of {len(outcomes)}"
+        wrong += failed
+    return column, wrong
 
 
 def _made(environment: Environment, folder: Path, tools: _Tools, wheel: Path) -> str:
@@ -235,8 +253,8 @@ def _outcomes(python: str, package: str, folder: Path) -> list[dict[str, str | N
     outcomes = [json.loads(line) for line in lines if line.startswith('{"check"')]
     if ended is not None:
         print((place / "output.txt").read_text(encoding="utf-8")[-6000:], file=sys.stderr)
-    if ended is not None and not any(one["error"] for one in outcomes):
-        outcomes.append({"check": "the process", "error": ended})
+    if not any(one["error"] for one in outcomes) and (ended or not outcomes):
+        outcomes.append({"check": "the process", "error": ended or "printed nothing"})
     return outcomes
 
 
