@@ -5,9 +5,9 @@ callbacks and without, explaining, rewriting, the report, the audit command. Pri
 where a check failed.
 
 Needs nothing but Python and a package index: uv, which is installed for this once as well, can put in the oldest
-versions that are permitted. Two releases of PyTorch are fetched, some 10 GB, which all environments share and which
-are removed at the end; ``TMPDIR`` says where they lie, and where ``UV_CACHE_DIR`` is set they are kept there. The oldest
-Python is taken from ``PATH``, or fetched.
+versions that are permitted, and takes the oldest Python from ``PATH``, or fetches it. Two releases of PyTorch are
+fetched, some 10 GB, which all environments share and which are removed at the end; ``TMPDIR`` says where they lie, and
+where ``UV_CACHE_DIR`` is set they are kept there.
 """
 
 from __future__ import annotations
