@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import re
 import subprocess
@@ -24,6 +25,13 @@ def test_every_floor_of_the_project_is_read() -> None:
         assert re.search(rf'"{name}(\[\w+\])?>={re.escape(found[name])}[",]', project), name
     assert f'requires-python = ">={found["python"]}"' in project
     assert "pytest" not in found  # of the extra `dev`
+
+
+def test_its_examples_hold() -> None:
+    """pytest gathers none from a file of this name."""
+    found = doctest.testmod(script)
+    assert found.attempted >= 3
+    assert found.failed == 0
 
 
 def test_a_floor_that_cannot_be_installed_is_told() -> None:
