@@ -132,8 +132,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             shutil.rmtree(folder, ignore_errors=True)  # the next one may take as many gigabytes
             failures += [f"- {name}: {one}" for one in wrong]
             print(*wrong or ["passed"], sep="\n", file=sys.stderr, flush=True)
-    version = " ".join(wheel.name.split("-")[:2]).replace("_", "-")
-    print(f"{datetime.date.today()}, {version}, CPU\n\n{table(columns)}", *failures, sep="\n")
+        version = " ".join(wheel.name.split("-")[:2]).replace("_", "-")
+        text = f"{datetime.date.today()}, {version}, CPU\n\n{table(columns)}"
+        print(text, *failures, sep="\n", flush=True)  # before all is removed, which takes a while
     return int(bool(failures))
 
 
