@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failures += [f"- {name}: {one}" for one in wrong]
             print(*wrong or ["passed"], sep="\n", file=sys.stderr, flush=True)
         version = " ".join(wheel.name.split("-")[:2]).replace("_", "-")
-        text = f"{datetime.date.today()}, {version}, CPU\n\n{table(columns)}"
+        text = f"{datetime.date.today()}, {version}, CPU\n\n{table(columns)}\n"
         print(text, *failures, sep="\n", flush=True)  # before all is removed, which takes a while
     return int(bool(failures))
 
