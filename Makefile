@@ -10,8 +10,10 @@ JOBS ?= 2
 GPU_PYTHON ?= $(PYTHON)
 # `make dist`: an environment to install the wheel into; without one it goes into a new and empty one, for this once.
 DIST_VENV ?=
-# `make dist`, `make environments`: a Python whose torch is linked, where there is no time to install one (5 GB).
+# `make dist`: a Python whose torch is linked, where there is no time to install one (5 GB).
 TORCH_OF ?=
+# `make environments`: some of them, as in ONLY="oldest newest".
+ONLY ?=
 
 .PHONY: demo test test-gpu lint bench dist environments docs clean
 .DEFAULT_GOAL := help
@@ -23,7 +25,7 @@ help:
 	@echo "make test-gpu  what only a GPU can show; GPU_PYTHON= is a Python with torch, lightning, timm, torchmetrics"
 	@echo "make docs   the documentation as a site, in site/; warnings are errors"
 	@echo "make dist   build sdist and wheel, install the wheel into an empty environment, and run the demo from it"
-	@echo "make environments  checks with one Lightning or both, with the oldest and the newest of all that is asked for"
+	@echo "make environments  checks with one Lightning or both, with the oldest and the newest of all that is asked for; ONLY=oldest"
 
 # Stamps carry the extras and the dependency list, so that a changed pyproject.toml installs again.
 # This clone is put on PYTHONPATH rather than installed: a shared VENV then never runs another clone's code.
@@ -62,9 +64,9 @@ docs: $(VENV)/.installed-docs
 test-gpu:
 	PYTHONPATH="$(CURDIR)" $(GPU_PYTHON) -m tests.gpu $(ARGS)
 
-# With ARGS, some of them: see tests/environments/__main__.py. 5 GB at a time.
+# Needs 15 GB in TMPDIR while it runs: docs/environments.md.
 environments:
-	PYTHONPATH="$(CURDIR)" $(PYTHON) -m tests.environments $(if $(TORCH_OF),--torch-of "$(TORCH_OF)") $(ARGS)
+	PYTHONPATH="$(CURDIR)" $(PYTHON) -m tests.environments $(ONLY)
 
 # Outside the checkout, and without it on the path: what runs is what is in the wheel, which is built out of the sdist.
 dist:

@@ -219,7 +219,7 @@ def _reading(hint: Any, default: Any) -> dict[str, Any]:
     if kinds == [Sequence[float]]:
         return {"type": _numbers, "default": default}
     if kinds == [Sequence[str]]:
-        return {"type": str, "action": "append", "default": list(default)}
+        return {"action": "append", "default": list(default)}  # no type: jsonargparse before 4.47 refuses one
     return {"type": hint, "default": default}
 
 

@@ -265,6 +265,17 @@ def test_languages_of_blocks_are_known() -> None:
     } == {}
 
 
+def test_every_page_is_in_the_navigation_and_links_to_files_that_exist() -> None:
+    """As `mkdocs --strict` asks, which the suite does not install."""
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in PAGES:
+        assert f": {page.name}\n" in site, page
+    for page in (*PAGES, *OTHER_PAGES):
+        links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        lost = [link for link in links if "://" not in link and not (page.parent / link).exists()]
+        assert lost == [], page
+
+
 def test_the_reference_has_every_public_name() -> None:
     page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     listed = {line.rpartition(".")[2] for line in page.splitlines() if line.startswith("::: ")}

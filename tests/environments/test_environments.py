@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import json
 import re
 import subprocess
@@ -19,11 +20,34 @@ ROOT = Path(__file__).parents[2]
 
 def test_every_floor_of_the_project_is_read() -> None:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    found = script.oldest()
+    found = script.floors(project)
     for name in ("torch", "lightning", "timm", "torchmetrics", "jsonargparse", "torchvision", "mlxtend"):
         assert re.search(rf'"{name}(\[\w+\])?>={re.escape(found[name])}[",]', project), name
-    assert found["pytorch-lightning"] == found["lightning"]
+    assert f'requires-python = ">={found["python"]}"' in project
     assert "pytest" not in found  # of the extra `dev`
+
+
+def test_its_examples_hold() -> None:
+    """pytest gathers none from a file of this name."""
+    found = doctest.testmod(script)
+    assert found.attempted >= 3
+    assert found.failed == 0
+
+
+def test_a_floor_that_cannot_be_installed_is_told() -> None:
+    """As torchmetrics 1.5 cannot, beside numpy 2: a resolver then takes 1.5.2, and 1.5 is promised in vain."""
+    asked = {"python": "3.10", "torchmetrics": "1.5", "numpy": "2.0", "pyyaml": "6.0", "torch": "2.6"}
+    found = {"torchmetrics": "1.5.2", "numpy": "2.0.0", "pyyaml": "6.0", "torch": "2.6.0+cpu"}
+    (line,) = script.not_met(asked, {**found, "python": "3.10.13"})
+    assert line == "torchmetrics>=1.5 is not to be had beside the other floors, torchmetrics>=1.5.2 is"
+    assert len(script.not_met(asked, {**found, "python": "3.11.1"})) == 2
+
+
+def test_the_script_needs_nothing_but_python() -> None:
+    program = [sys.executable, "-S", "-m", "tests.environments", "oldest", "none"]
+    done = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "got 'none'; expected some of newest, newest-lightning-alone" in done.stderr
 
 
 def test_the_checks_pass_here_but_for_what_is_not_installed(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -30,6 +31,10 @@ def drawn(kind: type[Text], text: str, dpi: float = 120, **options: Any) -> np.n
     return 255 - np.asarray(canvas.buffer_rgba())[..., 1].astype(int)
 
 
+@pytest.mark.skipif(
+    tuple(map(int, matplotlib.__version__.split(".")[:2])) < (3, 11),
+    reason="matplotlib before 3.11 rounds the size of a face: its lines are up to a tenth shorter or longer",
+)
 @pytest.mark.parametrize("dpi", [72, 120, 200])
 @pytest.mark.parametrize("align", ["left", "center", "right"])
 @pytest.mark.parametrize("rotation", [0, 90])

@@ -133,7 +133,7 @@ CASES: dict[str, Case] = {
     ),
     "numpy RandomState": Case(lambda: np.random.RandomState(1), lambda it: it.normal(), _of_numpy),
     "numpy BitGenerator": Case(lambda: np.random.PCG64(1), lambda it: it.random_raw(), _of_numpy),
-    "random.Random": Case(lambda: random.Random(1), lambda it: it.gauss(), lambda it: it.getstate()),
+    "random.Random": Case(lambda: random.Random(1), lambda it: it.gauss(0, 1), lambda it: it.getstate()),
     "method of a generator": Case(lambda: random.Random(1).random, lambda it: it(), lambda it: it.__self__.getstate()),
     "method of an object": Case(lambda: Slotted().step, lambda it: it(), lambda it: it.__self__.state()),
     "list": Case(lambda: [0, 1], _append, list),
