@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lightning_attngrad.attention.followed import Followed
 from lightning_attngrad.attention.place_table import PlaceTable, compressed
-from lightning_attngrad.attention.windows import Ranges, each, even_windows, windows
+from lightning_attngrad.attention.windows import Ranges, each, even_windows, window_middles, windows
 
 aten = torch.ops.aten
 
@@ -324,6 +324,8 @@ def _windowed(followed: Followed, ids: Tensor, out: Tensor, settings: tuple[Any,
     by_axis = list(zip(*(each(value, axes) for value in settings), strict=True))
     if axes == 3:
         return _windowed_in_time(followed, ids, out, by_axis)
+    middles = tuple(window_middles(after, *of_axis) for after, of_axis in zip(out.shape[2:], by_axis, strict=True))
+    middles = ([0.0], *middles) if axes == 1 else middles
     found: list[Tensor] = []
     for late in (False, True):
         ranges: tuple[Ranges, ...] = tuple(
@@ -331,7 +333,7 @@ def _windowed(followed: Followed, ids: Tensor, out: Tensor, settings: tuple[Any,
             for before, after, of_axis in zip(ids.shape[2:], out.shape[2:], by_axis, strict=True)
         )
         ranges = (([0], [0]), *ranges) if axes == 1 else ranges
-        found.append(_spatial(followed, ids, partial(_read, followed, ranges)))
+        found.append(_spatial(followed, ids, partial(_read, followed, ranges, middles)))
         if not any(kernel % 2 == 0 and stride == 1 for kernel, stride, *_ in by_axis):
             return found[0]
     early, later = found  # an even kernel without a stride: its middle is where the border was padded for it
@@ -359,12 +361,13 @@ def _windowed_in_time(
         windows(before, after, *of_axis)
         for before, after, of_axis in zip(ids.shape[2:], out.shape[3:], by_axis[1:], strict=True)
     )
-    return _read(followed, ranges, frames).unsqueeze(1)
+    middles = tuple(window_middles(after, *of_axis) for after, of_axis in zip(out.shape[3:], by_axis[1:], strict=True))
+    return _read(followed, ranges, middles, frames).unsqueeze(1)
 
 
-def _read(followed: Followed, ranges: tuple[Ranges, ...], flat: Tensor) -> Tensor:
+def _read(followed: Followed, ranges: tuple[Ranges, ...], middles: tuple[list[float], ...], flat: Tensor) -> Tensor:
     if any(first != last for first, last in ranges):
-        return followed.table.windows(flat, ranges)
+        return followed.table.windows(flat, ranges, middles)
     for dim, (first, _) in zip((-2, -1), ranges, strict=True):  # each output lies where one input lies
         if first != list(range(flat.shape[dim])):
             flat = flat.index_select(dim, torch.tensor(first).to(flat.device))
