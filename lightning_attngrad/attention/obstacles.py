@@ -80,8 +80,8 @@ def _unread_softmax(followed: Followed, answer: int, unread: Sequence[UnreadSoft
         return None
     how = f"meets other tensors in {changed.met}" if changed.met else "meets no values that are seen"
     return (
-        f": the softmax in {followed.named(changed.name)} {how}, and not values in a matrix product, so its attention cannot be "
-        f"read. {_SWITCH}"
+        f": the softmax in {followed.named(changed.name)} {how}, and not values in a matrix product, so its attention "
+        f"cannot be read. {_SWITCH}"
     )
 
 
@@ -90,13 +90,14 @@ def _unseen_mixing(followed: Followed, answer: int, reached: Sequence[ReachedCal
     if not unseen:
         return None
     first = unseen[0]
+    where = followed.named(first.module)
     if not any(call.kind == "tokens" for call in reached) and not any(one.kernel for one in unseen):
         return (
-            f" makes no softmax attention over image tokens (in {followed.named(first.module)} they mix by {first.what}): there "
-            "is no map of its attention"
+            f" makes no softmax attention over image tokens (in {where} they mix by {first.what}): there is no map of "
+            "its attention"
         )
     switch = f". {_SWITCH}" if first.kernel else ""
-    return f": in {followed.named(first.module)} tokens mix by {first.what}, which a map of the attention cannot follow{switch}"
+    return f": in {where} tokens mix by {first.what}, which a map of the attention cannot follow{switch}"
 
 
 def _nothing_to_draw(reached: Sequence[ReachedCall], grid: Grid | None) -> str | None:
