@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.explain import METHODS, explain
+from lightning_attngrad.explain import METHODS, Explanation, explain
 from tests.families import Family, Mixing
 from tests.references import relevance_anywhere, traced_maps
 from tests.references.guided import CORRECTIONS
@@ -124,12 +124,18 @@ def _maps(method: str, model: nn.Module, images: Tensor, target: Tensor) -> tupl
     options: dict[str, Any] = {"correction": tuple(CORRECTIONS)} if method == "gradient_guided" else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        maps = explain(model, images, target, method=method, **options).heatmap
+        maps = _of_tokens(explain(model, images, target, method=method, **options))
         singles = [
-            explain(model, images[i : i + 1], target[i : i + 1], method=method, **options).heatmap
+            _of_tokens(explain(model, images[i : i + 1], target[i : i + 1], method=method, **options))
             for i in range(len(images))
         ]
     return maps, singles
+
+
+def _of_tokens(explanation: Explanation) -> Tensor:
+    """What each token on the grid has, (B, …, h, w): references know no pixels that tokens read beside their cells."""
+    grid = explanation.heatmap.shape[-2:]
+    return explanation.token_scores[..., -grid[0] * grid[1] :].unflatten(-1, grid)
 
 
 def _wrong_by_itself(family: Family, method: str, maps: Tensor, singles: list[Tensor]) -> str | None:

@@ -21,6 +21,8 @@ from lightning_attngrad.attention.places import (
     TokenPlaces,
     UnsupportedModelError,
     carry,
+    equal_cells,
+    means_of_cells,
 )
 from lightning_attngrad.attention.rules import (
     ATTN_LRP,
@@ -67,6 +69,8 @@ __all__ = [
     "carry",
     "constant_ratio",
     "default_memory_budget",
+    "equal_cells",
     "forget_backward_rule",
+    "means_of_cells",
     "outside_autocast",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_attngrad.attention.place_table import PlaceTable
+
+#: What mixes tokens where several become one that stays among the others.
+FUSED = "fusing several into one (it then has no one place on the image)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +58,8 @@ class Followed:
         images: (B, C, H, W).
         calling_module: name of the innermost module whose forward is running.
         own: what the model has of itself: its parameters and buffers.
+        modules: names of the model's modules.
+        running_module: as ``calling_module``, and "" where that is the model itself.
 
     Attributes:
         batch: number of images.
@@ -66,7 +71,14 @@ class Followed:
         makers: by the family of places, the module that made what is mixed.
     """
 
-    def __init__(self, images: Tensor, calling_module: Callable[[], str], own: Iterable[Tensor] = ()) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        calling_module: Callable[[], str],
+        own: Iterable[Tensor] = (),
+        modules: Container[str] = (),
+        running_module: Callable[[], str] = str,
+    ) -> None:
         self.batch = len(images)
         self.table = PlaceTable(len(images), (images.shape[-2], images.shape[-1]), images.device)
         self.unseen: list[Unseen] = []
@@ -75,6 +87,8 @@ class Followed:
         self.choices: Any = WeakTensorKeyDictionary()
         self.makers: dict[int, str] = {}
         self._calling_module = calling_module
+        self._modules = modules
+        self._running_module = running_module
         self._ids: Any = WeakTensorKeyDictionary()
         self._reads: Any = WeakTensorKeyDictionary()  # a bit for each call, and each unseen mixing, it depends on
         self._bits = 1  # bit 0: comes from the images
@@ -131,7 +145,7 @@ class Followed:
     def note_makers(self, families: int) -> None:
         """The module whose forward is running made all families of places since there were so many."""
         if self.table.families > families:
-            self.makers.update(dict.fromkeys(range(families + 1, self.table.families + 1), self._calling_module()))
+            self.makers.update(dict.fromkeys(range(families + 1, self.table.families + 1), self._running_module()))
 
     def maker_of(self, ids: Tensor) -> str | None:
         """The module that made what is mixed among these ids; None where it is not known."""
@@ -139,9 +153,13 @@ class Followed:
         families = torch.unique(self.table.family[lines[self.table.mixed[lines]]]).tolist()
         return next((self.makers[family] for family in families if family in self.makers), None)
 
+    def named(self, module: str) -> str:
+        """A module, or one of its calls, in a message; the model's own forward where it is none of the model's."""
+        return repr(module) if module and module.split("#", maxsplit=1)[0] in self._modules else "its own forward"
+
     def report(self, what: str, *outputs: Any, module: str | None = None, kernel: bool = False) -> None:
         """Tokens mix unseen in what is computed right now, or in what another module made."""
-        unseen = Unseen(self._calling_module() if module is None else module, what, kernel, self.new_bit())
+        unseen = Unseen(self._running_module() if module is None else module, what, kernel, self.new_bit())
         self.unseen.append(unseen)
         for output in outputs:
             if isinstance(output, Tensor):

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from lightning_attngrad.attention.place_table import PlaceTable
-from lightning_attngrad.attention.places import Area, Grid, TokenPlaces
+from lightning_attngrad.attention.places import Area, Edges, Grid, TokenPlaces
+
+#: Cells are equal up to so much of one.
+_EQUAL = 1e-3
 
 
 class NotPlacedError(Exception):
@@ -24,11 +27,13 @@ class _Lattice:
         grid: rows and columns.
         cells: (E,) cell of each line of the table; −1 for lines of other families.
         area: that they cover, in pixels.
+        middles: of what each row of cells reads, and each column, in pixels.
     """
 
     grid: Grid
     cells: Tensor
     area: Area
+    middles: tuple[Tensor, Tensor]
 
 
 class PlaceReader:
@@ -39,10 +44,12 @@ class PlaceReader:
 
     Attributes:
         areas: what part of the image, in pixels, each grid that was read covers.
+        edges: where the cells of a grid begin and end, of those whose cells are not equal parts of their area.
     """
 
     def __init__(self, table: PlaceTable) -> None:
         self.areas: dict[Grid, Area] = {}
+        self.edges: dict[Grid, Edges] = {}
         self._table = table
         self._lattices: dict[int, _Lattice] = {}
 
@@ -63,8 +70,12 @@ class PlaceReader:
             raise NotPlacedError(f"reads tokens of several grids in one sequence ({sizes})")
         grid = lattices[0].grid
         cells = torch.stack([lattice.cells[lines] for lattice in lattices]).amax(0)
-        cells, grid = _every_other(cells, boxed, grid)
-        self.areas.setdefault(grid, lattices[0].area)
+        cells, grid, middles = _every_other(cells, boxed, grid, lattices[0].middles)
+        if grid not in self.areas:
+            self.areas[grid] = lattices[0].area
+            edges = _edges(middles, lattices[0].area)
+            if edges is not None:
+                self.edges[grid] = edges
         place = torch.where(boxed, table.slots + cells, torch.where(slot >= 0, slot, -1))
         rows = torch.arange(len(place), device=place.device)[:, None, None]
         order = torch.arange(place.shape[-1], device=place.device)
@@ -102,12 +113,17 @@ class PlaceReader:
             raise NotPlacedError("reads tokens that are each made of the whole image")
         everywhere = torch.full_like(table.family, -1, dtype=torch.long)
         everywhere[of_family] = cells
-        edges = boxes[:, 0].min(), boxes[:, 2].min(), boxes[:, 1].max(), boxes[:, 3].max()
-        top, left, bottom, right = (round(edge) for edge in torch.stack(edges).cpu().tolist())
-        return _Lattice((height, width), everywhere, (top, left, bottom, right))
+        begins = boxes[:, 0].min(), boxes[:, 2].min()
+        ends = _end(boxes[:, :2], rows, table.size[0]), _end(boxes[:, 2:], columns, table.size[1])
+        top, left, bottom, right = (round(edge) for edge in torch.stack([*begins, *ends]).cpu().tolist())
+        read = table.middles[of_family]
+        middles = _mean_by(rows, read[:, 0], height), _mean_by(columns, read[:, 1], width)
+        return _Lattice((height, width), everywhere, (top, left, bottom, right), middles)
 
 
-def _every_other(cells: Tensor, boxed: Tensor, grid: Grid) -> tuple[Tensor, Grid]:
+def _every_other(
+    cells: Tensor, boxed: Tensor, grid: Grid, middles: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Grid, tuple[Tensor, Tensor]]:
     """Where only every s-th row and column of a grid is left (queries that are every other token): the coarser grid."""
     rows, columns = torch.unique(cells[boxed] // grid[1]), torch.unique(cells[boxed] % grid[1])
     steps, coarse = [], []
@@ -117,9 +133,40 @@ def _every_other(cells: Tensor, boxed: Tensor, grid: Grid) -> tuple[Tensor, Grid
         steps.append(step)
         coarse.append(len(kept) if step > 1 else length)
     if steps == [1, 1] or len(torch.unique(cells[boxed])) != len(rows) * len(columns):
-        return cells, grid
+        return cells, grid, middles
     row, column = cells // grid[1] // steps[0], cells % grid[1] // steps[1]
-    return torch.where(boxed, row * coarse[1] + column, -1), (coarse[0], coarse[1])
+    left = tuple(
+        of_axis[kept] if step > 1 else of_axis
+        for of_axis, kept, step in zip(middles, (rows, columns), steps, strict=True)
+    )
+    return torch.where(boxed, row * coarse[1] + column, -1), (coarse[0], coarse[1]), (left[0], left[1])
+
+
+def _edges(middles: tuple[Tensor, Tensor], area: Area) -> Edges | None:
+    """Edges half-way between the middles of neighbours, the outer ones those of the area; None where cells are equal.
+
+    Middles that are no rising sequence say nothing about the cells, which are then taken to be equal.
+    """
+    found, apart = [], 0.0
+    for of_axis, begin, end in zip(middles, area[:2], area[2:], strict=True):
+        equal = torch.linspace(begin, end, len(of_axis) + 1, device=of_axis.device)
+        edges = torch.cat([equal[:1], (of_axis[:-1] + of_axis[1:]) / 2, equal[-1:]])
+        edges = edges if bool((edges.diff() > 0).all()) else equal
+        apart = max(apart, float((edges - equal).abs().max()) * len(of_axis) / (end - begin))
+        found.append(edges)
+    return None if apart <= _EQUAL else (found[0], found[1])
+
+
+def _end(spans: Tensor, levels: Tensor, size: int) -> Tensor:
+    """Where the last of spans (E, 2) ends; of spans with gaps behind them, where the gap behind the last does."""
+    begins = spans[levels == 0][:, 0].min(), spans[levels == min(1, int(levels.max()))][:, 0].min()
+    return torch.maximum(spans[:, 1].max(), spans[:, 0].max() + (begins[1] - begins[0])).clamp_max(size)
+
+
+def _mean_by(numbers: Tensor, values: Tensor, count: int) -> Tensor:
+    """Mean of the values of each number, (count,)."""
+    total = values.new_zeros(count).index_add_(0, numbers, values)
+    return total / values.new_zeros(count).index_add_(0, numbers, torch.ones_like(values))
 
 
 def _levels(middles: Tensor, sizes: Tensor) -> tuple[Tensor, int]:

@@ -17,6 +17,9 @@ class ModuleNames:
 
     Args:
         model: whose names they are; without those that ``torch.compile`` puts around it.
+
+    Attributes:
+        names: of all of them; "" is the model itself.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -25,6 +28,7 @@ class ModuleNames:
             for name, module in model.named_modules()
             if not isinstance(module, _ANONYMOUS)
         }
+        self.names = frozenset(self._names.values())
 
     def running(self) -> str | None:
         """Name of the innermost module whose forward is running, from the stack of Python calls; None if none is."""

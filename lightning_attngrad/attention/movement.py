@@ -16,7 +16,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_attngrad.attention.followed import Followed
-from lightning_attngrad.attention.movement_rules import RULES, Step, elementwise, joined, repeating, unknown
+from lightning_attngrad.attention.movement_rules import (
+    MERGES,
+    RULES,
+    Step,
+    elementwise,
+    joined,
+    merged,
+    repeating,
+    unknown,
+)
 
 aten = torch.ops.aten
 
@@ -157,6 +166,9 @@ class Movement(TorchDispatchMode):
             plain = aten.scatter if packet is aten.scatter_ else aten.index_copy
             ids = plain(followed.ids_or_nothing(written).contiguous(), *args[1:3], followed.ids_or_nothing(args[3]))
         elif packet in (aten.fill_, aten.zero_):
+            return
+        elif packet in MERGES:
+            merged(followed, step)
             return
         else:
             together = joined(followed, step.given, written)

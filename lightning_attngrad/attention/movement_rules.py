@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_attngrad.attention.followed import Followed
+from lightning_attngrad.attention.followed import FUSED, Followed
 from lightning_attngrad.attention.place_table import PlaceTable, compressed
-from lightning_attngrad.attention.windows import Ranges, each, even_windows, windows
+from lightning_attngrad.attention.windows import Ranges, each, even_windows, window_middles, windows
 
 aten = torch.ops.aten
 
@@ -97,6 +97,8 @@ def _cat(followed: Followed, step: Step) -> Tensor:
         ids = followed.ids_of(part)
         # The mean of all tokens beside them is one that lies nowhere, as a class token is.
         if ids is not None and token_axis and len(placed) > 1 and table.is_whole(compressed(ids)):
+            if followed.reads(part) > 1:  # not of the patches as they are: of what has attended, or by its weights
+                followed.report(FUSED, step.out)
             ids = None
         # So is a constant that was taken from the rows of other images, where it is the same.
         if ids is not None and token_axis and _is_of_other_rows(table, ids, images) and bool((part == part[:1]).all()):
@@ -108,6 +110,8 @@ def _cat(followed: Followed, step: Step) -> Tensor:
             new = table.new_slots(images.movedim(dim, -1).squeeze(-1), part.shape[dim])
             ids = new.movedim(-1, dim).expand(part.shape)
         collected.append(followed.ids_or_nothing(part) if ids is None else ids)
+    if token_axis and dim:
+        _look_for_fused(followed, [ids for ids in collected if ids.shape[dim] == 1], step)
     return repeating(torch.cat(collected, dim=dim))
 
 
@@ -123,6 +127,15 @@ def _stands_twice(table: PlaceTable, ids: Tensor, there: Sequence[Tensor]) -> bo
     """Whether all of it lies nowhere, and is among the tokens that it is put beside already."""
     ids = compressed(ids)
     return not table.lies_on_image(ids) and bool(torch.isin(ids[ids > 0], torch.cat(list(there))).any())
+
+
+def _look_for_fused(followed: Followed, single: Sequence[Tensor], step: Step) -> None:
+    """Report a token that was made of others by the weights of one that lies nowhere, and is put beside that one."""
+    for index, one in enumerate(single):
+        nowhere = followed.table.slot[one.long()] >= 0
+        if bool(nowhere.any()) and any(bool((nowhere & (one == other)).any()) for other in single[:index]):
+            followed.report(FUSED, step.out)
+            return
 
 
 @_rule(aten.stack)
@@ -324,6 +337,8 @@ def _windowed(followed: Followed, ids: Tensor, out: Tensor, settings: tuple[Any,
     by_axis = list(zip(*(each(value, axes) for value in settings), strict=True))
     if axes == 3:
         return _windowed_in_time(followed, ids, out, by_axis)
+    middles = tuple(window_middles(after, *of_axis) for after, of_axis in zip(out.shape[2:], by_axis, strict=True))
+    middles = ([0.0], *middles) if axes == 1 else middles
     found: list[Tensor] = []
     for late in (False, True):
         ranges: tuple[Ranges, ...] = tuple(
@@ -331,7 +346,7 @@ def _windowed(followed: Followed, ids: Tensor, out: Tensor, settings: tuple[Any,
             for before, after, of_axis in zip(ids.shape[2:], out.shape[2:], by_axis, strict=True)
         )
         ranges = (([0], [0]), *ranges) if axes == 1 else ranges
-        found.append(_spatial(followed, ids, partial(_read, followed, ranges)))
+        found.append(_spatial(followed, ids, partial(_read, followed, ranges, middles)))
         if not any(kernel % 2 == 0 and stride == 1 for kernel, stride, *_ in by_axis):
             return found[0]
     early, later = found  # an even kernel without a stride: its middle is where the border was padded for it
@@ -359,12 +374,13 @@ def _windowed_in_time(
         windows(before, after, *of_axis)
         for before, after, of_axis in zip(ids.shape[2:], out.shape[3:], by_axis[1:], strict=True)
     )
-    return _read(followed, ranges, frames).unsqueeze(1)
+    middles = tuple(window_middles(after, *of_axis) for after, of_axis in zip(out.shape[3:], by_axis[1:], strict=True))
+    return _read(followed, ranges, middles, frames).unsqueeze(1)
 
 
-def _read(followed: Followed, ranges: tuple[Ranges, ...], flat: Tensor) -> Tensor:
+def _read(followed: Followed, ranges: tuple[Ranges, ...], middles: tuple[list[float], ...], flat: Tensor) -> Tensor:
     if any(first != last for first, last in ranges):
-        return followed.table.windows(flat, ranges)
+        return followed.table.windows(flat, ranges, middles)
     for dim, (first, _) in zip((-2, -1), ranges, strict=True):  # each output lies where one input lies
         if first != list(range(flat.shape[dim])):
             flat = flat.index_select(dim, torch.tensor(first).to(flat.device))
@@ -389,12 +405,28 @@ def _folded(followed: Followed, step: Step) -> Tensor | None:
 @_rule(aten.index_put, aten.slice_scatter, aten.select_scatter, aten.scatter, aten.index_copy)
 def _scattered(followed: Followed, step: Step) -> Tensor:
     whole = followed.ids_or_nothing(step.args[0]).contiguous()
-    position = next((n for n, one in enumerate(step.args) if n and isinstance(one, Tensor) and one in followed), None)
+    written = [isinstance(one, Tensor) and one.is_floating_point() and one in followed for one in step.args]
+    position = next((n for n, there in enumerate(written) if n and there), None)  # an index may come from tokens, too
     if position is None:
         return whole
     changed = [followed.ids_of(one) if n == position else one for n, one in enumerate(step.args)]
     result: Tensor = step.func(whole, *changed[1:], **step.kwargs)
     return result
+
+
+#: What adds tokens up, or averages them, where an index says.
+MERGES = {
+    aten.scatter_add, aten.scatter_reduce, aten.index_add, aten.index_reduce,
+    aten.scatter_add_, aten.scatter_reduce_, aten.index_add_, aten.index_reduce_,
+}  # fmt: skip
+
+
+@_rule(*MERGES)
+def merged(followed: Followed, step: Step) -> Tensor | None:
+    """Tokens become one with others: reported; what they become lies where the tokens do that stay."""
+    called = str(step.packet).replace("aten.", "").rstrip("_")
+    followed.report(f"merging them with {called} (what is merged has no one place on the image)", *step.made)
+    return followed.ids_of(step.args[0])
 
 
 def unknown(followed: Followed, step: Step) -> Tensor | None:

@@ -57,18 +57,13 @@ def find_obstacle(
         _several_images(followed)
         or _unread_softmax(followed, answer, unread)
         or _unseen_mixing(followed, answer, reached)
-        or next((f": {name(call.name)} {call.reason}" for call in reached if call.reason is not None), None)
+        or next((f": {followed.named(call.name)} {call.reason}" for call in reached if call.reason is not None), None)
     )
     said = said or _nothing_to_draw(reached, grid)
     if said is None:
         return None
     kind = UnsupportedModelError if said.startswith(":") else NoAttentionError
     return kind(f"{model_name}{said}{'. ' + _RELEVANCE if has_embedding else ''}")
-
-
-def name(module: str) -> str:
-    """A module in a message."""
-    return repr(module) if module else "its own forward"
 
 
 # Each says nothing, or what is said behind the model's name: with a colon; or, where there is no attention, a verb.
@@ -85,8 +80,8 @@ def _unread_softmax(followed: Followed, answer: int, unread: Sequence[UnreadSoft
         return None
     how = f"meets other tensors in {changed.met}" if changed.met else "meets no values that are seen"
     return (
-        f": the softmax in {name(changed.name)} {how}, and not values in a matrix product, so its attention cannot be "
-        f"read. {_SWITCH}"
+        f": the softmax in {followed.named(changed.name)} {how}, and not values in a matrix product, so its attention "
+        f"cannot be read. {_SWITCH}"
     )
 
 
@@ -95,13 +90,14 @@ def _unseen_mixing(followed: Followed, answer: int, reached: Sequence[ReachedCal
     if not unseen:
         return None
     first = unseen[0]
+    where = followed.named(first.module)
     if not any(call.kind == "tokens" for call in reached) and not any(one.kernel for one in unseen):
         return (
-            f" makes no softmax attention over image tokens (in {name(first.module)} they mix by {first.what}): there "
-            "is no map of its attention"
+            f" makes no softmax attention over image tokens (in {where} they mix by {first.what}): there is no map of "
+            "its attention"
         )
     switch = f". {_SWITCH}" if first.kernel else ""
-    return f": in {name(first.module)} tokens mix by {first.what}, which a map of the attention cannot follow{switch}"
+    return f": in {where} tokens mix by {first.what}, which a map of the attention cannot follow{switch}"
 
 
 def _nothing_to_draw(reached: Sequence[ReachedCall], grid: Grid | None) -> str | None:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 #: Boxes are the same place up to so much of the larger one's size: a shortcut and the branch beside it differ by that.
 _SAME = 0.3
+#: Two places are read at one point up to so much of the larger box's size.
+_MIDDLE = 0.05
 #: A box is larger than another from so many times its size.
 _LARGER = 1.5
 
@@ -19,7 +21,9 @@ class PlaceTable:
     """The table of one pass of B images (H, W). It grows by a family of places wherever a model makes new tokens.
 
     Attributes:
-        boxes: (E, 4) top, bottom, left, right edges in pixels.
+        boxes: (E, 4) top, bottom, left, right edges in pixels: parts that tile what is seen.
+        middles: (E, 2) row and column in pixels of the middle of what is read: of an overlapping or padded window that
+            is not the middle of its box.
         image: (E,) image of the batch.
         slot: (E,) number of a token that lies nowhere; −1 for a box.
         family: (E,) which step of the model made it; 0 are the pixels.
@@ -40,6 +44,7 @@ class PlaceTable:
         self._no_box = torch.tensor([torch.inf, -torch.inf, torch.inf, -torch.inf], device=device)
         self.boxes = torch.cat([torch.zeros(1, 4, device=device), torch.stack([top, top + 1, left, left + 1], dim=1)])
         image = torch.arange(batch, device=device, dtype=torch.int32)[:, None, None].expand(shape).flatten()
+        self.middles = _centre(self.boxes)
         self.image = torch.cat([image[:1], image])
         self.slot = torch.full_like(self.image, -1)
         self.family = torch.zeros_like(self.image)
@@ -48,6 +53,7 @@ class PlaceTable:
         self.families = 0
         self.slots = 0
         self.several_images = False
+        self._resampled: list[int] = []  # families
 
     def of_pixels(self) -> Tensor:
         """Ids of the pixels, (B, 1, H, W)."""
@@ -55,8 +61,13 @@ class PlaceTable:
         ids = torch.arange(1, count + 1, device=self.image.device, dtype=torch.int32)
         return ids.view(self._batch, 1, self._height, self._width)
 
-    def new_boxes(self, boxes: Tensor, image: Tensor, mixed: Tensor | bool = False) -> Tensor:
-        """Ids (…) of a new family of boxes (…, 4) of images (…). Equal boxes are one place; an empty box is nothing."""
+    def new_boxes(
+        self, boxes: Tensor, image: Tensor, mixed: Tensor | bool = False, middles: Tensor | None = None
+    ) -> Tensor:
+        """Ids (…) of a new family of boxes (…, 4) of images (…). Equal boxes are one place; an empty box is nothing.
+
+        ``middles`` (…, 2) of what is read there; those of the boxes where it is None or not finite.
+        """
         real = boxes[..., 1] > boxes[..., 0]
         lines = torch.cat([boxes, image.unsqueeze(-1).to(boxes.dtype)], dim=-1)[real]
         flags = torch.full_like(lines[:, 0], mixed, dtype=torch.bool) if isinstance(mixed, bool) else mixed[real]
@@ -69,7 +80,11 @@ class PlaceTable:
         ids[real] = (places + len(self.image)).int()
         self.families += 1
         lines = lines[example]
-        self._extend(lines[:, :4], lines[:, 4].int(), -1, flags[example])
+        of_boxes = _centre(lines[:, :4])
+        if middles is not None:
+            read = middles[real][example]
+            of_boxes = torch.where(read.isfinite(), read, of_boxes)
+        self._extend(lines[:, :4], lines[:, 4].int(), -1, flags[example], of_boxes)
         return ids
 
     def new_slots(self, images: Tensor, count: int, *, mixed: bool = False) -> Tensor:
@@ -84,7 +99,7 @@ class PlaceTable:
         self.families += 1
         boxes = torch.zeros(image.numel(), 4, device=device)
         flags = torch.full_like(boxes[:, 0], mixed)
-        self._extend(boxes, image.flatten(), numbers[:, None].expand_as(image).flatten(), flags)
+        self._extend(boxes, image.flatten(), numbers[:, None].expand_as(image).flatten(), flags, _centre(boxes))
         self.slots += count
         ids = start + torch.arange(count, device=device) * self._batch + images.unsqueeze(-1)
         return torch.where(images.unsqueeze(-1) >= 0, ids, 0).int()
@@ -96,7 +111,7 @@ class PlaceTable:
         start = len(self.image)
         self.families += 1
         boxes = torch.zeros(len(lines), 4, device=lines.device)
-        self._extend(boxes, self.image[lines], self.slots + numbers, self.mixed[lines])
+        self._extend(boxes, self.image[lines], self.slots + numbers, self.mixed[lines], _centre(boxes))
         self.source[start:] = self.source[lines]
         self.slots += len(different)
         return torch.where(ids > 0, start + torch.searchsorted(lines, ids.long()), 0).int()
@@ -105,8 +120,9 @@ class PlaceTable:
         """The same ids, copies as what they were made of."""
         return self.source[ids.long()].int()
 
-    def _extend(self, boxes: Tensor, image: Tensor, slot: Tensor | int, mixed: Tensor) -> None:
+    def _extend(self, boxes: Tensor, image: Tensor, slot: Tensor | int, mixed: Tensor, middles: Tensor) -> None:
         self.boxes = torch.cat([self.boxes, boxes])
+        self.middles = torch.cat([self.middles, middles])
         self.image = torch.cat([self.image, image])
         slot = torch.full_like(image, slot) if isinstance(slot, int) else slot
         self.slot = torch.cat([self.slot, slot.int()])
@@ -183,10 +199,18 @@ class PlaceTable:
         whole = self.covers_image(two) & nowhere_one
         takes_second = nowhere_one & ~nowhere_two & ~whole | (~takes_first & within_one & ~nowhere_one)
         result = torch.where(takes_second, second, first)
+        read = self.middles[first], self.middles[second]
+        both = takes_first & same & ~(nowhere_one | nowhere_two)
+        for blurred in self._resampled:  # what is interpolated between others says less than what it is added to
+            both &= (self.family[first] != blurred) & (self.family[second] != blurred)
+        if bool(((read[0] - read[1]).abs() > _MIDDLE * larger)[both].any()):  # a branch that reads beside its shortcut
+            middles = (read[0] + read[1])[both] / 2
+            result[both] = self.new_boxes(one[both], self.image[first[both]], self.mixed[first[both]], middles).long()
         around = ~(takes_first | takes_second | whole)
         if bool(around.any()):
             boxes = _around(torch.stack([one[around], two[around]], dim=1), dim=1)
-            result[around] = self.new_boxes(boxes, self.image[first[around]]).long()
+            middles = (read[0] + read[1])[around] / 2
+            result[around] = self.new_boxes(boxes, self.image[first[around]], middles=middles).long()
         gave_way = (within_two & ~takes_second & self.mixed[second]) | (takes_second & within_one & self.mixed[first])
         return result.int(), gave_way
 
@@ -221,19 +245,32 @@ class PlaceTable:
         around = _around(torch.where(local.unsqueeze(-1), boxes, self._no_box), dim=1)
         several = (around[:, None] != boxes).any(-1).logical_and(local).any(1)
         flag = several & (always | self.covers_image(around)) if mixing else torch.zeros_like(several)
-        of_rows = self.new_boxes(around, image, flag)
+        middles = self.middles[rows].unsqueeze(-2)
+        reach = [torch.where(local[..., None, None], middles, bound) for bound in (torch.inf, -torch.inf)]
+        middle = (reach[0].amin(1) + reach[1].amax(1))[:, 0] / 2
+        of_rows = self.new_boxes(around, image, flag, middle)
         of_rows = torch.where(of_rows > 0, of_rows, rows.amax(1).int())  # only tokens that lie nowhere
         result = most.clone()
         result[differ] = torch.where(of_several, 0, of_rows)
         return result
 
-    def windows(self, ids: Tensor, ranges: tuple[tuple[list[int], list[int]], ...]) -> Tensor:
+    def windows(
+        self,
+        ids: Tensor,
+        ranges: tuple[tuple[list[int], list[int]], ...],
+        middles: tuple[list[float], ...] | None = None,
+    ) -> Tensor:
         """Places of outputs that each read a window of the last two dimensions: (…, H, W) → (…, h, w).
 
         Args:
             ids: (…, H, W).
-            ranges: for rows and columns: first and last index that each output reads, both included.
+            ranges: for rows and columns: first and last index that stands for each output, both included.
+            middles: for rows and columns: the index, not always a whole one, in the middle of what each output reads;
+                None where that is the middle of its range.
         """
+        if middles is None:
+            middles = tuple([(one + other) / 2 for one, other in zip(*of_axis, strict=True)] for of_axis in ranges)
+        read = self._middles_at(ids, middles)
         boxes = self.boxes[ids.long()]
         boxes = torch.where(((ids > 0) & (self.slot[ids.long()] < 0)).unsqueeze(-1), boxes, self._no_box)
         images = self.images_of(ids)
@@ -242,10 +279,37 @@ class PlaceTable:
             at = dim % ids.dim()
             boxes = _around(boxes.index_select(at, index.flatten()).unflatten(at, index.shape), dim=at + 1)
             images = images.index_select(at, index.flatten()).unflatten(at, index.shape).amax(at + 1)
-        return self.new_boxes(boxes, images)
+        return self.new_boxes(boxes, images, middles=read)
+
+    def _middles_at(self, ids: Tensor, places: tuple[list[float], ...]) -> Tensor:
+        """Middles (…, h, w, 2) at rows and columns of ids (…, H, W) that need not be whole, and may lie outside.
+
+        Between two neighbours the line through both, and outside through the last two: padding lies nowhere itself.
+        Not finite where there are none.
+        """
+        real = (ids > 0) & (self.slot[ids.long()] < 0)
+        read = torch.where(real.unsqueeze(-1), self.middles[ids.long()], torch.nan)
+        for dim, at_places in zip((-2, -1), places, strict=True):
+            at = dim % ids.dim()
+            others = [other for other in range(ids.dim()) if other != at]
+            seen = real.any(others).nonzero().flatten()
+            if not len(seen):
+                break
+            index = torch.tensor(at_places, dtype=torch.float32, device=ids.device)
+            first = index.floor().clamp(seen[0], (seen[-1] - 1).clamp_min(seen[0])).long()
+            second = (first + 1).clamp_max(seen[-1])
+            part = (index - first).view(-1, *[1] * (ids.dim() - at))
+            one, two = read.index_select(at, first), read.index_select(at, second)
+            read = one + part * (two - one)
+        return read
 
     def resampled(self, ids: Tensor, size: tuple[int, ...]) -> Tensor:
         """Places of (…, H, W) resampled to another size: each output is the part of the input that it covers."""
+        middles = tuple(
+            [(number + 0.5) * source / length - 0.5 for number in range(length)]
+            for source, length in zip(ids.shape[-2:], size, strict=True)
+        )
+        read = self._middles_at(ids, middles)
         boxes, images = self.boxes[ids.long()], self.images_of(ids)
         for dim, length in zip((-2, -1), size, strict=True):
             at = dim % ids.dim()
@@ -270,7 +334,9 @@ class PlaceTable:
             result[..., axis + 1] -= ups * (ends[..., axis + 1] - ends[..., axis])
             boxes, images = result, torch.maximum(images.index_select(at, low), images.index_select(at, up))
         boxes = torch.where((images >= 0).unsqueeze(-1), boxes, self._no_box)
-        return self.new_boxes(boxes, images)
+        ids = self.new_boxes(boxes, images, middles=read)
+        self._resampled.append(self.families)
+        return ids
 
 
 def compressed(ids: Tensor) -> Tensor:

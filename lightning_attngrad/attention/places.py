@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 Grid = tuple[int, int]
 #: Top, left, bottom, right in pixels.
 Area = tuple[int, int, int, int]
+#: Where the h rows of cells of a grid begin, and the last one ends, in pixels, (h + 1,); the same of its columns.
+Edges = tuple[Tensor, Tensor]
 
 
 class UnsupportedModelError(ValueError):
@@ -101,6 +104,7 @@ class ImagePlaces:
         area: top, left, bottom, right in pixels of the part of the images that the model sees.
         batch: number of images B.
         obstacle: why maps of the attention cannot be drawn; None where they can.
+        edges: of the cells of grids whose tokens do not read equal parts of the area, see :func:`equal_cells`.
     """
 
     calls: tuple[CallPlaces, ...]
@@ -110,6 +114,7 @@ class ImagePlaces:
     area: Area
     batch: int
     obstacle: UnsupportedModelError | None = None
+    edges: Mapping[Grid, Edges] = field(default_factory=dict)
 
     @property
     def tokens(self) -> int:
@@ -134,6 +139,56 @@ def carry(values: Tensor, to: Grid) -> Tensor:
         return values
     rows, columns = _overlap(height, to[0], values), _overlap(width, to[1], values)
     return torch.einsum("ih,...hw,jw->...ij", rows, values, columns)
+
+
+def equal_cells(values: Tensor, edges: Edges) -> Tensor:
+    """What lies on h × w equal parts of an area, of cells (…, h, w) with other edges: means by area, (…, h, w).
+
+    The middle of what a token of a convolutional stem reads is not the middle of an equal part: with kernel 3, stride 2
+    and padding 1 it is half a pixel further up and to the left, and behind four of these half a token. Its cell reaches
+    half-way to its neighbours', and the outermost ones to the edge of what is seen. Equal values stay equal; the sum is
+    kept but for what the outermost cells cover more or less.
+
+    Example:
+        >>> edges = torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.5, 4.0])
+        >>> equal_cells(torch.tensor([[4.0, 8.0]]), edges)
+        tensor([[5., 8.]])
+    """
+    rows, columns = (_of_equal(of_axis.to(values)) for of_axis in edges)
+    return torch.einsum("ih,...hw,jw->...ij", rows, values, columns)
+
+
+def means_of_cells(pixels: Tensor, edges: Edges) -> Tensor:
+    """Mean of pixels (…, H, W), which cover what the edges do, over each cell, (…, h, w).
+
+    Example:
+        >>> edges = torch.tensor([0.0, 1.0]), torch.tensor([0.0, 1.0, 4.0])
+        >>> means_of_cells(torch.tensor([[1.0, 1.0, 1.0, 0.0]]), edges)
+        tensor([[1.0000, 0.6667]])
+    """
+    shares = []
+    for of_axis, length in zip(edges, pixels.shape[-2:], strict=True):
+        of_pixels = _shared(of_axis.to(pixels), _equal(of_axis.to(pixels), length))  # (h, H)
+        shares.append(of_pixels / of_pixels.sum(dim=1, keepdim=True))
+    return torch.einsum("ih,...hw,jw->...ij", shares[0], pixels, shares[1])
+
+
+def _of_equal(edges: Tensor) -> Tensor:
+    """Which share of each of as many equal parts of a length each part with these edges has: (equal, parts)."""
+    equal = _equal(edges, len(edges) - 1)
+    return _shared(equal, edges) / equal.diff()[:, None]
+
+
+def _equal(edges: Tensor, count: int) -> Tensor:
+    """Edges of so many equal parts of the same length, (count + 1,)."""
+    parts = torch.linspace(0, 1, count + 1, device=edges.device, dtype=edges.dtype)
+    return edges[0] + parts * (edges[-1] - edges[0])
+
+
+def _shared(one: Tensor, other: Tensor) -> Tensor:
+    """Length that each part between edges (n + 1,) shares with each between others (m + 1,): (n, m)."""
+    end = torch.minimum(one[1:, None], other[1:])
+    return (end - torch.maximum(one[:-1, None], other[:-1])).clamp_min(0)
 
 
 def _overlap(source: int, target: int, like: Tensor) -> Tensor:

@@ -432,6 +432,10 @@ class AttentionTap(TorchFunctionMode):
         """Name of the innermost module of the model whose forward is running."""
         return self._names.running() or f"attention.{len(self.calls)}"
 
+    def running_module(self) -> str:
+        """The same; "" where that is the model itself, whose calls are known by their number."""
+        return self._names.running() or ""
+
 
 #: What moves tokens by arguments that have nothing to do with the number of images.
 _MOVES = {

@@ -91,7 +91,7 @@ class TracedPlaces:
             for call, stride in zip(found.calls, self.strides, strict=True)
         )
         embedding = _embedding(self.tensors, self.embedding_number, batch)
-        return ImagePlaces(calls, found.slots, found.grid, embedding, found.area, batch, found.obstacle)
+        return ImagePlaces(calls, found.slots, found.grid, embedding, found.area, batch, found.obstacle, found.edges)
 
 
 def traced_places(
@@ -144,7 +144,7 @@ def traced_places(
     if grid is None and embedding is not None and embedding.tokens.grid is not None:
         area = reader.areas[embedding.tokens.grid]
     obstacle = find_obstacle(model_name, followed, answer, reached, unread, grid, has_embedding=embedding is not None)
-    found = ImagePlaces(tuple(placed), table.slots, grid, embedding, area, followed.batch, obstacle)
+    found = ImagePlaces(tuple(placed), table.slots, grid, embedding, area, followed.batch, obstacle, reader.edges)
     return TracedPlaces(found, followed.chosen, tuple(strides), tensors, embedding_number)
 
 

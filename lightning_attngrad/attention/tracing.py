@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_attngrad.attention.embedding import find_embedding
-from lightning_attngrad.attention.followed import Followed
+from lightning_attngrad.attention.followed import FUSED, Followed
+from lightning_attngrad.attention.module_names import ModuleNames
 from lightning_attngrad.attention.movement import NOT_FOLLOWED, Movement
 from lightning_attngrad.attention.place_table import compressed
 from lightning_attngrad.attention.places import UnsupportedModelError
@@ -72,8 +73,12 @@ class _Watcher:
             queries = self._queries(asks, keys, shape, self._asked_from_beside(seen, keys))
             moved = queries.unsqueeze(-1)
         if kind == "tokens" and table.holds_context(keys):
-            what = "attention to a context of all tokens (efficient or linear attention)"
-            followed.report(what, seen.output, module=seen.call.name)
+            if table.lies_on_image(keys):  # among other tokens
+                maker = followed.maker_of(keys)
+                followed.report(FUSED, seen.output, module=seen.call.name if maker is None else maker)
+            else:
+                what = "attention to a context of all tokens (efficient or linear attention)"
+                followed.report(what, seen.output, module=seen.call.name)
         if kind != "elsewhere":
             followed.put(seen.output, seen.to_output(moved.expand(*shape[:3], values.shape[3])))
         return kind, queries, keys
@@ -163,7 +168,9 @@ def trace(
     with torch.enable_grad():
         images = tap.begin_at(images.detach().clone())
     own = [*model.parameters(), *model.buffers()]
-    followed = watcher.followed = Followed(images, tap.calling_module, own)
+    followed = watcher.followed = Followed(
+        images, tap.calling_module, own, ModuleNames(model).names, tap.running_module
+    )
     movement = watcher.movement = Movement(followed)
     # The graph says through which tensor all goes that the output has of the image; it keeps no activations.
     graph_only = torch.autograd.graph.saved_tensors_hooks(lambda _: None, lambda kept: kept)

@@ -54,6 +54,19 @@ def windows(
     return first, last
 
 
+def window_middles(after: int, kernel: int, stride: int, padding: int, dilation: int) -> list[float]:
+    """The input index in the middle of what each output reads: not always whole, and outside where padding is read.
+
+    Example:
+        >>> window_middles(3, kernel=7, stride=4, padding=3, dilation=1)
+        [0.0, 4.0, 8.0]
+        >>> window_middles(2, kernel=4, stride=4, padding=0, dilation=1)
+        [1.5, 5.5]
+    """
+    half = (kernel - 1) * dilation / 2
+    return [index * stride - padding + half for index in range(after)]
+
+
 def each(value: Any, count: int) -> list[int]:
     """A setting for each of ``count`` dimensions: torch takes one number for all."""
     values = [value] if isinstance(value, int) else list(value)

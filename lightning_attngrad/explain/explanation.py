@@ -38,8 +38,9 @@ class Explanation(Shown):
         logits: the model's output (B, C), float32; (B, 0) where it has no such row of numbers an image.
         target: the class explained, (B,) or (B, P) int64; None where the objective has no class.
         value: what was explained, Φ of each image: for the objective ``logit`` the target's logit. (B,) or (B, P).
-        token_scores: the heatmap in reading order, and in front the S tokens that lie nowhere on the image (class,
-            distillation, register and query tokens), (B, S + h·w) or (B, P, S + h·w).
+        token_scores: of the tokens that lie on the image, in reading order: the heatmap, unless the middles of what
+            they read are not those of its cells (convolutional stems); in front the S tokens that lie nowhere on the
+            image (class, distillation, register and query tokens), (B, S + h·w) or (B, P, S + h·w).
         layers: L parts that sum to the heatmap, (B, L, h, w) or (B, P, L, h, w): what each attention call added that
             the output depends on, first call first; for ``guided_relevance``, of the half of the map that is streamed
             through the layers, and last the half that belongs to none, named ``relevance``. None where the map is no

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_attngrad.attention.places import Area, Grid, TokenPlaces, carry
+from lightning_attngrad.attention.places import Area, Grid, ImagePlaces, TokenPlaces, carry, means_of_cells
 
 
 def gather_tokens(state: Tensor, places: TokenPlaces, slots: int) -> Tensor:
@@ -95,6 +95,25 @@ def sum_by_image(values: Tensor, places: TokenPlaces, batch: int) -> Tensor:
     images = row_images(places)
     total = values.new_zeros(batch + 1, *values.shape[1:])
     return total.index_add_(0, torch.where(images < 0, batch, images), values)[:-1]
+
+
+def in_cells(masks: Tensor, grid: Grid, places: ImagePlaces) -> Tensor:
+    """Which part of what each token of a grid reads lies in masks, (B, h, w).
+
+    Args:
+        masks: (B, H, W) float, of the part of the images that the model sees, see :func:`within_area`.
+        grid: of the tokens.
+        places: of the model.
+
+    Example:
+        >>> places = ImagePlaces((), 0, (1, 2), None, (0, 0, 1, 4), 1)
+        >>> in_cells(torch.tensor([[[1.0, 1.0, 1.0, 0.0]]]), (1, 2), places)
+        tensor([[[1.0000, 0.5000]]])
+    """
+    edges = places.edges.get(grid)
+    if edges is not None:
+        return means_of_cells(masks, edges)
+    return F.adaptive_avg_pool2d(masks.unsqueeze(1), grid)[:, 0]
 
 
 def within_area(pixels: Tensor, area: Area) -> Tensor:

@@ -12,7 +12,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_attngrad.attention import PLAIN, NoEmbeddingError, UnsupportedModelError, outside_autocast
+from lightning_attngrad.attention import (
+    PLAIN,
+    NoEmbeddingError,
+    UnsupportedModelError,
+    equal_cells,
+    outside_autocast,
+)
 from lightning_attngrad.explain.confirmed import SECOND_METHOD, check_best, confirmed
 from lightning_attngrad.explain.default import DEFAULT_METHOD, ask_by_default
 from lightning_attngrad.explain.explanation import Explanation
@@ -382,9 +388,11 @@ def _as_explanation(
             "TokenScores(..., grid=(rows, columns))"
         )
 
+    edges = ran.places.edges.get(grid)  # of what the tokens read, where that is not the cells of the map
+
     def on_grid(tokens: Tensor) -> Tensor:
         cells: Tensor = tokens[..., ran.places.slots :].unflatten(-1, grid)
-        return cells
+        return cells if edges is None else equal_cells(cells, edges)
 
     found = find_logits(ran.output)
     if classes is not None:

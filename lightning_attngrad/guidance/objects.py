@@ -18,6 +18,7 @@ from lightning_attngrad.attention import (
     TokenPlaces,
     UnsupportedModelError,
     carry,
+    means_of_cells,
 )
 from lightning_attngrad.explain.forward_pass import answers_of
 from lightning_attngrad.explain.placing import gather_tokens, row_images, within_area
@@ -111,7 +112,7 @@ def _pairs(call: CallPlaces, objects: Tensor, places: ImagePlaces) -> PlausibleP
             "layers="
         )
     assert call.keys.grid is not None
-    seen = _seen(objects, call.keys.grid)
+    seen = _seen(objects, call.keys.grid, places)
     inside = _at_tokens(seen, call.keys, places.slots)  # (R, M)
     outside = _at_tokens(torch.ones_like(seen), call.keys, places.slots) & ~inside
     device = objects.device
@@ -121,15 +122,17 @@ def _pairs(call: CallPlaces, objects: Tensor, places: ImagePlaces) -> PlausibleP
     if bool(nowhere.any()):
         asks = nowhere
         if call.queries.grid is not None:
-            seen = _seen(objects, call.queries.grid)
+            seen = _seen(objects, call.queries.grid, places)
             asks = nowhere | _at_tokens(seen, call.queries, places.slots)
     images = None if call.keys.in_order else row_images(call.keys).to(device)
     return PlausiblePairs(inside.unsqueeze(1), outside.unsqueeze(1), None, asks, images, places.batch)
 
 
-def _seen(objects: Tensor, grid: Grid) -> Tensor:
+def _seen(objects: Tensor, grid: Grid, places: ImagePlaces) -> Tensor:
     """Which cells the objects (B, H, W) touch, (B, h·w)."""
-    return carry(objects, grid).flatten(1) > _NOTHING
+    edges = places.edges.get(grid)
+    covered = carry(objects, grid) if edges is None else means_of_cells(objects, edges)
+    return covered.flatten(1) > _NOTHING
 
 
 def _at_tokens(cells: Tensor, tokens: TokenPlaces, slots: int) -> Tensor:

@@ -138,7 +138,8 @@ def test_gradient_guided(name: str) -> None:
     for index, correction in enumerate(names):
         assert_same_map(found.token_scores[:, index], reference.guided_map(placed, correction))
     increments = reference.increments(placed, "positive")[..., placed.places.slots :]
-    assert_same_map(found.layers[:, 0].flatten(2), increments)
+    drawn = reference.drawn(increments.unflatten(-1, placed.map_grid), placed.places)
+    assert_same_map(found.layers[:, 0], drawn)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -196,7 +197,7 @@ def _share_inside(placed: Placed, number: int, probabilities: Tensor, mask: Tens
     pooled = torch.zeros(call.shape[0], call.shape[2], dtype=torch.float64)
     inside = torch.zeros(call.shape[0], call.shape[3], dtype=torch.float64)
     assert call.keys.grid is not None
-    cells = F.adaptive_avg_pool2d(mask.unsqueeze(1).double(), call.keys.grid).flatten(1)
+    cells = reference.means_of_tokens(mask.double(), call.keys.grid, placed.places).flatten(1)
     for row in range(call.shape[0]):
         for n in range(call.shape[2]):
             token = (int(call.queries.image[row, 0, n]), int(call.queries.place[row, 0, n]))

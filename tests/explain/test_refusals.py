@@ -210,6 +210,84 @@ class Pruned(Blocks):
         return torch.cat([tokens[:, :1], tokens[:, 1:].gather(1, kept)], dim=1)
 
 
+class Weighing(Attention):
+    """What EViT (arXiv 2202.07800) adds to a block: tokens that the class token hardly reads become one."""
+
+    kept = 8
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        query, key, value = self.qkv(tokens).chunk(3, dim=-1)
+        scores = query @ key.mT / math.sqrt(WIDTH)
+        weights = scores.softmax(dim=-1)
+        tokens = tokens + self.out(weights @ value)
+        order = weights[:, 0, 1:].argsort(dim=1, descending=True)
+        patches = tokens[:, 1:].gather(1, order.unsqueeze(-1).expand(-1, -1, WIDTH))
+        fused = self.fuse(scores[:, 0, 1:].gather(1, order), weights[:, 0, 1:].gather(1, order), patches)
+        return torch.cat([tokens[:, :1], patches[:, : self.kept], fused], dim=1)
+
+    def fuse(self, scores: Tensor, weights: Tensor, patches: Tensor) -> Tensor:
+        return (weights[:, self.kept :].unsqueeze(-1) * patches[:, self.kept :]).sum(dim=1, keepdim=True)
+
+
+class WeighingAlike(Weighing):
+    def fuse(self, scores: Tensor, weights: Tensor, patches: Tensor) -> Tensor:
+        return patches.mean(dim=1, keepdim=True)
+
+
+class WeighingAnew(Weighing):
+    def fuse(self, scores: Tensor, weights: Tensor, patches: Tensor) -> Tensor:
+        return scores[:, self.kept :].softmax(dim=-1).unsqueeze(1) @ patches[:, self.kept :]
+
+
+class Fusing(Blocks):
+    """The middle block fuses tokens."""
+
+    def other(self) -> nn.Module:
+        return Weighing()
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        first, middle, last = self.attention
+        tokens = middle(tokens + first(self.norms[0](tokens)))
+        return tokens + last(self.norms[2](tokens))
+
+
+class FusingByMean(Fusing):
+    def other(self) -> nn.Module:
+        return WeighingAlike()
+
+
+class FusingBySoftmax(Fusing):
+    def other(self) -> nn.Module:
+        return WeighingAnew()
+
+
+class Merging(Blocks):
+    """ToMe (arXiv 2210.09461): between blocks every other token is given those of the rest that are most like it."""
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        for number, (norm, attention) in enumerate(zip(self.norms, self.attention, strict=True)):
+            tokens = tokens + attention(norm(tokens))
+            if number == 0:
+                tokens = self.merge(tokens)
+        return tokens
+
+    def merge(self, tokens: Tensor, number: int = 4) -> Tensor:
+        first, kept = tokens[:, 1::2], tokens[:, ::2]  # the class token stays in front
+        alike, best = (F.normalize(first, dim=-1) @ F.normalize(kept[:, 1:], dim=-1).mT).max(dim=-1)
+        order = alike.argsort(dim=1, descending=True)
+        gone, stays = (part.unsqueeze(-1).expand(-1, -1, WIDTH) for part in (order[:, :number], order[:, number:]))
+        into = (best + 1).gather(1, order[:, :number]).unsqueeze(-1).expand(-1, -1, WIDTH)
+        return torch.cat([self.into(kept, into, first.gather(1, gone)), first.gather(1, stays)], dim=1)
+
+    def into(self, kept: Tensor, index: Tensor, tokens: Tensor) -> Tensor:
+        return kept.scatter_reduce(1, index, tokens, "mean")
+
+
+class MergingInPlace(Merging):
+    def into(self, kept: Tensor, index: Tensor, tokens: Tensor) -> Tensor:
+        return kept.clone().scatter_reduce_(1, index, tokens, "mean")
+
+
 class DetachedBackbone(Blocks):
     """The head is trained on features that are cut off by hand."""
 
@@ -262,6 +340,17 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "token mixing between two seen": (with_middle(TokenMixing), "attention.1"),
     "Fourier mixing between two seen": (with_middle(Fourier), "attention.1"),
     "scripted attention between two seen": (Scripted, "attention.1"),
+    "tokens fused into one, by the class token's weights": (
+        Fusing,
+        "'attention.1' tokens mix by fusing several into one",
+    ),
+    "tokens fused into one, by their mean": (FusingByMean, "'attention.1' tokens mix by fusing several into one"),
+    "tokens fused into one, by a softmax of their own": (
+        FusingBySoftmax,
+        "'attention.1' tokens mix by fusing several into one",
+    ),
+    "tokens merged": (Merging, "in its own forward tokens mix by merging them with scatter_reduce"),
+    "tokens merged in place": (MergingInPlace, "in its own forward tokens mix by merging them with scatter_reduce"),
     "a backbone that is detached": (DetachedBackbone, "detach"),
     "no attention": (NoAttention, "attention"),
     "attention over words alone": (TextTower, "image"),

@@ -47,6 +47,16 @@ def test_a_model_that_pools_its_tokens_has_all_of_them_guided() -> None:
     assert pairs["blocks.0.attn"].inside.flatten().nonzero().tolist() == [[5]]
 
 
+def test_of_an_overlapping_stem_a_key_sees_around_the_middle_of_what_it_reads() -> None:
+    model = tiny_vit(class_token=False, global_pool="avg")
+    model.patch_embed.proj = nn.Conv2d(3, model.embed_dim, 15, 8, 7)  # middles 0.5, 8.5, 16.5, 24.5
+    masks = square(2, 32, (0, 5, 4, 12))
+    masks[1] = square(1, 32, (0, 4, 4, 5))[0]  # of the cells that begin at 0 and at 4.5 half a pixel each
+    inside = object_pairs(image_places(model, torch.rand(2, 3, 32, 32)), masks)["blocks.0.attn"].inside[:, 0]
+    assert inside[0].nonzero().flatten().tolist() == [1]
+    assert inside[1].nonzero().flatten().tolist() == [0, 1]
+
+
 def test_windows_that_are_shifted_and_coarser_stages() -> None:
     """Each key of each window of each stage is inside where the object is: found by the pixels it can see."""
     model = SwinTransformer(

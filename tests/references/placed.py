@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_attngrad.attention.places import Grid, ImagePlaces, TokenPlaces
@@ -231,3 +232,37 @@ def _rolled_out(placed: Placed, last: int) -> Tensor:
 def _numbers(placed: Placed, call: int, side: Literal["queries", "keys"]) -> set[int]:
     tokens: TokenPlaces = getattr(placed.places.calls[call], side)
     return {placed.number(place, tokens.grid) for place in tokens.place.flatten().tolist() if place >= 0}
+
+
+def drawn(tokens: Tensor, places: ImagePlaces) -> Tensor:
+    """What a map (…, h, w) shows of tokens: quarter of a pixel by quarter of a pixel, each in the cell of its token."""
+    grid = (tokens.shape[-2], tokens.shape[-1])
+    rows, columns = _token_of_quarters(grid, places)
+    fine = tokens[..., rows, :][..., columns]
+    return F.adaptive_avg_pool2d(fine.flatten(0, -3).unsqueeze(1), grid)[:, 0].unflatten(0, tokens.shape[:-2])
+
+
+def means_of_tokens(mask: Tensor, grid: Grid, places: ImagePlaces) -> Tensor:
+    """Mean of a mask (B, H, W) over the cell of each token of a grid, (B, h, w)."""
+    rows, columns = _token_of_quarters(grid, places)
+    fine = mask.repeat_interleave(4, 1).repeat_interleave(4, 2)
+    return torch.stack(
+        [
+            torch.stack(
+                [fine[:, rows == row][:, :, columns == column].mean(dim=(1, 2)) for column in range(grid[1])], 1
+            )
+            for row in range(grid[0])
+        ],
+        dim=1,
+    )
+
+
+def _token_of_quarters(grid: Grid, places: ImagePlaces) -> tuple[Tensor, Tensor]:
+    """In whose row, and in whose column, each quarter of a pixel lies, of an image that is seen as a whole."""
+    found = []
+    for axis, count in enumerate(grid):
+        length = places.area[2 + axis]
+        edges = places.edges[grid][axis] if grid in places.edges else torch.linspace(0, length, count + 1)
+        middles = (torch.arange(4 * length) + 0.5) / 4
+        found.append((middles[:, None] > edges[1:-1]).sum(dim=1))
+    return found[0], found[1]

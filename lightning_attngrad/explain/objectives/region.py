@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_attngrad.attention import AttentionCall, ExplicitAttentionCall, FusedAttentionCall, outside_autocast
@@ -15,7 +14,7 @@ from lightning_attngrad.explain.flow import sum_of
 from lightning_attngrad.explain.forward_pass import ForwardPass
 from lightning_attngrad.explain.objectives.base import Objective, Seeds
 from lightning_attngrad.explain.objectives.classes import Logit
-from lightning_attngrad.explain.placing import gather_tokens, sum_by_image, within_area
+from lightning_attngrad.explain.placing import gather_tokens, in_cells, sum_by_image, within_area
 from lightning_attngrad.explain.plain import Plain, plain
 from lightning_attngrad.explain.pooling import last_attention
 from lightning_attngrad.state import outside_inference
@@ -99,8 +98,8 @@ class Region(Objective):
         inside = mask.new_zeros(forward.batch, 1, slots)
         if grid is not None:
             mask = within_area(mask, forward.places.area).expand(forward.batch, -1, -1)
-            cells = F.adaptive_avg_pool2d(mask.unsqueeze(1), grid).flatten(2)  # (B, 1, h·w)
-            inside = torch.cat([inside, cells], dim=2)
+            cells = in_cells(mask, grid, forward.places).flatten(1)  # (B, h·w)
+            inside = torch.cat([inside, cells.unsqueeze(1)], dim=2)
         at_keys = gather_tokens(inside, places.keys, slots)[:, 0]  # (R, G, M)
         return _RegionCall(call.name, call.tensor, call, at_keys / places.heads)
 
