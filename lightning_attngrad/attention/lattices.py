@@ -11,8 +11,9 @@ from torch import Tensor
 from lightning_attngrad.attention.place_table import PlaceTable
 from lightning_attngrad.attention.places import Area, Edges, Grid, TokenPlaces
 
-#: Cells are equal up to so much of one.
-_EQUAL = 1e-3
+#: Edges that are off by less than so much of a cell leave it where it is, as boxes do in the table: no maximum moves to
+#: another cell by it, and means by area would blur the map for nothing.
+_EQUAL = 0.3
 
 
 class NotPlacedError(Exception):
@@ -143,7 +144,7 @@ def _every_other(
 
 
 def _edges(middles: tuple[Tensor, Tensor], area: Area) -> Edges | None:
-    """Edges half-way between the middles of neighbours, the outer ones those of the area; None where cells are equal.
+    """Edges half-way between the middles of neighbours, the outer ones those of the area; None for cells as good as equal.
 
     Middles that are no rising sequence say nothing about the cells, which are then taken to be equal.
     """

@@ -295,7 +295,7 @@ class PlaceTable:
             seen = real.any(others).nonzero().flatten()
             if not len(seen):
                 break
-            index = torch.tensor(at_places, dtype=torch.float32, device=ids.device)
+            index = torch.tensor(at_places, dtype=torch.float32).to(ids.device)
             first = index.floor().clamp(seen[0], (seen[-1] - 1).clamp_min(seen[0])).long()
             second = (first + 1).clamp_max(seen[-1])
             part = (index - first).view(-1, *[1] * (ids.dim() - at))

@@ -91,7 +91,14 @@ def test_cells_lie_around_the_middle_of_what_a_token_reads(name: str) -> None:
     model = model_with(STEMS[name]())
     places = traced(model, images_of(*SIZE)).places
     assert places.grid is not None
-    for axis, edges in zip((-2, -1), places.edges[places.grid], strict=True):
+    for number, axis in enumerate((-2, -1)):
+        if places.grid not in places.edges:  # as good as equal
+            assert name in ("patches that are merged", "a branch beside its shortcut")
+            (middles, inner), side = middles_by_brightening(model.embed, axis), SIZE[axis] / places.grid[number]
+            equal = (torch.arange(places.grid[number]) + 0.5) * side
+            assert 0.1 < float((middles - equal)[inner].abs().max()) / side < 0.3
+            continue
+        edges = places.edges[places.grid][number]
         assert edges[0] == 0
         assert edges[-1] == SIZE[axis]
         middles, inner = middles_by_brightening(model.embed, axis)

@@ -268,7 +268,7 @@ def test_of_a_regression_what_needs_classes_is_switched_off_in_words_and_all_els
             "32 numbers an image, and 3 classes",
         ),
         (lambda: nn.Sequential(tiny_vit(num_classes=9), nn.LayerNorm(9)), None, "layer norm"),
-        (TwoAnswers, None, "rows of numbers an image, of 32 and 3"),
+        (TwoAnswers, None, "which of them are class scores is not said: output[0]"),
     ],
     ids=["a backbone", "a projection", "behind a layer norm", "an embedding and logits"],
 )
