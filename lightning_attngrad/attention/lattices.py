@@ -144,7 +144,7 @@ def _every_other(
 
 
 def _edges(middles: tuple[Tensor, Tensor], area: Area) -> Edges | None:
-    """Edges half-way between the middles of neighbours, the outer ones those of the area; None for cells as good as equal.
+    """Edges half-way between the middles of neighbours, the outer ones the area's; None for cells as good as equal.
 
     Middles that are no rising sequence say nothing about the cells, which are then taken to be equal.
     """
