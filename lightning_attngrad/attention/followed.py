@@ -69,6 +69,7 @@ class Followed:
         chosen: whether tokens were picked by what the images hold, or by chance.
         choices: tensors of whole numbers that were.
         makers: by the family of places, the module that made what is mixed.
+        on_image: bits of the calls that read tokens which lie on the image.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Followed:
         self.chosen = False
         self.choices: Any = WeakTensorKeyDictionary()
         self.makers: dict[int, str] = {}
+        self.on_image = 0
         self._calling_module = calling_module
         self._modules = modules
         self._running_module = running_module

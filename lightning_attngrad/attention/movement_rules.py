@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_attngrad.attention.followed import FUSED, Followed
-from lightning_attngrad.attention.place_table import PlaceTable, compressed
+from lightning_attngrad.attention.beside import Beside
+from lightning_attngrad.attention.followed import Followed
+from lightning_attngrad.attention.place_table import compressed
 from lightning_attngrad.attention.windows import Ranges, each, even_windows, window_middles, windows
 
 aten = torch.ops.aten
@@ -91,51 +92,17 @@ def _cat(followed: Followed, step: Step) -> Tensor:
     if not token_axis:  # single tokens, as class attention has them: an axis of tokens if it is none of channels
         token_axis = all(ids.shape[dim] == 1 for ids in placed) and dim != along.dim() - 1
     images = table.images_of(along.amax(dim=dim, keepdim=True))
-    there = [compressed(ids).flatten() for ids in placed if table.lies_on_image(ids)] if token_axis else []
+    beside = Beside(followed, parts, images) if token_axis else None
     collected = []
     for part in parts:
         ids = followed.ids_of(part)
-        # The mean of all tokens beside them is one that lies nowhere, as a class token is.
-        if ids is not None and token_axis and len(placed) > 1 and table.is_whole(compressed(ids)):
-            if followed.reads(part) > 1:  # not of the patches as they are: of what has attended, or by its weights
-                followed.report(FUSED, step.out)
-            ids = None
-        # So is a constant that was taken from the rows of other images, where it is the same.
-        if ids is not None and token_axis and _is_of_other_rows(table, ids, images) and bool((part == part[:1]).all()):
-            ids = None
-        # And what was made of a token that stands there as well, as a message of the class token is.
-        if ids is not None and there and _stands_twice(table, ids, there):
-            ids = table.copies_of(compressed(ids)).expand(part.shape)
+        if ids is not None and beside is not None:
+            ids = beside.told_apart(part, ids, step.out)
         if ids is None and token_axis and bool(part.ne(0).any()):
             new = table.new_slots(images.movedim(dim, -1).squeeze(-1), part.shape[dim])
             ids = new.movedim(-1, dim).expand(part.shape)
         collected.append(followed.ids_or_nothing(part) if ids is None else ids)
-    if token_axis and dim:
-        _look_for_fused(followed, [ids for ids in collected if ids.shape[dim] == 1], step)
     return repeating(torch.cat(collected, dim=dim))
-
-
-def _is_of_other_rows(table: PlaceTable, ids: Tensor, images: Tensor) -> bool:
-    """Whether all that is there lies nowhere, and some of it belongs to other images than what it is put beside."""
-    ids = compressed(ids)
-    owners = table.images_of(ids)
-    others = (owners >= 0) & (images >= 0) & (owners != images)
-    return bool(others.any()) and not table.lies_on_image(ids)
-
-
-def _stands_twice(table: PlaceTable, ids: Tensor, there: Sequence[Tensor]) -> bool:
-    """Whether all of it lies nowhere, and is among the tokens that it is put beside already."""
-    ids = compressed(ids)
-    return not table.lies_on_image(ids) and bool(torch.isin(ids[ids > 0], torch.cat(list(there))).any())
-
-
-def _look_for_fused(followed: Followed, single: Sequence[Tensor], step: Step) -> None:
-    """Report a token that was made of others by the weights of one that lies nowhere, and is put beside that one."""
-    for index, one in enumerate(single):
-        nowhere = followed.table.slot[one.long()] >= 0
-        if bool(nowhere.any()) and any(bool((nowhere & (one == other)).any()) for other in single[:index]):
-            followed.report(FUSED, step.out)
-            return
 
 
 @_rule(aten.stack)

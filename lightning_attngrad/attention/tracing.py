@@ -56,6 +56,8 @@ class _Watcher:
                 kind, queries, keys = self._place(seen)
             except NOT_FOLLOWED as error:
                 followed.report(f"an attention whose tokens could not be followed ({error})", seen.output, module=name)
+        if followed.table.lies_on_image(keys):
+            followed.on_image |= bit
         keys = followed.table.sources_of(keys)  # what is read from a message comes from the token that wrote it
         self.calls.append(SeenCall(name, shape, _same_heads(queries), _same_heads(keys), kind, bit, reads, values_read))
 

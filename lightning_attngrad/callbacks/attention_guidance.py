@@ -229,9 +229,9 @@ class AttentionGuidance(pl.Callback):
         pl_module.log_dict(keyed, on_step=True, on_epoch=False, batch_size=1)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:  # noqa: ARG002
-        """Say it where nothing was there to guide by."""
+        """Say it where nothing was there to guide by, on any of the processes."""
         held, self._held = self._held, None
-        if held is not None and not held:
+        if not trainer.strategy.reduce_boolean_decision(bool(held), all=False):
             rank_zero_warn(
                 f"AttentionGuidance: no mask of epoch {trainer.current_epoch} held anything, so that it was trained "
                 f"unguided. Look at what mask={self.mask!r:.60} gives: 1 (or True) on the object, 0 elsewhere"

@@ -113,7 +113,8 @@ def in_cells(masks: Tensor, grid: Grid, places: ImagePlaces) -> Tensor:
     edges = places.edges.get(grid)
     if edges is not None:
         return means_of_cells(masks, edges)
-    return F.adaptive_avg_pool2d(masks.unsqueeze(1), grid)[:, 0]
+    cells, pixels = grid[0] * grid[1], masks.shape[-2] * masks.shape[-1]
+    return carry(masks, grid) * (cells / pixels)
 
 
 def within_area(pixels: Tensor, area: Area) -> Tensor:

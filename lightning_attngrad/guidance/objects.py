@@ -17,11 +17,9 @@ from lightning_attngrad.attention import (
     KnownPlaces,
     TokenPlaces,
     UnsupportedModelError,
-    carry,
-    means_of_cells,
 )
 from lightning_attngrad.explain.forward_pass import answers_of
-from lightning_attngrad.explain.placing import gather_tokens, row_images, within_area
+from lightning_attngrad.explain.placing import gather_tokens, in_cells, row_images, within_area
 from lightning_attngrad.guidance.capture import check_eager
 from lightning_attngrad.guidance.pairs import PlausiblePairs
 from lightning_attngrad.state import differentiable, held_still
@@ -130,9 +128,7 @@ def _pairs(call: CallPlaces, objects: Tensor, places: ImagePlaces) -> PlausibleP
 
 def _seen(objects: Tensor, grid: Grid, places: ImagePlaces) -> Tensor:
     """Which cells the objects (B, H, W) touch, (B, h·w)."""
-    edges = places.edges.get(grid)
-    covered = carry(objects, grid) if edges is None else means_of_cells(objects, edges)
-    return covered.flatten(1) > _NOTHING
+    return in_cells(objects, grid, places).flatten(1) > _NOTHING
 
 
 def _at_tokens(cells: Tensor, tokens: TokenPlaces, slots: int) -> Tensor:
