@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -317,3 +318,13 @@ def test_an_epoch_in_which_no_mask_held_anything_is_said_and_is_the_unguided_one
     with pytest.warns(UserWarning, match="no mask of epoch 0 held anything"):
         outcome = trained(built(TinyModule), guidance(mask=lambda batch: 0 * centres(batch)), max_epochs=1, quiet=False)
     assert outcome["weights"] == trained(built(TinyModule), max_epochs=1)["weights"]
+
+
+def test_one_mask_in_an_epoch_is_enough() -> None:
+    steps = iter(range(100))
+    some = guidance(mask=lambda batch: centres(batch) * (next(steps) == 1))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trained(built(TinyModule), some, max_epochs=1, quiet=False)
+    assert next(steps) > 3  # with batches before and behind it, whose masks are empty
+    assert not [one for one in caught if "held anything" in str(one.message)]
