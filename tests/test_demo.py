@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import pickle
-import re
 import sys
-import time
 from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,7 +40,9 @@ from lightning_attngrad.demo.models import (
 from lightning_attngrad.demo.shortcut import class_marks, mark_size
 from lightning_attngrad.demo.summary import summary_table
 from lightning_attngrad.metrics.functional import corner_mass, mask_on_grid
+from lightning_attngrad.probe import Evaluation, Findings
 from tests.callbacks.small_runs import Classifier, Squares, loader, make_trainer
+from tests.still_clock import StillClock
 
 SMALL_MODEL = "test_vit"  # timm's own for tests: 0.4 M parameters
 HALF = (0.5, 0.5, 0.5)
@@ -500,28 +500,30 @@ def test_the_table_has_the_units_of_the_figures() -> None:
     assert row.split()[-1] == "8/255"
 
 
+CLOCK = StillClock()
+
+
 class TestForecast:
+    @pytest.fixture(autouse=True)
+    def only_what_is_asked_for_takes_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        CLOCK.take_over(monkeypatch)
+
     def test_it_is_about_what_the_rest_takes(self, capsys: pytest.CaptureFixture[str]) -> None:
-        """Steps of a known length: 2 epochs of 12, of which 14 are left after ten, and 30 elsewhere."""
-        step, monitor = 0.05, AttentionMapMonitor(num_images=3)
+        """Of 2 epochs of 12 steps 14 are left after ten, and 30 elsewhere; a validation is three forward passes."""
+        monitor = SlowMonitor(num_images=3)
         forecast = TimeForecast([monitor], more_steps=30)
-        fit_for(12, 2, step, monitor, forecast)
-        said = re.search(r"forecast after 10 steps of ([\d.]+) s: another", capsys.readouterr().out)
-        assert said is not None
-        taken = float(said[1])  # by each step: on a machine at work more than what it slept
-        assert taken >= step
+        fit_for(12, 2, 0.5, monitor, forecast)
+        assert "forecast after 10 steps of 0.5 s: another" in capsys.readouterr().out
         assert forecast.minutes is not None
-        validations = 2 * 3 * taken  # of no more than a step each
-        assert 0.9 * taken * 44 <= 60 * forecast.minutes <= 1.1 * taken * 44 + validations + 2 * monitor.spent
+        validations = 60 * forecast.minutes - 0.5 * (14 + 30) - 2 * SlowMonitor.seconds
+        assert 0 < validations <= 2 * 3 * 0.5
 
     def test_what_is_watched_counts(self, capsys: pytest.CaptureFixture[str]) -> None:
-        every, last = (TimeForecast([AttentionMapMonitor(num_images=3, every_n_epochs=n)]) for n in (1, 600))
-        for forecast in (every, last):
-            fit_for(12, 1, 0.0, *forecast.monitors, forecast, told_epochs=600)
-        assert every.minutes is not None
-        assert last.minutes is not None
-        watched = [float(line.split("minutes, ")[1].split()[0]) for line in capsys.readouterr().out.splitlines()]
-        assert watched[0] > 20 * watched[1]
+        for often in (1, 600):
+            monitor = SlowMonitor(num_images=3, every_n_epochs=often)
+            fit_for(12, 1, 0.0, monitor, TimeForecast([monitor]), told_epochs=600)
+        watched = [line.split("minutes, ")[1].split()[0] for line in capsys.readouterr().out.splitlines()]
+        assert watched == [f"{600 * SlowMonitor.seconds / 60:.1f}", f"{SlowMonitor.seconds / 60:.1f}"]
 
     def test_a_run_of_fewer_steps_says_nothing(self, capsys: pytest.CaptureFixture[str]) -> None:
         forecast = TimeForecast([])
@@ -530,13 +532,23 @@ class TestForecast:
         assert "forecast" not in capsys.readouterr().out
 
 
+class SlowMonitor(AttentionMapMonitor):
+    """Evaluations that take three seconds."""
+
+    seconds = 3.0
+
+    def evaluate(self, evaluation: Evaluation) -> Findings:
+        CLOCK.wait(self.seconds)
+        return super().evaluate(evaluation)
+
+
 class Slow(Classifier):
-    """Steps that take so many seconds at least."""
+    """Steps that take so many seconds."""
 
     seconds = 0.0
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        time.sleep(self.seconds)
+        CLOCK.wait(self.seconds)
         return super().training_step(batch, batch_idx)
 
 

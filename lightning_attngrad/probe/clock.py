@@ -36,8 +36,8 @@ class Clock:
         >>> clock, monitor, shared = Clock(), Account(), Account()
         >>> with clock.charge(monitor):
         ...     with clock.charge(shared):
-        ...         time.sleep(0.01)
-        >>> shared.spent >= 0.01 > monitor.spent
+        ...         time.sleep(0.1)
+        >>> shared.spent >= 0.1 > monitor.spent
         True
     """
 

@@ -10,8 +10,8 @@ from benchmarks.startup import PROGRAMS, REFERENCE, measure, report
 
 
 def test_each_program_is_started_and_compared() -> None:
-    seconds = measure(1, {REFERENCE: ("pass",), "slow": ("import time; time.sleep(0.3)",)})
-    assert seconds["slow"] > seconds[REFERENCE] + 0.2
+    seconds = measure(1, {REFERENCE: ("pass",), "slow": ("import time; time.sleep(2)",)})
+    assert seconds["slow"] > seconds[REFERENCE] + 1
     lines = report({REFERENCE: 2.0, "slow": 3.0}).splitlines()
     assert lines[0].split() == ["import", "torch", "2.00", "s", "1.00", "×", "import", "torch"]
     assert lines[1].split()[:4] == ["slow", "3.00", "s", "1.50"]

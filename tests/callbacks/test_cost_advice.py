@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,9 @@ import lightning_attngrad as attngrad
 from lightning_attngrad.callbacks import cost_advice
 from lightning_attngrad.probe import Evaluation, Findings
 from tests.callbacks.small_runs import Classifier, WatchedMonitor, fit
+from tests.still_clock import StillClock
+
+CLOCK = StillClock()
 
 
 class SlowMonitor(WatchedMonitor):
@@ -22,13 +24,13 @@ class SlowMonitor(WatchedMonitor):
         self.seconds = seconds
 
     def evaluate(self, evaluation: Evaluation) -> Findings:
-        time.sleep(self.seconds)
+        CLOCK.wait(self.seconds)
         return super().evaluate(evaluation)
 
 
 class SlowTraining(Classifier):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        time.sleep(1.0)
+        CLOCK.wait(1.0)
         return super().training_step(batch, batch_idx)
 
 
@@ -44,6 +46,11 @@ def advice(caplog: Log) -> list[str]:
 @pytest.fixture(autouse=True)
 def everything_is_heard(caplog: Log) -> None:
     caplog.set_level(logging.INFO)
+
+
+@pytest.fixture(autouse=True)
+def only_what_is_asked_for_takes_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    CLOCK.take_over(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -108,10 +115,16 @@ def test_a_second_fit_is_watched_anew(caplog: Log) -> None:
     assert len(advice(caplog)) == 1
 
 
+class SlowToAsk(Classifier):
+    def forward(self, images: Any) -> Any:
+        CLOCK.wait(0.0 if self.training else 0.1)
+        return super().forward(images)
+
+
 def test_an_audit_says_what_it_depends_on(tmp_path: Path, caplog: Log) -> None:
     audit = attngrad.CheckpointAudit(num_images=3, on_error="raise")
     saving = ModelCheckpoint(tmp_path, save_top_k=-1)
-    fit(audit, saving, max_epochs=3, enable_checkpointing=True)
+    fit(audit, saving, module=SlowToAsk, max_epochs=3, enable_checkpointing=True)
     (line,) = advice(caplog)
     assert "CheckpointAudit has taken" in line
     assert "evaluates every checkpoint that is saved: ModelCheckpoint(every_n_epochs=…) saves fewer" in line

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,26 @@ import lightning_attngrad as attngrad
 from lightning_attngrad.callbacks.forecast import CostForecast
 from lightning_attngrad.probe import Evaluation, Findings, ProbeImages
 from tests.callbacks.small_runs import Classifier, Squares, Stream, fit, loader, tiny_vit
+from tests.still_clock import StillClock
 
-STEP, EVALUATION = 0.05, 0.4
+STEP, EVALUATION = 1 / 16, 3 / 8  # which binary numbers add up without an error
+CLOCK = StillClock()
+
+
+@pytest.fixture(autouse=True)
+def only_what_is_asked_for_takes_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    CLOCK.take_over(monkeypatch)
 
 
 class SlowClassifier(Classifier):
     def training_step(self, batch: Any, batch_idx: int) -> Any:
-        time.sleep(STEP)
+        CLOCK.wait(STEP)
         return super().training_step(batch, batch_idx)
 
 
 class SlowMonitor(attngrad.AttentionMapMonitor):
     def evaluate(self, evaluation: Evaluation) -> Findings:
-        time.sleep(EVALUATION)
+        CLOCK.wait(EVALUATION)
         return Findings(super().evaluate(evaluation).scalars, dict)
 
 
@@ -42,8 +48,8 @@ def monitor(**options: Any) -> SlowMonitor:
 
 def test_an_evaluation_and_a_step_are_timed(capsys: pytest.CaptureFixture[str]) -> None:
     found = monitor(max_overhead=0.05).dry_cost(SlowClassifier(), *loaders(), accelerator="cpu")
-    assert EVALUATION <= found.evaluation_seconds < 10 * EVALUATION
-    assert STEP <= found.step_seconds < 10 * STEP
+    assert found.evaluation_seconds == EVALUATION
+    assert found.step_seconds == STEP
     assert found.steps_between == 10
     printed = capsys.readouterr().out
     assert printed.startswith(f"SlowMonitor 'maps': an evaluation takes {found.evaluation_seconds:.2g} s, as long as ")
@@ -55,14 +61,16 @@ def test_the_forecast_is_what_a_fit_then_spends() -> None:
     found = monitor().dry_cost(SlowClassifier(), *loaders(), accelerator="cpu")
     watching = monitor(on_error="raise")
     fit(watching, module=SlowClassifier, train=loaders()[0], max_epochs=4)
-    # One evaluation at the start and four after; reading the images and the validations are not in the forecast.
-    assert watching.scalars["overhead"] == pytest.approx(found.overhead * 5 / 4, rel=0.35)
+    # One evaluation at the start and four after.
+    watched, trained = 5 * EVALUATION, 4 * 10 * STEP
+    assert watching.scalars["overhead"] == pytest.approx(watched / (watched + trained))
+    assert found.overhead == pytest.approx(EVALUATION / (EVALUATION + 10 * STEP))
 
 
 def test_steps_are_counted_as_the_optimizer_takes_them() -> None:
     found = monitor().dry_cost(SlowClassifier(), *loaders(), accelerator="cpu", accumulate_grad_batches=2)
     assert found.steps_between == 5
-    assert found.step_seconds >= 2 * STEP
+    assert found.step_seconds == 2 * STEP
     assert monitor(every_n_steps=3).dry_cost(SlowClassifier(), *loaders(), accelerator="cpu").steps_between == 3
     assert monitor(every_n_epochs=3).dry_cost(SlowClassifier(), *loaders(), accelerator="cpu").steps_between == 30
 
@@ -70,7 +78,11 @@ def test_steps_are_counted_as_the_optimizer_takes_them() -> None:
 def test_asking_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(1)
-    module, watching, order = Classifier(), attngrad.AttentionMapMonitor(num_images=2), torch.Generator().manual_seed(5)
+    module, watching, order = (
+        SlowClassifier(),
+        attngrad.AttentionMapMonitor(num_images=2),
+        torch.Generator().manual_seed(5),
+    )
     train, validation = loaders(generator=order)
     weights = {name: value.clone() for name, value in module.state_dict().items()}
 
@@ -103,7 +115,7 @@ def test_a_module_of_the_other_lightning(capsys: pytest.CaptureFixture[str]) -> 
             return self.net(images)
 
         def training_step(self, batch: Any, batch_idx: int) -> Any:
-            time.sleep(STEP)
+            CLOCK.wait(STEP)
             return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
 
         def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -121,8 +133,8 @@ def test_a_module_of_the_other_lightning(capsys: pytest.CaptureFixture[str]) -> 
 
     for data in (loaders(), (None, None, Data())):
         found = monitor().dry_cost(Slow(), *data, accelerator="cpu")
-        assert STEP <= found.step_seconds < 10 * STEP
-        assert EVALUATION <= found.evaluation_seconds < 10 * EVALUATION
+        assert found.step_seconds == STEP
+        assert found.evaluation_seconds == EVALUATION
         assert found.steps_between == 10
     assert "GPU available" not in capsys.readouterr().err
 

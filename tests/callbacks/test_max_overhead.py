@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,14 @@ import pytest
 import lightning_attngrad as attngrad
 from lightning_attngrad.probe import Evaluation, Findings
 from tests.callbacks.small_runs import Squares, WatchedMonitor, events, fit, loader, scalar_points, tensorboard
+from tests.still_clock import StillClock
+
+CLOCK = StillClock()
+
+
+@pytest.fixture(autouse=True)
+def only_what_is_asked_for_takes_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    CLOCK.take_over(monkeypatch)
 
 
 @pytest.mark.parametrize("limit", [0, -0.1, math.nan, math.inf, True, "5%"])
@@ -25,7 +32,7 @@ class SlowMonitor(WatchedMonitor):
     """Evaluations that take far longer than an epoch."""
 
     def evaluate(self, evaluation: Evaluation) -> Findings:
-        time.sleep(0.3)
+        CLOCK.wait(0.3)
         return super().evaluate(evaluation)
 
 
