@@ -5,7 +5,7 @@ done once for all of them (``probe``), over the seconds of the fit that they wer
 goes with checkpoints, is no monitor here; what it shares with them is in ``probe``.
 
 *A fine-tuning* (``--fits fine-tuning``): vit_small at 224 pixels under all monitors as they are without arguments. A
-few steps are trained and one epoch's evaluation is made, both for real; the share is that of an epoch of ``--images``.
+few steps are trained and three evaluations are made, all for real; the share is that of epochs of ``--images``.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ import lightning_attngrad as attngrad
 from benchmarks.clients.photographs import CLASS_NAMES, MEAN, STD, crops, normalised
 from lightning_attngrad.demo import DemoOptions, run_demo
 
-#: What each monitor takes by itself, and last what they share; the demo has one monitor less.
-ACCOUNTS = ("maps", "drift", "rewrite", "faithfulness", "probe")
+#: What each monitor of the demo takes by itself, and last what they share.
 OF_DEMO = ("maps", "drift", "rewrite", "probe")
+#: The monitors that there are without arguments.
+FULL = ("maps", "drift", "rewrite", "faithfulness")
 BATCH = 16
 
 
@@ -64,16 +65,17 @@ def main() -> None:
             print(_row("every evaluation that is due" if limit is None else f"max_overhead={limit:g}", shares))
     if "fine-tuning" in options.fits:
         torch.set_num_threads(1)
-        steps, evaluation = _fine_tuning(options.steps)
+        steps, evaluations = _fine_tuning(options.steps)
         step, count = statistics.median(steps), options.images / BATCH
         print(
             f"\nvit_small_patch16_224, {options.images} images in batches of {BATCH}, an evaluation an epoch (asked "
-            f"of all together: 5.0%); {len(steps)} steps measured, medians\n\n{_head('a fit of', ACCOUNTS)}"
+            f"of all together: 5.0%); {len(steps)} steps measured, median {step:.1f} s\n\n{_head('a fit of', FULL)}"
         )
-        for epochs in (1, 10):  # one evaluation more than epochs: that of the starting weights
-            whole = epochs * count * step + (epochs + 1) * sum(evaluation.values())
-            shares = [(epochs + 1) * evaluation[name] / whole for name in ACCOUNTS]
-            print(_row(f"{epochs} epoch{'s' if epochs > 1 else ''}", shares))
+        start, first, later = evaluations
+        for epochs in (1, 10):
+            taken = {name: start[name] + first[name] + (epochs - 1) * later[name] for name in FULL}
+            whole = epochs * count * step + sum(taken.values())
+            print(_row(f"{epochs} epoch{'s' if epochs > 1 else ''}", [taken[name] / whole for name in FULL]))
 
 
 class FineTuning(pl.LightningModule):
@@ -104,28 +106,48 @@ class FineTuning(pl.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-4)
 
 
-def _fine_tuning(steps: int) -> tuple[list[float], dict[str, float]]:
-    """Seconds of each training step, and of the evaluation behind them by account."""
+class Spent(pl.Callback):
+    """What each monitor has taken so far, with its part of what they share: when training begins, and each epoch."""
+
+    def __init__(self, monitors: Sequence[attngrad.Monitor]) -> None:
+        self.monitors = monitors
+        self.so_far: list[dict[str, float]] = []
+
+    def on_train_start(self, *_: Any) -> None:
+        self.so_far.append({monitor.name: monitor.spent for monitor in self.monitors})
+
+    on_train_epoch_end = on_train_start
+
+
+def _fine_tuning(steps: int) -> tuple[list[float], list[dict[str, float]]]:
+    """Seconds of each training step, and of each monitor's evaluations: of the starting weights, the first, the second.
+
+    The first after training began has the long search of rewriting, which is made in every tenth.
+    """
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
     pixels, classes = crops(max(BATCH * steps, 64), 224)
     data = DataLoader(TensorDataset(normalised(pixels), classes), batch_size=BATCH)
     probe = attngrad.ProbeImages(mean=MEAN, std=STD, class_names=CLASS_NAMES)
-    callbacks = [one for one in attngrad.monitors("full", probe=probe) if not isinstance(one, attngrad.CheckpointAudit)]
-    module = FineTuning()
+    monitors = [one for one in attngrad.monitors("full", probe=probe) if isinstance(one, attngrad.Monitor)]
+    module, spent = FineTuning(), Spent(monitors)
     with tempfile.TemporaryDirectory() as directory:
         trainer = pl.Trainer(
-            max_epochs=1,
-            limit_train_batches=steps,
-            callbacks=callbacks,
+            max_epochs=2,
+            limit_train_batches=steps // 2,
+            callbacks=[*monitors, spent],
             logger=TensorBoardLogger(directory),
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
         )
         trainer.fit(module, data, data)
-        found = {name: float(trainer.callback_metrics[f"attngrad/{name}/seconds"]) for name in ACCOUNTS}
-    return module.steps[1:], found
+    before = dict.fromkeys(FULL, 0.0)
+    evaluations = [
+        {name: now[name] - then[name] for name in FULL}
+        for then, now in zip([before, *spent.so_far], spent.so_far, strict=False)
+    ]
+    return module.steps[1:], evaluations
 
 
 def _head(first: str, accounts: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightning_attngrad.explain import UNSAID, Task, of_class
 from lightning_attngrad.measure.maps import Maps
-from lightning_attngrad.metrics.functional import DRIFT_MEASURES, drift_ratio, map_drift
+from lightning_attngrad.metrics.functional import DRIFT_MEASURES, drift_ratio, map_drift, spearman_drift
 from lightning_attngrad.probe import Evaluation
 
 #: Classes that have a scalar of their own.
@@ -151,11 +151,9 @@ def measure_drift(reference: Reference | None, now: Maps, jittered: Sequence[Map
 
 def _of_layers(before: Tensor | None, after: Tensor) -> Tensor:
     """Mean Spearman distance of each layer, (N, L, h, w) twice to (L,)."""
-    images, layers = after.shape[:2]
     if before is None:
-        return torch.full((layers,), torch.nan)
-    distance = map_drift(before.flatten(0, 1), after.flatten(0, 1))[LEADING]
-    return distance.view(images, layers).nanmean(dim=0)
+        return torch.full((after.shape[1],), torch.nan)
+    return spearman_drift(before, after).nanmean(dim=0)
 
 
 def drift_scalars(drift: Drift) -> dict[str, float]:

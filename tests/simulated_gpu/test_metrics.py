@@ -52,6 +52,7 @@ CALLS: dict[str, Arguments] = {
     "map_cosine": (MAPS, OTHER_MAPS),
     "map_density": (MAPS,),
     "map_drift": (MAPS, OTHER_MAPS),
+    "spearman_drift": (MAPS, OTHER_MAPS),
     "map_entropy": (MAPS,),
     "map_spearman": (MAPS, OTHER_MAPS),
     "map_ssim": (MAPS, OTHER_MAPS),

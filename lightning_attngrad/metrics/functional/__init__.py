@@ -6,6 +6,7 @@ from lightning_attngrad.metrics.functional.drift import (
     drift_ratio,
     jensen_shannon,
     map_drift,
+    spearman_drift,
 )
 from lightning_attngrad.metrics.functional.faithfulness import (
     Faithfulness,
@@ -88,6 +89,7 @@ __all__ = [
     "sanity_check",
     "sanity_correlation",
     "share_surviving",
+    "spearman_drift",
     "success_at",
     "times_uniform_share",
     "top_decile_mass",

@@ -76,6 +76,29 @@ def centroid_shift(a: Tensor, b: Tensor) -> Tensor:
     return shift
 
 
+def spearman_drift(reference: Tensor, now: Tensor) -> Tensor:
+    """The first distance of :func:`map_drift` alone, where the others would be computed for nothing.
+
+    Args:
+        reference: (…, h, w), for a batch (B, h, w).
+        now: the maps to compare with, of the same shape.
+
+    Returns:
+        (…), between 0 and 2: exactly 0 for identical maps, NaN where one of the two is constant or not finite.
+
+    Raises:
+        ValueError: where the shapes differ.
+
+    Example:
+        >>> before = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> spearman_drift(before, before.flip(-1))
+        tensor(0.4000)
+    """
+    first, second = as_patches(reference, now)
+    ranks = (unit_vectors(centred_ranks(patches).to(first.dtype)) for patches in (first, second))
+    return torch.where(_has_order(first) & _has_order(second), _half_squared(*ranks), torch.nan)
+
+
 def map_drift(reference: Tensor, now: Tensor) -> dict[str, Tensor]:
     """How far each map has moved from the reference, by six distances.
 
@@ -109,9 +132,7 @@ def map_drift(reference: Tensor, now: Tensor) -> dict[str, Tensor]:
     shape = reference.shape[-2:]
     a, b = first.unflatten(-1, shape), second.unflatten(-1, shape)
     distances = {
-        "spearman": _half_squared(
-            *(unit_vectors(centred_ranks(patches).to(first.dtype)) for patches in (first, second))
-        ),
+        "spearman": spearman_drift(reference, now),
         "cosine": _half_squared(unit_vectors(first), unit_vectors(second)),
         "ssim": 1 - map_ssim(a, b),
         "top_iou": 1 - top_share_iou(a, b),

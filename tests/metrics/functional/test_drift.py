@@ -23,6 +23,7 @@ from lightning_attngrad.metrics.functional import (
     jensen_shannon,
     map_drift,
     map_ssim,
+    spearman_drift,
     times_uniform_share,
     top_share_iou,
 )
@@ -134,6 +135,15 @@ def test_symmetric_within_range_and_heedless_of_size(seed: int, levels: int | No
         assert ((distance >= 0) & (distance <= LARGEST[name])).all()
         torch.testing.assert_close(back[name], distance)
         torch.testing.assert_close(larger[name], distance, rtol=1e-3, atol=1e-5)
+
+
+def test_one_distance_alone_is_that_of_all_six() -> None:
+    """Of any shape in front of the patches, as layers have; also where a map has no order."""
+    a, b = _maps(0, 5, 6, batch=8), _maps(1, 5, 6, batch=8)
+    a[3] = 1.0
+    alone = spearman_drift(a.view(2, 4, 5, 6), b.view(2, 4, 5, 6))
+    torch.testing.assert_close(alone.flatten(), map_drift(a, b)["spearman"], rtol=0, atol=0, equal_nan=True)
+    assert alone.isnan().flatten().tolist() == [index == 3 for index in range(8)]
 
 
 def test_extremes() -> None:
