@@ -4,8 +4,9 @@
 done once for all of them (``probe``), over the seconds of the fit that they were in. The demo's checkpoint audit, which
 goes with checkpoints, is no monitor here; what it shares with them is in ``probe``.
 
-*A fine-tuning* (``--fits fine-tuning``): vit_small at 224 pixels under all monitors as they are without arguments. A
-few steps are trained and three evaluations are made, all for real; the share is that of epochs of ``--images``.
+*A fine-tuning* (``--fits fine-tuning``): vit_small at 224 pixels under all monitors, as they are without arguments and
+as often as ``monitors("full")`` has it. A few steps are trained and three evaluations are made, all for real; the share
+is that of epochs of ``--images``.
 """
 
 from __future__ import annotations
@@ -33,11 +34,14 @@ from torch.utils.data import DataLoader, TensorDataset
 import lightning_attngrad as attngrad
 from benchmarks.clients.photographs import CLASS_NAMES, MEAN, STD, crops, normalised
 from lightning_attngrad.demo import DemoOptions, run_demo
+from lightning_attngrad.probe import Cadence
 
 #: What each monitor of the demo takes by itself, and last what they share.
 OF_DEMO = ("maps", "drift", "rewrite", "probe")
 #: The monitors that there are without arguments.
 FULL = ("maps", "drift", "rewrite", "faithfulness")
+#: Lengths of a fine-tuning.
+EPOCHS = (1, 5, 10)
 BATCH = 16
 
 
@@ -68,14 +72,23 @@ def main() -> None:
         steps, evaluations = _fine_tuning(options.steps)
         step, count = statistics.median(steps), options.images / BATCH
         print(
-            f"\nvit_small_patch16_224, {options.images} images in batches of {BATCH}, an evaluation an epoch (asked "
+            f"\nvit_small_patch16_224, {options.images} images in batches of {BATCH} (asked "
             f"of all together: 5.0%); {len(steps)} steps measured, median {step:.1f} s\n\n{_head('a fit of', FULL)}"
         )
-        start, first, later = evaluations
-        for epochs in (1, 10):
-            taken = {name: start[name] + first[name] + (epochs - 1) * later[name] for name in FULL}
-            whole = epochs * count * step + sum(taken.values())
-            print(_row(f"{epochs} epoch{'s' if epochs > 1 else ''}", [taken[name] / whole for name in FULL]))
+        full = [one for one in attngrad.monitors("full") if isinstance(one, attngrad.Monitor)]
+        by_preset = {monitor.name: monitor.timetable.cadence for monitor in full}
+        for said, cadences in (("", dict.fromkeys(FULL, Cadence())), (', monitors("full")', by_preset)):
+            for epochs in EPOCHS:
+                taken = {name: _seconds(name, cadences[name], epochs, evaluations) for name in FULL}
+                whole = epochs * count * step + sum(taken.values())
+                print(_row(f"{epochs} epochs{said}", [taken[name] / whole for name in FULL]))
+
+
+def _seconds(name: str, cadence: Cadence, epochs: int, evaluations: Sequence[dict[str, float]]) -> float:
+    """Of all evaluations of a fit: of the starting weights, the first after it, and the others."""
+    start, first, later = (evaluation[name] for evaluation in evaluations)
+    due = sum(cadence.due_at_epoch(epoch, is_last=epoch == epochs - 1) for epoch in range(epochs))
+    return start + first + (due - 1) * later
 
 
 class FineTuning(pl.LightningModule):
@@ -129,7 +142,12 @@ def _fine_tuning(steps: int) -> tuple[list[float], list[dict[str, float]]]:
     pixels, classes = crops(max(BATCH * steps, 64), 224)
     data = DataLoader(TensorDataset(normalised(pixels), classes), batch_size=BATCH)
     probe = attngrad.ProbeImages(mean=MEAN, std=STD, class_names=CLASS_NAMES)
-    monitors = [one for one in attngrad.monitors("full", probe=probe) if isinstance(one, attngrad.Monitor)]
+    monitors: list[attngrad.Monitor] = [
+        attngrad.AttentionMapMonitor(probe=probe),
+        attngrad.AttentionDriftMonitor(probe=probe),
+        attngrad.RewriteRobustnessMonitor(probe=probe),
+        attngrad.FaithfulnessMonitor(probe=probe),
+    ]
     module, spent = FineTuning(), Spent(monitors)
     with tempfile.TemporaryDirectory() as directory:
         trainer = pl.Trainer(

@@ -13,13 +13,15 @@ from tests.callbacks.small_runs import Classifier, events, fit, tensorboard
 FULL = ["maps", "drift", "rewrite", "faithfulness", "audit"]
 
 
-def test_light_is_bounded_and_full_is_every_monitor_as_it_is() -> None:
+def test_light_is_bounded_and_full_is_every_monitor_the_dearest_less_often() -> None:
     light = attngrad.monitors()
     assert [monitor.name for monitor in light] == ["maps", "drift"]
     assert {(monitor.probe.num_images, monitor.governor.limit) for monitor in light} == {(8, 0.02)}
     full = attngrad.monitors("full")
     assert [monitor.name for monitor in full] == FULL
     assert all(monitor.probe == attngrad.AttentionMapMonitor().probe for monitor in full)
+    often = [monitor.timetable.cadence.every_n_epochs for monitor in full[:4]]
+    assert often == [1, 1, 2, 4]
     public = {getattr(attngrad, name) for name in attngrad.__all__ if name.endswith(("Monitor", "Audit"))}
     assert {type(monitor) for monitor in full} == public - {attngrad.Monitor}, "a monitor is missing in `full`"
 
