@@ -18,6 +18,7 @@ from torch import Tensor
 
 from benchmarks import rewriting_models, rewriting_photos
 from benchmarks.rewriting_conduct import conduct
+from benchmarks.rewriting_curve import curve_table
 from benchmarks.rewriting_peers import DISTANCE_RADII, PEERS, RADII, missing, torchattacks_pgd, version, versions
 from benchmarks.rewriting_scores import best_of, optimality, quantile
 from benchmarks.rewriting_trial import Attack, Outcome, PixelModel, Trial, closest, evaluate, measure
@@ -31,6 +32,8 @@ BUDGETS = (10, BUDGET, 25, 50, 100)
 #: What the peers may spend where they are compared with the budget above.
 PEER_BUDGET = 100
 PGD_STEPS = 20
+#: Gradients to each class, beside AutoAttack.
+LONG = 64
 COST_IMAGES, COST_FORWARDS = 32, 7
 # A pixel that moved by exactly the radius may be off by a rounding.
 RADIUS_TOLERANCE = 1e-6
@@ -71,7 +74,12 @@ def main() -> None:
             print(f"\n## {name}\n\nleft out: {error}")
             continue
         print(f"\n## {name}\n\n{trial.about}; {trial.accuracy:.1%} correct; {len(trial.pixels)} images", flush=True)
-        tables = {"distance": _distance_tables, "cost": _cost_table, "conduct": _conduct_table}
+        tables = {
+            "distance": _distance_tables,
+            "cost": _cost_table,
+            "conduct": _conduct_table,
+            "curve": _curve_table,
+        }
         for table in options.tables:
             for line in tables[table](trial, options):
                 print(line, flush=True)
@@ -80,7 +88,7 @@ def main() -> None:
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rewriting", description=__doc__)
     known = ("digits", "photographs", "swin")
-    tables = ("distance", "cost", "conduct")
+    tables = ("distance", "cost", "conduct", "curve")
     parser.add_argument("--models", nargs="+", choices=known, default=known)
     parser.add_argument("--tables", nargs="+", choices=tables, default=tables)
     parser.add_argument("--norms", nargs="+", choices=tuple(NORMS), default=tuple(NORMS))
@@ -284,6 +292,10 @@ def _conduct_table(trial: Trial, options: argparse.Namespace) -> Iterator[str]:
     yield "| | runs the model | random state of torch | leaves behind |\n|---|---|---|---|"
     for name, attack in attacks.items():
         yield f"| {name} | {' | '.join(conduct(attack, trial))} |"
+
+
+def _curve_table(trial: Trial, options: argparse.Namespace) -> Iterator[str]:
+    yield from curve_table(trial, ours("linf", LONG), LONG, options.cache)
 
 
 def _asked(what: str, bound: float | None, measured: float, at_least: bool = False) -> str:
