@@ -82,7 +82,10 @@ def repeating(ids: Tensor) -> Tensor:
 
 @_rule(aten.cat, aten.concat)
 def _cat(followed: Followed, step: Step) -> Tensor:
-    """What is put in front of, or behind, tokens and lies nowhere becomes tokens of its own; zeros are padding."""
+    """What is put in front of, or behind, tokens and lies nowhere becomes tokens of its own; zeros are padding.
+
+    Rows of a batch that are put one under the other, image after image, are no tokens.
+    """
     table, dim = followed.table, step.argument(1, "dim", 0)
     parts = [part for part in step.args[0] if part.numel()]
     placed = [ids for part in parts if (ids := followed.ids_of(part)) is not None and ids.dim() == parts[-1].dim()]
@@ -91,6 +94,7 @@ def _cat(followed: Followed, step: Step) -> Tensor:
     token_axis = any(compressed(ids).shape[dim] > 1 for ids in placed)
     if not token_axis:  # single tokens, as class attention has them: an axis of tokens if it is none of channels
         token_axis = all(ids.shape[dim] == 1 for ids in placed) and dim != along.dim() - 1
+    token_axis = token_axis and not _is_axis_of_images([table.images_of(compressed(ids)) for ids in placed], dim)
     images = table.images_of(along.amax(dim=dim, keepdim=True))
     beside = Beside(followed, parts, images) if token_axis else None
     collected = []
@@ -103,6 +107,15 @@ def _cat(followed: Followed, step: Step) -> Tensor:
             ids = new.movedim(-1, dim).expand(part.shape)
         collected.append(followed.ids_or_nothing(part) if ids is None else ids)
     return repeating(torch.cat(collected, dim=dim))
+
+
+def _is_axis_of_images(owners: Sequence[Tensor], dim: int) -> bool:
+    """Whether images (−1 for none) follow each other along a dimension, and along no other."""
+    images = {image for one in owners for image in one.unique().tolist() if image >= 0}
+    by_place = [one.movedim(dim, 0).flatten(1) for one in owners]
+    most = [one.amax(1, keepdim=True) for one in by_place]
+    alone = all(bool(((one == top) | (one < 0)).all()) for one, top in zip(by_place, most, strict=True))
+    return len(images) > 1 and alone
 
 
 @_rule(aten.stack)
@@ -202,9 +215,9 @@ def _of_product(followed: Followed, out: Tensor, first: Tensor, second: Tensor) 
     contracted = -2 if second.dim() > 1 else -1
     right = None if two is None else table.reduce(two, (contracted,), mixing=True, always=both)
     followed.note_makers(families)
-    if first.dim() == 1 or second.dim() == 1:
-        left, right = (None if side is None else side.reshape(-1)[:1] for side in (left, right))
-        return left if left is not None else right
+    if second.dim() == 1:  # one number for each row of a matrix, or one in all
+        alone = None if right is None else right.reshape(-1)[:1]
+        return alone if left is None else left.squeeze(-1) if first.dim() > 1 else left
     if left is None or right is None:
         return left if left is not None else right
     left_mixed, right_mixed = table.is_mixed(left), table.is_mixed(right)

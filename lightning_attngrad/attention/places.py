@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -71,6 +72,21 @@ class CallPlaces:
     reads: frozenset[int]
     counts: bool = True
     values_of: frozenset[int] = frozenset()
+
+    @cached_property
+    def copies(self) -> Tensor | None:
+        """How often each query token stands in the call, (R, G, N): a class token that is put into every window does.
+
+        Heads that were folded into the rows are no copies. None where each token stands there once.
+        """
+        image, place = self.queries.image, self.queries.place
+        if self.queries.in_order or not place.numel():
+            return None
+        numbers = torch.where(place < 0, -1, image * (place.max() + 1) + place)
+        _, which, counts = torch.unique(numbers, return_inverse=True, return_counts=True)
+        folded = self.heads // (self.shape[1] if self.keys.place.shape[1] == 1 else 1)
+        copies = torch.where(place < 0, 1, counts[which] // folded)
+        return copies if bool((copies > 1).any()) else None
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,6 +25,8 @@ from lightning_attngrad.attention.traced import SeenCall, TracedPlaces, traced_p
 from lightning_attngrad.attention.watching import SeenAttention
 
 Kind = Literal["tokens", "channels", "elsewhere"]
+#: Copies of one token differ by no more than so much of the largest value: products round them otherwise.
+_ROUNDING = 1e-3
 
 
 class _Watcher:
@@ -81,6 +83,9 @@ class _Watcher:
             else:
                 what = "attention to a context of all tokens (efficient or linear attention)"
                 followed.report(what, seen.output, module=seen.call.name)
+        if kind == "tokens" and _differ_by_window(table.slot, keys, seen.of_keys(seen.value)):
+            what = "what each window, or frame, keeps for itself in tokens that lie nowhere"
+            followed.report(what, seen.output, module=seen.call.name)
         if kind != "elsewhere":
             followed.put(seen.output, seen.to_output(moved.expand(*shape[:3], values.shape[3])))
         return kind, queries, keys
@@ -137,6 +142,32 @@ def _kind(values: Tensor) -> Kind:
         return "tokens"
     kept = compressed(values)
     return "channels" if kept.shape[2] == 1 or bool((kept == kept[:, :, :1]).all()) else "tokens"
+
+
+def _differ_by_window(slot: Tensor, keys: Tensor, values: Tensor) -> bool:
+    """Whether a token that lies nowhere (``slot`` by id) is another one in each of the windows that it is read in.
+
+    It is one token while it was only put there, or is what all of its copies were averaged to; no longer where each has
+    read its own window. Heads may be folded into the rows: they follow in the same order in every window.
+
+    Args:
+        slot: of the table.
+        keys: ids (R, H, M).
+        values: (R, H, M, d).
+    """
+    rows = keys.flatten(0, 1)  # (R·H, M)
+    nowhere = (rows > 0) & (slot[rows.long()] >= 0)
+    different, window, counts = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
+    if not bool(nowhere.any()) or len(different) == 1 or bool((counts != counts[0]).any()):
+        return False
+    by_window = window.argsort(stable=True).view(len(different), -1)  # (W, heads)
+    there = nowhere[by_window[:, 0]]  # (W, M)
+    _, token = torch.unique(different[there], return_inverse=True)
+    vectors = values.flatten(0, 1)[by_window].transpose(1, 2)[there].flatten(1).float()
+    any_copy = torch.zeros(int(token.max()) + 1, dtype=torch.long, device=token.device)
+    any_copy[token] = torch.arange(len(token), device=token.device)
+    apart = (vectors - vectors[any_copy[token]]).abs().amax()
+    return bool(apart > _ROUNDING * vectors.abs().amax())
 
 
 def _one(ids: Tensor, dim: int) -> Tensor:

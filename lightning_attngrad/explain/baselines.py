@@ -10,7 +10,7 @@ from lightning_attngrad.attention.places import ImagePlaces, TokenPlaces
 from lightning_attngrad.explain.flow import TokenFlow, sum_of
 from lightning_attngrad.explain.forward_pass import ForwardPass
 from lightning_attngrad.explain.objectives import Seeds
-from lightning_attngrad.explain.placing import gather_tokens, scatter_tokens
+from lightning_attngrad.explain.placing import gather_queries, scatter_tokens
 from lightning_attngrad.explain.pooling import last_attention
 from lightning_attngrad.explain.propagation import Terms, weighted_rows
 from lightning_attngrad.explain.registry import TokenScores, register_method
@@ -63,7 +63,7 @@ def rollout(forward: ForwardPass, seeds: Seeds) -> TokenScores:
 def _read(forward: ForwardPass, number: int, state: Tensor) -> Tensor:
     """What the queries of a call read where they have relevance, ``r · mean_h A``: a state on the grid of its keys."""
     call, places = forward.tap.calls[number], forward.places.calls[number]
-    rows = gather_tokens(state, places.queries, forward.places.slots) / places.heads
+    rows = gather_queries(state, places, forward.places.slots) / places.heads
 
     def terms(part: AttentionCall, cut: Cut) -> Terms:
         yield cut.of(rows), part.attention(cut.block)

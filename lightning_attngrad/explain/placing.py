@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_attngrad.attention.places import Area, Grid, ImagePlaces, TokenPlaces, carry, means_of_cells
+from lightning_attngrad.attention.places import Area, CallPlaces, Grid, ImagePlaces, TokenPlaces, carry, means_of_cells
 
 
 def gather_tokens(state: Tensor, places: TokenPlaces, slots: int) -> Tensor:
@@ -36,6 +36,22 @@ def gather_tokens(state: Tensor, places: TokenPlaces, slots: int) -> Tensor:
     by_token = state.transpose(1, 2).flatten(0, 1)  # (B·tokens, K)
     by_token = F.pad(by_token, (0, 0, 0, 1))  # padding reads from a row of zeros behind
     return by_token[_flat(places, tokens, len(state))].permute(0, 3, 1, 2)
+
+
+def gather_queries(state: Tensor, call: CallPlaces, slots: int) -> Tensor:
+    """What a state has at the query tokens of a call, (R, K, G, N); a token that stands there several times shares it.
+
+    Each copy then counts as in their mean: a class token that was put into every window, and is their mean afterwards.
+
+    Example:
+        >>> once = TokenPlaces(torch.zeros(2, 1, 2).long(), torch.tensor([[[0, 1]], [[0, 2]]]), (1, 2))  # two windows
+        >>> call = CallPlaces("attn", (2, 1, 2, 2), once, once, heads=1, kind="tokens", reads=frozenset())
+        >>> gather_queries(torch.tensor([[[8.0, 1.0, 2.0]]]), call, slots=1).squeeze()
+        tensor([[4., 1.],
+                [4., 2.]])
+    """
+    rows = gather_tokens(state, call.queries, slots)
+    return rows if call.copies is None else rows / call.copies.unsqueeze(1)
 
 
 def scatter_tokens(values: Tensor, places: TokenPlaces, slots: int, batch: int) -> Tensor:

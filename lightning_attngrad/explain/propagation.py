@@ -19,7 +19,7 @@ from lightning_attngrad.attention import AttentionCall, BlockReader, Cut, outsid
 from lightning_attngrad.attention.places import CallPlaces, ImagePlaces, TokenPlaces
 from lightning_attngrad.explain.corrections import CORRECTIONS
 from lightning_attngrad.explain.flow import TokenFlow, sum_of
-from lightning_attngrad.explain.placing import gather_tokens, scatter_tokens
+from lightning_attngrad.explain.placing import gather_queries, scatter_tokens
 from lightning_attngrad.explain.pooling import read_pooling
 
 
@@ -108,7 +108,7 @@ class RowPropagation:
             self._flow.start(number, self._pooled.get(number, weights))
         started, received = self._flow.started(number), self._flow.received(number)
         state = sum_of(started) / len(started) if len(started) > 1 else started[0]
-        rows = gather_tokens(state if received is None else state + received, places.queries, self._places.slots)
+        rows = gather_queries(state if received is None else state + received, places, self._places.slots)
         factors = [CORRECTIONS[name] for name in self._corrections]
         rows = rows.expand(-1, len(factors), -1, -1) / places.heads
         of_positive, of_product, of_row_sum = (_times(rows, column) for column in zip(*factors, strict=True))

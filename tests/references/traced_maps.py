@@ -14,6 +14,7 @@ In a rollout p calls side by side and the residual around them count 1/(p + 1) e
 
 from __future__ import annotations
 
+import collections
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -265,11 +266,19 @@ def _read(reading: TracedReading, call: int, row: Row, matrix: Tensor) -> Row:
     where = reading.places[call]
     asking = torch.zeros(matrix.shape[:2], dtype=torch.float64)
     windows, n, images, entries = _entries(reading, call, "queries")
-    asking[windows, n] = _at_queries(reading, call, row)[images, entries]
+    asking[windows, n] = _at_queries(reading, call, row)[images, entries] / _copies(where, windows, images, entries)
     read_row = torch.einsum("rn,rnm->rm", asking / torch.tensor(where.heads).unsqueeze(1), matrix)
     grid = where.key_grid or _NO_GRID
     windows, m, images, entries = _entries(reading, call, "keys")
     return [(grid, _empty(reading, grid).index_put_((images, entries), read_row[windows, m], accumulate=True))]
+
+
+def _copies(where: ProductPlaces, rows: Tensor, images: Tensor, entries: Tensor) -> Tensor:
+    """How many times a token asks, heads aside: r of one that is put into several windows is shared by its copies."""
+    tokens = list(zip(images.tolist(), entries.tolist(), strict=True))
+    times = collections.Counter(tokens)
+    heads = torch.tensor(where.heads)[rows]
+    return torch.tensor([times[token] for token in tokens], dtype=torch.float64) / heads
 
 
 def _asked(reading: TracedReading, call: int, row: Row) -> Row:

@@ -14,7 +14,7 @@ from lightning_attngrad.explain.flow import sum_of
 from lightning_attngrad.explain.forward_pass import ForwardPass
 from lightning_attngrad.explain.objectives.base import Objective, Seeds
 from lightning_attngrad.explain.objectives.classes import Logit
-from lightning_attngrad.explain.placing import gather_tokens, in_cells, sum_by_image, within_area
+from lightning_attngrad.explain.placing import gather_queries, gather_tokens, in_cells, sum_by_image, within_area
 from lightning_attngrad.explain.plain import Plain, plain
 from lightning_attngrad.explain.pooling import last_attention
 from lightning_attngrad.state import outside_inference
@@ -72,7 +72,7 @@ class Region(Objective):
         for number, weights in last.weights.items():
             call, places = forward.tap.calls[number], forward.places.calls[number]
             known = self._known(forward, call, places)
-            at_attention = gather_tokens(weights / len(last.weights), places.queries, forward.places.slots)
+            at_attention = gather_queries(weights / len(last.weights), places, forward.places.slots)
             at_attention = at_attention[:, 0].unsqueeze(-1).expand(-1, call.shape[1], -1, -1)  # (R, H, N, 1)
             if isinstance(call, ExplicitAttentionCall):
                 by_row, graph = _at_probabilities(call, known, at_attention)
