@@ -249,7 +249,11 @@ class PlaceTable:
         reach = [torch.where(local[..., None, None], middles, bound) for bound in (torch.inf, -torch.inf)]
         middle = (reach[0].amin(1) + reach[1].amax(1))[:, 0] / 2
         of_rows = self.new_boxes(around, image, flag, middle)
-        of_rows = torch.where(of_rows > 0, of_rows, rows.amax(1).int())  # only tokens that lie nowhere
+        nowhere = of_rows == 0  # made of nothing but tokens that lie nowhere
+        of_rows = torch.where(nowhere, rows.amax(1).int(), of_rows)
+        fused = nowhere & (torch.where(rows > 0, rows, of_rows[:, None]) != of_rows[:, None]).any(1) & ~of_several
+        if bool(fused.any()):
+            of_rows[fused] = self.new_slots(image[fused], 1, mixed=True).squeeze(-1)
         result = most.clone()
         result[differ] = torch.where(of_several, 0, of_rows)
         return result

@@ -186,3 +186,37 @@ def test_a_product_with_a_vector_keeps_its_rows_where_they_are(method: str) -> N
         for written in ("vector", "matrix")
     ]
     torch.testing.assert_close(maps[0], maps[1], rtol=1e-5, atol=1e-9)
+
+
+# One token in parts ---------------------------------------------------------------------------------------------
+
+
+class Wide(nn.Module):
+    """A class token as wide as two, which attends in two parts; a layer over its whole width mixes these.
+
+    Args:
+        again: whether they attend once more afterwards.
+    """
+
+    def __init__(self, again: bool) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.patches, self.token = nn.Conv2d(3, WIDTH, PATCH, PATCH), nn.Parameter(torch.randn(1, 2, WIDTH))
+        self.first, self.widen, self.second = Attention(), nn.Linear(2 * WIDTH, 2 * WIDTH), Attention()
+        self.head, self.again = nn.Linear(2 * WIDTH, 3), again
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens = self.patches(images).flatten(2).mT
+        tokens = self.first(torch.cat([self.token.expand(len(tokens), -1, -1), tokens], dim=1))
+        wide = self.widen(tokens[:, :2].flatten(1))
+        if self.again:
+            wide = self.second(torch.cat([wide.unflatten(1, (2, -1)), tokens[:, 2:]], dim=1))[:, :2].flatten(1)
+        logits: Tensor = self.head(wide)
+        return logits
+
+
+def test_a_token_whose_parts_are_mixed_may_be_read_but_not_attend_again() -> None:
+    target = torch.tensor([0, 1])
+    assert attngrad.explain(Wide(again=False).double().eval(), images(), target, method="rollout").heatmap.any()
+    with pytest.raises(UnsupportedModelError, match="in 'widen' tokens mix by fusing several into one"):
+        attngrad.explain(Wide(again=True).double().eval(), images(), target, method="gradient_guided")
