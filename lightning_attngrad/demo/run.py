@@ -40,9 +40,9 @@ from lightning_attngrad.probe import ProbeImages
 #: Of guidance in the loss, with --guide.
 GUIDANCE_WEIGHT = 10.0
 _GUIDED = "; the attention is guided to the strokes"
-#: An epoch of 4,000 small digits is little beside three monitors: what is dearer than a map is evaluated less often, and
-#: the long search is left out, so that all of them take a tenth of the time. Checkpoints are saved where rewriting is
-#: evaluated.
+#: An epoch of 4,000 small digits is little beside three monitors: what is dearer than a map is evaluated less often,
+#: and the long search is left out, so that all of them take a tenth of the time. Checkpoints are saved where rewriting
+#: is evaluated.
 _DRIFT_EVERY, _REWRITE_EVERY = 2, 4
 
 # What Lightning says to people who write a Trainer, and not to those who run a demo.
