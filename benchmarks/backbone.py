@@ -23,9 +23,11 @@ def network(size: int, class_count: int) -> nn.Module:
     return timm.create_model("vit_small_patch14_dinov2", img_size=size, num_classes=class_count)
 
 
-def fine_tune(model: nn.Module, scene: Scene, steps: int, batch: int, frozen: Sequence[str] = ()) -> None:
+def fine_tune(
+    model: nn.Module, scene: Scene, steps: int, batch: int, frozen: Sequence[str] = (), seed: int = 0
+) -> None:
     """Fill in the pretrained backbone and fine-tune it, all but the parameters that begin with a ``frozen`` name."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     model.load_state_dict(read_backbone(scene.size), strict=False)  # all but the head
     nn.init.zeros_(model.get_parameter("head.weight"))
     for name, parameter in model.named_parameters():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import backbone, swin
-from benchmarks.rewriting_models import digits_network, kept
+from benchmarks.rewriting_models import digits_network, kept, of_seed
 from benchmarks.stamps import MEAN, STAMPS, STD, Scene, missing
 
 Half = Literal["choose", "report"]
@@ -65,49 +65,53 @@ class Subject:
     about: str
 
 
-def photographs(cache: Path, half: Half, stamps: Path = STAMPS) -> Subject:
+def photographs(cache: Path, half: Half, stamps: Path = STAMPS, seed: int = 0) -> Subject:
     """A pretrained ViT-S/14, fine-tuned on composites; judged on stamps and backgrounds that it has not seen.
 
     Args:
         cache: folder that keeps the weights.
         half: which half of the held-out stamps, one composite each.
         stamps: folder of Tux Paint's stamps.
+        seed: of the composites that it is fine-tuned on.
 
     Raises:
         FileNotFoundError: something has to be installed first; the message says what.
     """
     about = f"ViT-S/14, 22 M parameters, {(SIZE // 14) ** 2} patches"
-    return on_composites("photographs", _fine_tuned(cache, stamps), about, half, stamps)
+    return on_composites("photographs", _fine_tuned(cache, stamps, seed), about, half, stamps)
 
 
-def photographs_swin(cache: Path, half: Half, stamps: Path = STAMPS) -> Subject:
+def photographs_swin(cache: Path, half: Half, stamps: Path = STAMPS, seed: int = 0) -> Subject:
     """A Swin of four stages on the same images, judged on the same squares of 14 pixels; see :mod:`benchmarks.swin`.
 
     Args:
         cache: folder that keeps the weights.
         half: which half of the held-out stamps, one composite each.
         stamps: folder of Tux Paint's stamps.
+        seed: of its first weights and of the composites that it and its teacher learn from.
 
     Raises:
         FileNotFoundError: something has to be installed first; the message says what.
     """
 
     def train(network: nn.Module) -> None:
-        swin.learn(network, _fine_tuned(cache, stamps), scene(stamps, "train"))
+        swin.learn(network, _fine_tuned(cache, stamps, seed), scene(stamps, "train", seed), seed)
 
-    network = kept(cache / f"swin-composites-{SIZE}.pt", swin.network(SIZE, len(CLASSES)), train)
+    torch.manual_seed(seed)
+    file = of_seed(cache / f"swin-composites-{SIZE}.pt", seed)
+    network = kept(file, swin.network(SIZE, len(CLASSES)), train)
     about = f"Swin, 11 M parameters, windows of 7×7, {(SIZE // 4) ** 2} patches at first and 16 at last"
     return on_composites("swin", network, about, half, stamps)
 
 
-def _fine_tuned(cache: Path, stamps: Path) -> nn.Module:
+def _fine_tuned(cache: Path, stamps: Path, seed: int) -> nn.Module:
     if (reason := missing(stamps)) is not None:
         raise FileNotFoundError(reason)
 
     def train(network: nn.Module) -> None:
-        backbone.fine_tune(network, scene(stamps, "train"), TRAINING_STEPS, BATCH, FROZEN)
+        backbone.fine_tune(network, scene(stamps, "train", seed), TRAINING_STEPS, BATCH, FROZEN, seed)
 
-    return kept(cache / f"composites-{SIZE}.pt", backbone.network(SIZE, len(CLASSES)), train)
+    return kept(of_seed(cache / f"composites-{SIZE}.pt", seed), backbone.network(SIZE, len(CLASSES)), train)
 
 
 def on_composites(name: str, network: nn.Module, about: str, half: Half, stamps: Path) -> Subject:
@@ -133,16 +137,17 @@ def on_composites(name: str, network: nn.Module, about: str, half: Half, stamps:
     )
 
 
-def digits(cache: Path, half: Half, count: int = 100) -> Subject:
+def digits(cache: Path, half: Half, count: int = 100, seed: int = 0) -> Subject:
     """The demo's model and its validation images.
 
     Args:
         cache: folder that keeps the weights.
         half: the even or the odd ones of a shuffled order.
         count: images at most.
+        seed: of the fine-tuning.
     """
     about = "ViT of the demo, 0.17 M parameters, 10 classes; MNIST digits of 28×28 pixels, 196 patches"
-    return on_digits(digits_network(cache), about, (14, 14), half, count)
+    return on_digits(digits_network(cache, seed), about, (14, 14), half, count)
 
 
 def on_digits(network: nn.Module, about: str, grid: tuple[int, int], half: Half, count: int = 100) -> Subject:
@@ -173,14 +178,14 @@ def shuffled_half(total: int, half: Half) -> Tensor:
     return order[0 if half == "choose" else 1 :: 2]
 
 
-def scene(stamps: Path, part: str) -> Scene:
-    """The composites of a part: "train" or a half."""
+def scene(stamps: Path, part: str, seed: int = 0) -> Scene:
+    """The composites of a part, "train" or a half; other composites of the same stamps with another seed."""
     return Scene(
         stamps,
         CLASSES,
         lambda number: number % 4 in REMAINDERS[part],
         held_out=part != "train",
-        seed=SEEDS[part],
+        seed=SEEDS[part] + len(SEEDS) * seed,
         size=SIZE,
         scale=(0.5, 0.9),
     )

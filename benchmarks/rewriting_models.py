@@ -31,11 +31,11 @@ def digits(cache: Path, count: int = 64) -> Trial:
     return select("digits", network, ((DIGIT_MEAN,), (DIGIT_STD,)), validation, count, about)
 
 
-def digits_network(cache: Path) -> nn.Module:
-    """The demo's model, fine-tuned; its weights are kept in the folder."""
+def digits_network(cache: Path, seed: int = 0) -> nn.Module:
+    """The demo's model, fine-tuned with this seed; its weights are kept in the folder."""
     from lightning_attngrad.demo.models import demo_vision_transformer
 
-    return kept(cache / "digits.pt", demo_vision_transformer(), _fine_tune_digits)
+    return kept(of_seed(cache / "digits.pt", seed), demo_vision_transformer(), partial(_fine_tune_digits, seed=seed))
 
 
 def photographs(cache: Path, count: int = 32, stamps: Path = rewriting_photos.STAMPS) -> Trial:
@@ -79,6 +79,11 @@ def swin(cache: Path, count: int = 16, stamps: Path = rewriting_photos.STAMPS) -
     return select("swin", subject.network, (MEAN, STD), (pixels, subject.label), count, about)
 
 
+def of_seed(file: Path, seed: int) -> Path:
+    """The file of what was trained with another seed than 0."""
+    return file.with_stem(f"{file.stem}-seed{seed}") if seed else file
+
+
 def kept(file: Path, network: nn.Module, train: Callable[[nn.Module], None]) -> nn.Module:
     """Fill a network from a file, or train it and write the file."""
     if file.is_file():
@@ -91,14 +96,14 @@ def kept(file: Path, network: nn.Module, train: Callable[[nn.Module], None]) -> 
     return network.eval()
 
 
-def _fine_tune_digits(network: nn.Module) -> None:
+def _fine_tune_digits(network: nn.Module, seed: int) -> None:
     import lightning as L
 
     from lightning_attngrad.demo.data import DigitsDataModule
     from lightning_attngrad.demo.models import load_backbone
     from lightning_attngrad.demo.module import FineTuner
 
-    L.seed_everything(0, verbose=False)
+    L.seed_everything(seed, verbose=False)
     load_backbone(network)
     trainer = L.Trainer(
         accelerator="cpu",

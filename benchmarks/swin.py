@@ -33,9 +33,9 @@ def network(size: int, class_count: int) -> nn.Module:
     )
 
 
-def learn(model: nn.Module, teacher: nn.Module, scene: Scene) -> None:
+def learn(model: nn.Module, teacher: nn.Module, scene: Scene, seed: int = 0) -> None:
     """Fit a network of :func:`network` to composites and to what the teacher makes of them."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     pixels, labels, tokens, logits = _composites(teacher, scene)
     mean = tokens.float().mean((0, 1, 2))
     spread = (tokens.float() - mean).var()

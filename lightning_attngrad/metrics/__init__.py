@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lightning_attngrad.metrics.drift import MapDrift
-    from lightning_attngrad.metrics.faithfulness import Deletion, Insertion, SymmetricRelevanceGain
+    from lightning_attngrad.metrics.faithfulness import Deletion, Insertion, SaCo, SymmetricRelevanceGain
     from lightning_attngrad.metrics.heads import AttentionHeadStatistics
     from lightning_attngrad.metrics.localisation import EnergyInMask, MaskAveragePrecision, PointingGame
     from lightning_attngrad.metrics.maps import MapStatistics
@@ -41,6 +41,7 @@ __all__ = [
     "RewriteQuality",
     "RewriteSuccess",
     "RobustAccuracy",
+    "SaCo",
     "SanityCheck",
     "SymmetricRelevanceGain",
     "TwoObjectShare",
@@ -57,6 +58,7 @@ _MODULES = {
     "MapStatistics": "maps",
     "MaskAveragePrecision": "localisation",
     "PointingGame": "localisation",
+    "SaCo": "faithfulness",
     "SanityCheck": "sensitivity",
     "SymmetricRelevanceGain": "faithfulness",
     "TwoObjectShare": "sensitivity",

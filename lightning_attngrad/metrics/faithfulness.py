@@ -1,7 +1,8 @@
-"""Faithfulness as torchmetrics: means over images of the areas of :func:`~.functional.faithfulness_curves`.
+"""Faithfulness as torchmetrics: means over images of the areas of :func:`~.functional.faithfulness_curves`, and SaCo.
 
 The curves come from the function, which runs the model; the classes add them up batch by batch and over processes, and
-draw the mean curve. Images of which a point is NaN, as those of a map that is not finite, are left out.
+draw the mean curve. Images of which a point is NaN, as those of a map that is not finite, are left out. SaCo takes the
+groups of :func:`~.functional.group_drops`.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities.plot import plot_curve
 
-from lightning_attngrad.metrics.functional import pairs
+from lightning_attngrad.metrics.functional import pairs, saco
 from lightning_attngrad.metrics.functional.faithfulness import area_under_curve, replaced_shares
-from lightning_attngrad.metrics.plotted_metric import PlottedMetric
+from lightning_attngrad.metrics.plotted_metric import MeanOverImages, PlottedMetric
 
 _AXES = ("share of patches replaced", "probability of the target")
 _ROUNDING = 1e-3  # of a probability in half precision
@@ -207,3 +208,33 @@ class SymmetricRelevanceGain(_MeanCurves):
 
     def compute(self) -> Tensor:
         return self._area("lerf") - self._area("morf")
+
+
+class SaCo(MeanOverImages):
+    """Salience-guided faithfulness coefficient: mean of :func:`~.functional.saco`.
+
+    Images whose groups are all equally salient, or of which a number is not finite, are left out.
+
+    Returns:
+        (), between −1 and 1, higher is better, 0 for a random map; NaN where no image has a number.
+
+    Raises:
+        ValueError: for groups in ``update`` that do not fit.
+
+    Source:
+        Wu et al., CVPR 2024, arXiv 2404.01415.
+
+    Example:
+        >>> metric = SaCo()
+        >>> metric.update(salience=torch.tensor([[3.0, 1.0, 0.0]]), drop=torch.tensor([[0.5, 0.1, 0.2]]))
+        >>> metric.compute()
+        tensor(0.6667)
+    """
+
+    higher_is_better: bool = True
+    plot_lower_bound: float = -1.0
+    plot_upper_bound: float = 1.0
+
+    def update(self, salience: Tensor, drop: Tensor) -> None:
+        """Add images: salience and drop of their groups, (B, K) each, of :class:`~.functional.GroupDrops`."""
+        self._add(saco(salience, drop))

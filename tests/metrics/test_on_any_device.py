@@ -118,6 +118,9 @@ CALLS: dict[str, Callable[[], Any]] = {
         )
         for replacement in ("mean", "blur")
     ],
+    "group_drops": lambda: vars(
+        functional.group_drops(MODELS["linear"], INPUTS["original"], MAPS, SOURCE, groups=3, replacement="blur")
+    ),
     "head_statistics": lambda: vars(functional.head_statistics(MODELS["vit"], IMAGES)),
     "image_quality": lambda: vars(functional.image_quality(INPUTS["original"], INPUTS["rewritten"])),
     "jensen_shannon": lambda: functional.jensen_shannon(MAPS, NOW),
@@ -137,6 +140,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "redrawn_state": lambda: functional.redrawn_state(MODELS["vit"]),
     "replaced_shares": lambda: functional.replaced_shares(9, 4, torch.device("cpu")),
     "robust_accuracy": lambda: functional.robust_accuracy(DISTANCE, INPUTS["correct"], [0.01, 0.1]),
+    "saco": lambda: functional.saco(INPUTS["salience"], INPUTS["drop"]),
     "sanity_check": lambda: functional.sanity_check(MODELS["vit"], IMAGES),
     "sanity_correlation": lambda: functional.sanity_correlation(MAPS, NOW),
     "share_surviving": lambda: functional.share_surviving(INPUTS["survived"], INPUTS["success"]),
@@ -239,7 +243,7 @@ def test_quantiles_are_taken_on_the_device() -> None:
 
 
 #: The model computes as it is told to; what is measured of its output does not.
-OF_A_MODEL = {"faithfulness_curves", "head_statistics", "sanity_check"}
+OF_A_MODEL = {"faithfulness_curves", "group_drops", "head_statistics", "sanity_check"}
 
 
 @pytest.mark.parametrize("name", sorted(set(CALLS) - OF_A_MODEL))

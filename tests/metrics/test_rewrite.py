@@ -211,6 +211,7 @@ REFUSED: list[tuple[Callable[[], object], str]] = [
         lambda: metrics.SymmetricRelevanceGain(4, 2).update(torch.ones(2, 3), torch.ones(1, 3)),
         r"morf, lerf: got \[2, 1\] images",
     ),
+    (lambda: metrics.SaCo().update(torch.ones(2, 3), torch.ones(2, 4)), "salience, drop: got shapes"),
 ]
 
 

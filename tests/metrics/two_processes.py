@@ -64,6 +64,8 @@ def _entries() -> Entries:
     high_norm_share[:, 0] = torch.nan  # a layer without a normalisation before it
     morf, lerf = torch.rand(2, ENTRIES, STEPS + 1, generator=generator)
     morf[4], lerf[11, 3] = torch.nan, torch.nan  # a map that is not finite, and an output that is not
+    salience, drop = torch.rand(2, ENTRIES, 5, generator=generator)
+    salience[2], salience[7], drop[9, 1] = torch.nan, 0.5, torch.nan  # not finite, all alike, no output
     return {
         "distance": distance,
         "reference": reference,
@@ -87,6 +89,8 @@ def _entries() -> Entries:
         "high_norm_share": high_norm_share,
         "morf": morf,
         "lerf": lerf,
+        "salience": salience,
+        "drop": drop,
     }
 
 
@@ -164,6 +168,7 @@ def _cases() -> dict[str, Case]:
                 functional.replaced_shares(PATCHES, STEPS), morf, lerf
             ).srg.nanmean(),
         ),
+        "saco": case(metrics.SaCo, "salience drop", lambda salience, drop: functional.saco(salience, drop).nanmean()),
     }
 
 

@@ -63,6 +63,7 @@ CALLS: dict[str, Arguments] = {
     "paired_log_ratio": (DISTANCES, REFERENCE),
     "pointing_game": (MAPS, MASKS),
     "robust_accuracy": (DISTANCES, FLAGS, [0.05, 0.2]),
+    "saco": (CURVES, drawn(2, 5, seed=1)),
     "sanity_correlation": (MAPS, OTHER_MAPS),
     "share_surviving": (FLAGS, FLAGS.flip(0)),
     "success_at": (DISTANCES, [0.05, 0.2]),
@@ -73,11 +74,13 @@ CALLS: dict[str, Arguments] = {
     "head_statistics": (None,),
     "sanity_check": (None, TARGET),
     "faithfulness_curves": (None, drawn(2, *VIT.grid), TARGET),
+    "group_drops": (None, drawn(2, *VIT.grid), TARGET),
 }
 #: Not from tensors of the device to tensors or numbers: names, classes of results, shares of patches, drawn weights.
 NO_METRICS = {
     "DRIFT_MEASURES",
     "Faithfulness",
+    "GroupDrops",
     "HeadStatistics",
     "ImageQuality",
     "LogRatio",

@@ -43,6 +43,7 @@ from lightning_attngrad.metrics.functional.rewrite import (
     share_surviving,
     success_at,
 )
+from lightning_attngrad.metrics.functional.saco import GroupDrops, group_drops, saco
 from lightning_attngrad.metrics.functional.sanity import redrawn_state, sanity_check
 from lightning_attngrad.metrics.functional.sensitivity import (
     class_sensitivity,
@@ -54,6 +55,7 @@ from lightning_attngrad.metrics.functional.similarity import map_cosine, map_spe
 __all__ = [
     "DRIFT_MEASURES",
     "Faithfulness",
+    "GroupDrops",
     "HeadStatistics",
     "ImageQuality",
     "LogRatio",
@@ -67,6 +69,7 @@ __all__ = [
     "drift_ratio",
     "energy_in_mask",
     "faithfulness_curves",
+    "group_drops",
     "head_statistics",
     "image_quality",
     "jensen_shannon",
@@ -86,6 +89,7 @@ __all__ = [
     "redrawn_state",
     "replaced_shares",
     "robust_accuracy",
+    "saco",
     "sanity_check",
     "sanity_correlation",
     "share_surviving",

@@ -6,7 +6,7 @@ relevant first (MoRF, "deletion") it should fall at once, least relevant first (
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -155,7 +155,7 @@ def faithfulness_curves(
         >>> result.shares, result.srg > 0
         (tensor([0.0000, 0.2500, 0.5000, 0.7500, 1.0000]), tensor([True]))
     """
-    _check(images, heatmap, target, steps, replacement, batch)
+    check(images, heatmap, target, replacement, steps=steps, batch=batch)
     # Outside inference mode also where the caller is in it: results, and what a model caches, are normal tensors.
     with torch.inference_mode(mode=False), torch.no_grad(), held_still(model):
         return _curves(
@@ -166,7 +166,7 @@ def faithfulness_curves(
             replacement,
             batch,
             forward or model,
-            (0, 0, images.shape[-2], images.shape[-1]) if area is None else area,
+            area,
             check_task(task),
         )
 
@@ -179,15 +179,54 @@ def _curves(
     replacement: Replacement,
     batch: int,
     forward: Callable[[Tensor], Any],
-    area: tuple[int, int, int, int],
+    area: tuple[int, int, int, int] | None,
     task: Task,
 ) -> Faithfulness:
-    count, patches = len(images), heatmap.shape[-2] * heatmap.shape[-1]
-    inner = _replaced_patches(patches, steps)[1:-1]
-    # Variants of an image: from which place in the ranking on, and up to which, patches are replaced.
-    begin = torch.tensor([0, 0, *(0 for _ in inner), *(patches - number for number in inner)], device=images.device)
-    end = torch.tensor([0, patches, *inner, *(patches for _ in inner)], device=images.device)
+    patches = heatmap.shape[-2] * heatmap.shape[-1]
+    inner = bounds_of_shares(patches, steps)[1:-1]
+    begin = [0, 0, *(0 for _ in inner), *(patches - number for number in inner)]
+    end = [0, patches, *inner, *(patches for _ in inner)]
+    found = probabilities_without(images, heatmap, target, begin, end, replacement, batch, forward, area, task)
+    whole, none, first, last = found.split([1, 1, len(inner), len(inner)], dim=1)
+    return Faithfulness(
+        shares=replaced_shares(patches, steps, images.device),
+        morf=torch.cat([whole, first, none], dim=1),
+        lerf=torch.cat([whole, last, none], dim=1),
+    )
 
+
+def probabilities_without(
+    images: Tensor,
+    heatmap: Tensor,
+    target: Tensor,
+    begin: Sequence[int],
+    end: Sequence[int],
+    replacement: Replacement,
+    batch: int,
+    forward: Callable[[Tensor], Any],
+    area: tuple[int, int, int, int] | None,
+    task: Task,
+) -> Tensor:
+    """Probability of the target class with some places of a map's ranking replaced, all variants of an image at once.
+
+    Args:
+        images: (B, C, H, W).
+        heatmap: (B, h, w), which ranks the patches: place 0 is the most relevant.
+        target: (B,) classes.
+        begin: of each of V variants, from which place on patches are replaced.
+        end: of each, up to which, itself left out.
+        replacement: see :func:`faithfulness_curves`, as all that follow.
+        batch: images that go through the model at once.
+        forward: the model.
+        area: of the images that the map covers; None is all.
+        task: what the output means.
+
+    Returns:
+        (B, V) float32; NaN for images whose map is not finite, and where the model's output is not.
+    """
+    variants, patches = len(begin), heatmap.shape[-2] * heatmap.shape[-1]
+    first, last = (torch.tensor(places, device=images.device) for places in (begin, end))
+    area = (0, 0, images.shape[-2], images.shape[-1]) if area is None else area
     covered = images[..., area[0] : area[2], area[1] : area[3]]
     place = _place_of_pixels(heatmap, covered.shape[-2:])  # (B, 1, H, W)
     instead = replaced_everywhere(covered, replacement, heatmap.shape[-2:])
@@ -195,25 +234,16 @@ def _curves(
         around = (area[1], images.shape[-1] - area[3], area[0], images.shape[-2] - area[2])
         place = F.pad(place, around, value=patches)  # behind all that are replaced
         instead = F.pad(instead.expand_as(covered), around)
-    found = torch.empty(count * len(begin), dtype=torch.float32, device=images.device)
+    found = torch.empty(len(images) * variants, dtype=torch.float32, device=images.device)
     for start in range(0, len(found), batch):
         number = torch.arange(start, min(start + batch, len(found)), device=images.device)
-        image, variant = number // len(begin), number % len(begin)
+        image, variant = number // variants, number % variants
         places = place[image]
-        gone = (places >= begin[variant, None, None, None]) & (places < end[variant, None, None, None])
+        gone = (places >= first[variant, None, None, None]) & (places < last[variant, None, None, None])
         shown = torch.where(gone, instead[image], images[image])  # (R, C, H, W)
         found[start : start + batch] = _probability(of_rows(forward, image)(shown), target[image], task)
     broken = ~heatmap.flatten(1).isfinite().all(dim=1)
-    whole, none, first, last = (
-        found.view(count, len(begin))
-        .masked_fill(broken[:, None], torch.nan)
-        .split([1, 1, len(inner), len(inner)], dim=1)
-    )
-    return Faithfulness(
-        shares=replaced_shares(patches, steps, images.device),
-        morf=torch.cat([whole, first, none], dim=1),
-        lerf=torch.cat([whole, last, none], dim=1),
-    )
+    return found.view(len(images), variants).masked_fill(broken[:, None], torch.nan)
 
 
 def replaced_shares(patches: int, steps: int, device: torch.device | None = None) -> Tensor:
@@ -231,10 +261,11 @@ def replaced_shares(patches: int, steps: int, device: torch.device | None = None
         >>> replaced_shares(patches=9, steps=2) * 9
         tensor([0., 5., 9.])
     """
-    return torch.tensor(_replaced_patches(patches, steps), dtype=torch.float32, device=device) / patches
+    return torch.tensor(bounds_of_shares(patches, steps), dtype=torch.float32, device=device) / patches
 
 
-def _replaced_patches(patches: int, steps: int) -> list[int]:
+def bounds_of_shares(patches: int, steps: int) -> list[int]:
+    """How many of the patches come before each of S + 1 bounds of S equal shares, rounded to whole patches."""
     return [(2 * step * patches + steps) // (2 * steps) for step in range(steps + 1)]  # halves rounded up
 
 
@@ -309,7 +340,19 @@ def _probability(output: Any, target: Tensor, task: Task) -> Tensor:
     return task.probabilities(scores.float()).gather(1, target[:, None].long())[:, 0]
 
 
-def _check(images: Tensor, heatmap: Tensor, target: Tensor, steps: int, replacement: str, batch: int) -> None:
+def check(images: Tensor, heatmap: Tensor, target: Tensor, replacement: str, **counts: int) -> None:
+    """Refuse what cannot be measured.
+
+    Args:
+        images: see :func:`faithfulness_curves`, as all.
+        heatmap: of the images.
+        target: classes.
+        replacement: of patches.
+        counts: by their names, numbers that have to be positive.
+
+    Raises:
+        ValueError: what was given, and what would do.
+    """
     if images.dim() != 4 or not images.is_floating_point() or 0 in images.shape[1:]:
         raise ValueError(f"images: got {images.dtype} {tuple(images.shape)}; expected floats (B, C, H, W)")
     if heatmap.dim() != 3 or len(heatmap) != len(images) or 0 in heatmap.shape[1:] or not heatmap.is_floating_point():
@@ -327,7 +370,7 @@ def _check(images: Tensor, heatmap: Tensor, target: Tensor, steps: int, replacem
         raise ValueError(
             f"target: got {target.dtype} {tuple(target.shape)}; expected ({len(images)},) ints, one class an image"
         )
-    for name, value in (("steps", steps), ("batch", batch)):
+    for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}: got {value!r}; expected a positive int")
     if replacement not in REPLACEMENTS:
