@@ -1,6 +1,7 @@
-"""How faithful the maps are, method by method, on two models: Markdown tables.
+"""How faithful the maps are, method by method, on three models: Markdown tables.
 
-Methods were chosen on one half of the images (``--half choose``) and are reported on the other.
+Methods were chosen on one half of the images (``--half choose``) and are reported on the other. With several
+``--seeds`` each model is fine-tuned anew with each, and what is printed is what holds over them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import timm
 import torch
 from torch import Tensor
 
-from benchmarks import faithfulness_models, peers
+from benchmarks import faithfulness_models, faithfulness_seeds, peers
 from benchmarks.faithfulness_methods import BEST, CHEFER, ROWS, Row
 from benchmarks.faithfulness_models import Subject
 from benchmarks.faithfulness_scores import Scores, interval, judge, mean, price
@@ -27,7 +28,7 @@ MODELS = ("photographs", "digits", "swin")
 SRG_OVER_CAM, SWIN_MASK_AP, GRAD_CAM = 0.03, 0.75, "grad_cam"
 #: What was asked of one method (the first row): question, whether at least or at most, limit.
 SRG_GAIN, MASK_AP, SENSITIVITY, PRICE = 0.03, 0.80, 0.45, 1.25
-COLUMNS = ("class sensitivity", "sanity", "pointing", "mask AP", "energy", "two objects")
+COLUMNS = ("SaCo", "class sensitivity", "sanity", "pointing", "mask AP", "energy", "two objects")
 TIMED_IMAGES = 8
 
 #: What a row came to: its scores and its price, or why there are none.
@@ -41,24 +42,41 @@ def main() -> None:
         f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%d}; torch {torch.__version__}, timm {timm.__version__}, "
         f"{peers.versions() or 'no peer installed'}; float32 on one thread; the half of the images to {options.half}"
     )
-    subjects = [subject for name in options.models if (subject := _subject(name, options)) is not None]
     wanted = (*options.only, CHEFER) if options.only else ("",)
     rows = [row for row in ROWS if any(part in row.name for part in wanted)]
+    if len(options.seeds) > 1:
+        for name in options.models:
+            _over_seeds(name, rows, options)
+        return
+    (seed,) = options.seeds
+    subjects = [subject for name in options.models if (subject := _subject(name, options, seed)) is not None]
     for subject, outcomes in compare(subjects, rows, options.cache, options.rounds):
         print(*table(subject, outcomes), sep="\n")
-        print(*leads(outcomes), sep="\n", flush=True)
+        print(*leads(outcomes), sep="\n")
+        known = {name: [result[0]] for name, result in outcomes.items() if not isinstance(result, str)}
+        print("", *faithfulness_seeds.claims(known), sep="\n", flush=True)
         if len(rows) < len(ROWS):
             continue  # what was asked is asked of the first row, beside all others
-        asked = aims_of_swin(outcomes) if subject.name == "swin" else aims(outcomes, subject.masks is not None)
+        asked = aims_of_swin(outcomes) if subject.name.startswith("swin") else aims(outcomes, subject.masks is not None)
         print(*asked, sep="\n", flush=True)
 
 
-def _subject(name: str, options: argparse.Namespace) -> Subject | None:
+def _over_seeds(name: str, rows: Sequence[Row], options: argparse.Namespace) -> None:
+    found = [_subject(name, options, seed) for seed in options.seeds]
+    subjects = [subject for subject in found if subject is not None]
+    if len(subjects) < len(found):
+        return
+    outcomes = faithfulness_seeds.scores_of_seeds(subjects, rows, options.cache)
+    print(*faithfulness_seeds.tables(subjects, options.seeds, outcomes), sep="\n")
+    print(*faithfulness_seeds.claims(outcomes), sep="\n", flush=True)
+
+
+def _subject(name: str, options: argparse.Namespace, seed: int) -> Subject | None:
     if name == "digits":
-        return faithfulness_models.digits(options.cache, options.half)
+        return faithfulness_models.digits(options.cache, options.half, seed=seed, used_to_hiding=options.used_to_hiding)
     build = faithfulness_models.photographs_swin if name == "swin" else faithfulness_models.photographs
     try:
-        return build(options.cache, options.half, options.stamps)
+        return build(options.cache, options.half, options.stamps, seed, used_to_hiding=options.used_to_hiding)
     except FileNotFoundError as error:
         print(f"\n### {name}\n\nleft out: {error}")
         return None
@@ -69,6 +87,12 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
     parser.add_argument("--only", nargs="+", default=(), metavar="NAME", help="rows with one of these in the name")
     parser.add_argument("--half", choices=("choose", "report"), default="report", help="of the images")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0], help="of the fine-tuning; several: what holds over them"
+    )
+    parser.add_argument(
+        "--used-to-hiding", action="store_true", help="copies that were fine-tuned with patches hidden, as IDSDS asks"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="rounds of the timing that count (default 5)")
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="folder that keeps weights and scores")
     parser.add_argument("--stamps", type=Path, default=STAMPS, help="folder of Tux Paint's stamps")
@@ -85,7 +109,7 @@ def compare(
     outcomes: list[dict[str, Outcome]] = [{} for _ in subjects]
     for row in rows:
         for subject, of_subject in zip(subjects, outcomes, strict=True):
-            if row.twin_of_vit and subject.name == "swin":
+            if row.twin_of_vit and subject.name.startswith("swin"):
                 of_subject[row.name] = "is set up for a ViT here"
                 continue
             print(f"{subject.name}: {row.name}", file=sys.stderr, flush=True)

@@ -5,6 +5,7 @@ Each set of images falls into two halves. Methods are chosen on the one, and rep
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from benchmarks import backbone, swin
+from benchmarks import backbone, hidden_patches, swin
 from benchmarks.rewriting_models import digits_network, kept, of_seed
 from benchmarks.stamps import MEAN, STAMPS, STD, Scene, missing
 
@@ -33,6 +34,8 @@ REMAINDERS: dict[str, tuple[int, ...]] = {"train": (0, 2), "choose": (1,), "repo
 SEEDS: dict[str, int] = {"train": 0, "choose": 1, "report": 2}
 PAIRS = 32
 TRAINING_STEPS, BATCH = 140, 16
+#: Largest learning rate while a copy gets used to hidden patches.
+RATE_OF_HIDING = {"composites": 4e-5, "digits": 1e-3}
 FROZEN = ("patch_embed.", "pos_embed", "cls_token", *(f"blocks.{index}." for index in range(8)))
 
 
@@ -65,7 +68,9 @@ class Subject:
     about: str
 
 
-def photographs(cache: Path, half: Half, stamps: Path = STAMPS, seed: int = 0) -> Subject:
+def photographs(
+    cache: Path, half: Half, stamps: Path = STAMPS, seed: int = 0, *, used_to_hiding: bool = False
+) -> Subject:
     """A pretrained ViT-S/14, fine-tuned on composites; judged on stamps and backgrounds that it has not seen.
 
     Args:
@@ -73,15 +78,23 @@ def photographs(cache: Path, half: Half, stamps: Path = STAMPS, seed: int = 0) -
         half: which half of the held-out stamps, one composite each.
         stamps: folder of Tux Paint's stamps.
         seed: of the composites that it is fine-tuned on.
+        used_to_hiding: a copy that has seen hidden patches, see :mod:`benchmarks.hidden_patches`.
 
     Raises:
         FileNotFoundError: something has to be installed first; the message says what.
     """
     about = f"ViT-S/14, 22 M parameters, {(SIZE // 14) ** 2} patches"
-    return on_composites("photographs", _fine_tuned(cache, stamps, seed), about, half, stamps)
+    network = _fine_tuned(cache, stamps, seed)
+    if not used_to_hiding:
+        return on_composites("photographs", network, about, half, stamps)
+    before = copy.deepcopy(network)
+    _accustom_to_composites(_composites_file(cache, seed), network, stamps, seed, FROZEN)
+    return on_composites("photographs, used to hidden patches", network, about, half, stamps, before)
 
 
-def photographs_swin(cache: Path, half: Half, stamps: Path = STAMPS, seed: int = 0) -> Subject:
+def photographs_swin(
+    cache: Path, half: Half, stamps: Path = STAMPS, seed: int = 0, *, used_to_hiding: bool = False
+) -> Subject:
     """A Swin of four stages on the same images, judged on the same squares of 14 pixels; see :mod:`benchmarks.swin`.
 
     Args:
@@ -89,6 +102,7 @@ def photographs_swin(cache: Path, half: Half, stamps: Path = STAMPS, seed: int =
         half: which half of the held-out stamps, one composite each.
         stamps: folder of Tux Paint's stamps.
         seed: of its first weights and of the composites that it and its teacher learn from.
+        used_to_hiding: a copy that has seen hidden patches.
 
     Raises:
         FileNotFoundError: something has to be installed first; the message says what.
@@ -101,7 +115,11 @@ def photographs_swin(cache: Path, half: Half, stamps: Path = STAMPS, seed: int =
     file = of_seed(cache / f"swin-composites-{SIZE}.pt", seed)
     network = kept(file, swin.network(SIZE, len(CLASSES)), train)
     about = f"Swin, 11 M parameters, windows of 7×7, {(SIZE // 4) ** 2} patches at first and 16 at last"
-    return on_composites("swin", network, about, half, stamps)
+    if not used_to_hiding:
+        return on_composites("swin", network, about, half, stamps)
+    before = copy.deepcopy(network)
+    _accustom_to_composites(file, network, stamps, seed, ())
+    return on_composites("swin, used to hidden patches", network, about, half, stamps, before)
 
 
 def _fine_tuned(cache: Path, stamps: Path, seed: int) -> nn.Module:
@@ -111,11 +129,32 @@ def _fine_tuned(cache: Path, stamps: Path, seed: int) -> nn.Module:
     def train(network: nn.Module) -> None:
         backbone.fine_tune(network, scene(stamps, "train", seed), TRAINING_STEPS, BATCH, FROZEN, seed)
 
-    return kept(of_seed(cache / f"composites-{SIZE}.pt", seed), backbone.network(SIZE, len(CLASSES)), train)
+    return kept(_composites_file(cache, seed), backbone.network(SIZE, len(CLASSES)), train)
 
 
-def on_composites(name: str, network: nn.Module, about: str, half: Half, stamps: Path) -> Subject:
-    """A network judged on a half of the held-out stamps, one composite each."""
+def _composites_file(cache: Path, seed: int) -> Path:
+    return of_seed(cache / f"composites-{SIZE}.pt", seed)
+
+
+def _accustom_to_composites(file: Path, network: nn.Module, stamps: Path, seed: int, frozen: tuple[str, ...]) -> None:
+    """Make a network of this file one that is used to hidden patches."""
+
+    def train(network: nn.Module) -> None:
+        composites, normalise = scene(stamps, "train", seed), _normalisation(MEAN, STD)
+
+        def batch() -> tuple[Tensor, Tensor]:
+            pixels, label = composites.batch(BATCH)
+            return normalise(pixels), label
+
+        hidden_patches.accustom(network, batch, (SIZE // 14, SIZE // 14), RATE_OF_HIDING["composites"], frozen, seed)
+
+    kept(file.with_stem(f"{file.stem}-hidden"), network, train)
+
+
+def on_composites(
+    name: str, network: nn.Module, about: str, half: Half, stamps: Path, before: nn.Module | None = None
+) -> Subject:
+    """A network judged on a half of the held-out stamps, one composite each; what it was before hidden patches."""
     composites = scene(stamps, half)
     normalise = _normalisation(MEAN, STD)
     pixels, label, masks = composites.everything(1)
@@ -123,6 +162,8 @@ def on_composites(name: str, network: nn.Module, about: str, half: Half, stamps:
     images = normalise(pixels)
     right = _predicted(network, images) == label
     about = f"{about}, {len(CLASSES)} classes; cut-outs on photographs, {SIZE}×{SIZE} pixels"
+    if before is not None:
+        about = f"{about}; {_used_to(before, network, images, label, (SIZE // 14, SIZE // 14))}"
     return Subject(
         name,
         network,
@@ -137,7 +178,7 @@ def on_composites(name: str, network: nn.Module, about: str, half: Half, stamps:
     )
 
 
-def digits(cache: Path, half: Half, count: int = 100, seed: int = 0) -> Subject:
+def digits(cache: Path, half: Half, count: int = 100, seed: int = 0, *, used_to_hiding: bool = False) -> Subject:
     """The demo's model and its validation images.
 
     Args:
@@ -145,12 +186,38 @@ def digits(cache: Path, half: Half, count: int = 100, seed: int = 0) -> Subject:
         half: the even or the odd ones of a shuffled order.
         count: images at most.
         seed: of the fine-tuning.
+        used_to_hiding: a copy that has seen hidden patches.
     """
     about = "ViT of the demo, 0.17 M parameters, 10 classes; MNIST digits of 28×28 pixels, 196 patches"
-    return on_digits(digits_network(cache, seed), about, (14, 14), half, count)
+    network, grid = digits_network(cache, seed), (14, 14)
+    if not used_to_hiding:
+        return on_digits(network, about, grid, half, count)
+    before = copy.deepcopy(network)
+
+    def train(network: nn.Module) -> None:
+        from lightning_attngrad.demo.data import DIGIT_MEAN, DIGIT_STD, load_digits
+
+        (pixels, labels), _ = load_digits()
+        generator = torch.Generator().manual_seed(seed)
+
+        def batch() -> tuple[Tensor, Tensor]:
+            chosen = torch.randint(len(labels), (2 * BATCH,), generator=generator)
+            return _normalisation((DIGIT_MEAN,), (DIGIT_STD,))(pixels[chosen]), labels[chosen]
+
+        hidden_patches.accustom(network, batch, grid, RATE_OF_HIDING["digits"], seed=seed)
+
+    kept(of_seed(cache / "digits-hidden.pt", seed), network, train)
+    return on_digits(network, about, grid, half, count, before)
 
 
-def on_digits(network: nn.Module, about: str, grid: tuple[int, int], half: Half, count: int = 100) -> Subject:
+def on_digits(
+    network: nn.Module,
+    about: str,
+    grid: tuple[int, int],
+    half: Half,
+    count: int = 100,
+    before: nn.Module | None = None,
+) -> Subject:
     """A network judged on the demo's validation images; patches are replaced in as many steps as there are rows."""
     from lightning_attngrad.demo.data import DIGIT_MEAN, DIGIT_STD, load_digits
 
@@ -158,8 +225,10 @@ def on_digits(network: nn.Module, about: str, grid: tuple[int, int], half: Half,
     chosen = shuffled_half(len(labels), half)[:count]
     images, label = _normalisation((DIGIT_MEAN,), (DIGIT_STD,))(pixels[chosen]), labels[chosen]
     right = _predicted(network, images) == label
+    if before is not None:
+        about = f"{about}; {_used_to(before, network, images, label, grid)}"
     return Subject(
-        "digits",
+        "digits" if before is None else "digits, used to hidden patches",
         network,
         images[right],
         label[right],
@@ -170,6 +239,11 @@ def on_digits(network: nn.Module, about: str, grid: tuple[int, int], half: Half,
         right.float().mean().item(),
         about,
     )
+
+
+def _used_to(before: nn.Module, network: nn.Module, images: Tensor, label: Tensor, grid: tuple[int, int]) -> str:
+    found = [hidden_patches.accuracy(one, images, label, grid) for one in (network, before)]
+    return f"a copy used to hidden patches (accuracy with half of them hidden {found[0]:.2f}, before {found[1]:.2f})"
 
 
 def shuffled_half(total: int, half: Half) -> Tensor:

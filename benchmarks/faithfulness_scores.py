@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +19,7 @@ from lightning_attngrad.metrics.functional import (
     class_sensitivity,
     energy_in_mask,
     faithfulness_curves,
+    group_drops,
     mask_average_precision,
     pointing_game,
     redrawn_state,
@@ -44,38 +47,56 @@ def redrawn(network: nn.Module) -> nn.Module:
     return other
 
 
-def judge(subject: Subject, row: Row, cache: Path) -> Scores:
-    """All questions to one row. The answers are kept on disk, by the row's maps and all that they are judged on."""
+def judge(subject: Subject, row: Row, cache: Path, questions: Sequence[str] = ()) -> Scores:
+    """Some questions to one row, or all. The answers are kept on disk, by its maps and all that they are judged on.
+
+    A question that was not asked before is asked now, and what was answered before is not asked again.
+    """
     maps = row.all_maps(row.of(subject.network), subject.images, subject.label, subject.grid)
     file = cache / "scores" / f"{_digest(subject, maps)}.pt"
-    if file.is_file():
-        kept: Scores = torch.load(file, weights_only=True)
-        return kept
-    scores = _judge(subject, row, maps)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(scores, file)
-    return scores
+    kept: Scores = torch.load(file, weights_only=True) if file.is_file() else {}
+    asked = {name: ask for name, ask in _questions(subject, row, maps).items() if not questions or name in questions}
+    new = {name: ask() for name, ask in asked.items() if name not in kept}
+    if new:
+        kept |= new
+        file.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(kept, file)
+    return {name: kept[name] for name in asked}
 
 
-def _judge(subject: Subject, row: Row, maps: Tensor) -> Scores:
-    network, grid = row.of(subject.network), subject.grid
-    scores = {f"srg_{replacement}": gain(subject, maps, replacement) for replacement in REPLACEMENTS}
-    of_runner_up = row.all_maps(network, subject.images, runner_up(subject), grid)
-    scores["class sensitivity"] = class_sensitivity(maps, of_runner_up)
-    of_redrawn = row.all_maps(row.of(redrawn(subject.network)), subject.images, subject.label, grid)
-    scores["sanity"] = sanity_correlation(maps, of_redrawn)
-    if subject.masks is not None:
-        scores["pointing"] = pointing_game(maps, subject.masks)
-        scores["mask AP"] = mask_average_precision(maps, subject.masks)
-        scores["energy"] = energy_in_mask(maps, subject.masks)
+def _questions(subject: Subject, row: Row, maps: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """All that can be asked of a row's maps on a subject, none of it asked yet."""
+    grid, masks = subject.grid, subject.masks
+
+    def of_runner_up() -> Tensor:
+        return row.all_maps(row.of(subject.network), subject.images, runner_up(subject), grid)
+
+    def of_redrawn() -> Tensor:
+        return row.all_maps(row.of(redrawn(subject.network)), subject.images, subject.label, grid)
+
+    found: dict[str, Callable[[], Tensor]] = {
+        **{f"srg_{replacement}": partial(gain, subject, maps, replacement) for replacement in REPLACEMENTS},
+        "SaCo": lambda: group_drops(subject.network, subject.images, maps, subject.label, groups=subject.steps).saco,
+        "class sensitivity": lambda: class_sensitivity(maps, of_runner_up()),
+        "sanity": lambda: sanity_correlation(maps, of_redrawn()),
+    }
+    if masks is not None:
+        found["pointing"] = lambda: pointing_game(maps, masks)
+        found["mask AP"] = lambda: mask_average_precision(maps, masks)
+        found["energy"] = lambda: energy_in_mask(maps, masks)
     if subject.pairs is not None:
-        images, labels, masks = subject.pairs
-        shares = []
-        for side in (0, 1):
-            of_side = row.all_maps(network, images, labels[:, side], grid)
-            shares.append(two_object_share(of_side, masks[:, side], masks[:, 1 - side]))
-        scores["two objects"] = torch.stack(shares).mean(dim=0)
-    return scores
+        found["two objects"] = lambda: _on_the_right_object(subject, row)
+    return found
+
+
+def _on_the_right_object(subject: Subject, row: Row) -> Tensor:
+    """(V,) mean over both objects of an image of the share that lies on the one whose class is explained."""
+    assert subject.pairs is not None
+    (images, labels, masks), shares = subject.pairs, []
+    for side in (0, 1):
+        of_side = row.all_maps(row.of(subject.network), images, labels[:, side], subject.grid)
+        shares.append(two_object_share(of_side, masks[:, side], masks[:, 1 - side]))
+    return torch.stack(shares).mean(dim=0)
 
 
 def gain(subject: Subject, maps: Tensor, replacement: Replacement) -> Tensor:
