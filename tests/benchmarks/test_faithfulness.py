@@ -88,6 +88,27 @@ def test_scores_are_kept_by_what_is_in_the_maps(subject: Subject, tmp_path: Path
     assert len(list((tmp_path / "scores").iterdir())) == 3
 
 
+def test_a_new_question_is_asked_alone_and_kept(subject: Subject, tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def maps(*arguments: object) -> Tensor:
+        asked.append(1)
+        return on_object(*arguments)  # type: ignore[arg-type]
+
+    row = Row("mask", maps)
+    assert set(judge(subject, row, tmp_path, ["srg_mean", "mask AP"])) == {"srg_mean", "mask AP"}
+    assert len(asked) == 1  # the maps alone: nothing of the runner-up, of drawn weights, of two objects
+    (file,) = (tmp_path / "scores").iterdir()
+    torch.save({"srg_mean": torch.full((COUNT,), 7.0)}, file)  # as an older version kept it, without SaCo
+    scores = judge(subject, row, tmp_path)
+    assert scores["srg_mean"].tolist() == [7.0] * COUNT
+    assert scores["SaCo"].shape == (COUNT,)
+    assert set(torch.load(file)) == set(scores)
+    before = len(asked)
+    assert judge(subject, row, tmp_path).keys() == scores.keys()
+    assert len(asked) == before + 1
+
+
 def test_runner_up_is_the_second_class(subject: Subject) -> None:
     with torch.no_grad():
         second = subject.network(subject.images).topk(2, dim=1).indices[:, 1]
