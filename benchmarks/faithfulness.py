@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from benchmarks import faithfulness_models, faithfulness_seeds, peers
 from benchmarks.faithfulness_methods import BEST, CHEFER, ROWS, Row
 from benchmarks.faithfulness_models import Subject
 from benchmarks.faithfulness_scores import Scores, interval, judge, mean, price
+from benchmarks.faithfulness_seeds import GAINS, QUESTIONS
 from benchmarks.rewriting_models import DEFAULT_CACHE
 from benchmarks.stamps import STAMPS
 
@@ -29,6 +31,7 @@ SRG_OVER_CAM, SWIN_MASK_AP, GRAD_CAM = 0.03, 0.75, "grad_cam"
 #: What was asked of one method (the first row): question, whether at least or at most, limit.
 SRG_GAIN, MASK_AP, SENSITIVITY, PRICE = 0.03, 0.80, 0.45, 1.25
 COLUMNS = ("SaCo", "class sensitivity", "sanity", "pointing", "mask AP", "energy", "two objects")
+ALL_QUESTIONS = ("srg_mean", "srg_blur", *COLUMNS)
 TIMED_IMAGES = 8
 
 #: What a row came to: its scores and its price, or why there are none.
@@ -50,12 +53,12 @@ def main() -> None:
         return
     (seed,) = options.seeds
     subjects = [subject for name in options.models if (subject := _subject(name, options, seed)) is not None]
-    for subject, outcomes in compare(subjects, rows, options.cache, options.rounds):
+    for subject, outcomes in compare(subjects, rows, options.cache, options.rounds, options.ask):
         print(*table(subject, outcomes), sep="\n")
         print(*leads(outcomes), sep="\n")
         known = {name: [result[0]] for name, result in outcomes.items() if not isinstance(result, str)}
         print("", *faithfulness_seeds.claims(known), sep="\n", flush=True)
-        if len(rows) < len(ROWS):
+        if len(rows) < len(ROWS) or options.ask or not options.rounds:
             continue  # what was asked is asked of the first row, beside all others
         asked = aims_of_swin(outcomes) if subject.name.startswith("swin") else aims(outcomes, subject.masks is not None)
         print(*asked, sep="\n", flush=True)
@@ -66,7 +69,7 @@ def _over_seeds(name: str, rows: Sequence[Row], options: argparse.Namespace) -> 
     subjects = [subject for subject in found if subject is not None]
     if len(subjects) < len(found):
         return
-    outcomes = faithfulness_seeds.scores_of_seeds(subjects, rows, options.cache)
+    outcomes = faithfulness_seeds.scores_of_seeds(subjects, rows, options.cache, options.ask or QUESTIONS)
     print(*faithfulness_seeds.tables(subjects, options.seeds, outcomes), sep="\n")
     print(*faithfulness_seeds.claims(outcomes), sep="\n", flush=True)
 
@@ -93,17 +96,24 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--used-to-hiding", action="store_true", help="copies that were fine-tuned with patches hidden, as IDSDS asks"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of the timing that count (default 5)")
+    parser.add_argument("--ask", nargs="+", default=(), metavar="QUESTION", help=f"some of: {', '.join(ALL_QUESTIONS)}")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="rounds of the timing that count (default 5); 0: no timing"
+    )
     parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="folder that keeps weights and scores")
     parser.add_argument("--stamps", type=Path, default=STAMPS, help="folder of Tux Paint's stamps")
     options = parser.parse_args()
-    if options.rounds < 1:
-        parser.error("--rounds: expected a number above 0")
+    if options.rounds < 0:
+        parser.error("--rounds: expected 0 or more")
+    if unknown := set(options.ask) - set(ALL_QUESTIONS):
+        parser.error(f"--ask: got {', '.join(sorted(unknown))}; expected some of {', '.join(ALL_QUESTIONS)}")
+    if options.ask and not set(options.ask) & set(GAINS):
+        parser.error(f"--ask: expected one of {', '.join(GAINS)} among them, which rows are compared by")
     return options
 
 
 def compare(
-    subjects: Sequence[Subject], rows: Sequence[Row], cache: Path, rounds: int
+    subjects: Sequence[Subject], rows: Sequence[Row], cache: Path, rounds: int, questions: Sequence[str] = ()
 ) -> Iterator[tuple[Subject, dict[str, Outcome]]]:
     """Every row on every subject; row by row, for the last ones may patch torch's classes for good."""
     outcomes: list[dict[str, Outcome]] = [{} for _ in subjects]
@@ -113,16 +123,17 @@ def compare(
                 of_subject[row.name] = "is set up for a ViT here"
                 continue
             print(f"{subject.name}: {row.name}", file=sys.stderr, flush=True)
-            of_subject[row.name] = outcome(subject, row, cache, rounds)
+            of_subject[row.name] = outcome(subject, row, cache, rounds, questions)
     yield from zip(subjects, outcomes, strict=True)
 
 
-def outcome(subject: Subject, row: Row, cache: Path, rounds: int) -> Outcome:
-    """A row's scores and price; the reason, where another library is missing or fails."""
+def outcome(subject: Subject, row: Row, cache: Path, rounds: int, questions: Sequence[str] = ()) -> Outcome:
+    """A row's scores and price, NaN without a round; the reason, where another library is missing or fails."""
     if (reason := row.missing()) is not None:
         return reason
     try:
-        return judge(subject, row, cache), price(subject, row, TIMED_IMAGES, rounds)
+        scores = judge(subject, row, cache, questions)
+        return scores, price(subject, row, TIMED_IMAGES, rounds) if rounds else float("nan")
     except ImportError as error:
         return f"cannot be imported: {error}"
     except Exception as error:
@@ -139,7 +150,8 @@ def table(subject: Subject, outcomes: dict[str, Outcome]) -> Iterator[str]:
     if isinstance(chefer, str):
         raise TypeError(f"{CHEFER}: {chefer}")
     columns = [name for name in COLUMNS if name in chefer[0]]
-    heads = ["SRG, mean", "− Chefer", "SRG, blur", "− Chefer", *columns, "× one forward and backward"]
+    gains = [gain for gain in ("srg_mean", "srg_blur") if gain in chefer[0]]
+    heads = [*(head for gain in gains for head in (GAINS[gain], "− Chefer")), *columns, "× one forward and backward"]
     yield f"| | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}"
     for name, result in outcomes.items():
         if isinstance(result, str):
@@ -147,10 +159,10 @@ def table(subject: Subject, outcomes: dict[str, Outcome]) -> Iterator[str]:
             continue
         scores, times = result
         cells = []
-        for gain in ("srg_mean", "srg_blur"):
+        for gain in gains:
             cells += [f"{mean(scores[gain]):.3f}", "" if name == CHEFER else difference(scores[gain], chefer[0][gain])]
         cells += [f"{mean(scores[column]):.2f}" for column in columns]
-        yield f"| {name} | {' | '.join(cells)} | {times:.2f} |"
+        yield f"| {name} | {' | '.join(cells)} | {'' if math.isnan(times) else f'{times:.2f}'} |"
 
 
 def difference(gains: Tensor, of_other: Tensor) -> str:
@@ -162,7 +174,7 @@ def difference(gains: Tensor, of_other: Tensor) -> str:
 def leads(outcomes: dict[str, Outcome]) -> Iterator[str]:
     """By how much the dearer mode is ahead of each other row, in paired differences; nothing where it was not run."""
     best = outcomes.get(BEST)
-    if best is None or isinstance(best, str):
+    if best is None or isinstance(best, str) or math.isnan(best[1]) or not {"srg_mean", "srg_blur"} <= best[0].keys():
         return
     yield f"\n| `{BEST}` − | SRG, mean | SRG, blur | time / its |\n|---|---|---|---|"
     for name, result in outcomes.items():

@@ -21,7 +21,9 @@ DEFAULT, ATTN_LRP = ROWS[0].name, "attn_lrp"
 OfSeeds = Mapping[str, Sequence[Scores]]
 
 
-def scores_of_seeds(subjects: Sequence[Subject], rows: Sequence[Row], cache: Path) -> dict[str, list[Scores]]:
+def scores_of_seeds(
+    subjects: Sequence[Subject], rows: Sequence[Row], cache: Path, questions: Sequence[str] = QUESTIONS
+) -> dict[str, list[Scores]]:
     """Every row that can be had on every fine-tuning of one model."""
     found: dict[str, list[Scores]] = {}
     for row in rows:
@@ -29,7 +31,7 @@ def scores_of_seeds(subjects: Sequence[Subject], rows: Sequence[Row], cache: Pat
             continue
         for number, subject in enumerate(subjects):
             print(f"{subject.name}, {number + 1} of {len(subjects)}: {row.name}", file=sys.stderr, flush=True)
-            found.setdefault(row.name, []).append(judge(subject, row, cache, QUESTIONS))
+            found.setdefault(row.name, []).append(judge(subject, row, cache, questions))
     return found
 
 
@@ -71,9 +73,10 @@ def tables(subjects: Sequence[Subject], seeds: Sequence[int], outcomes: OfSeeds)
     yield f"\n### {subjects[0].name}, {len(seeds)} fine-tunings\n"
     yield f"Seeds {', '.join(map(str, seeds))}: {counts} images, classified correctly (accuracy {accuracies}).\n"
     more = [name for name in ("class sensitivity", "mask AP") if name in outcomes[CHEFER][0]]
-    for question, title in GAINS.items():
-        others = more if question == "srg_mean" else []
-        heads = [title, "of each", "− Chefer", f"− {ATTN_LRP}", *others]
+    asked = [question for question in GAINS if question in outcomes[CHEFER][0]]
+    for question in asked:
+        others = more if question == asked[0] else []
+        heads = [GAINS[question], "of each", "− Chefer", f"− {ATTN_LRP}", *others]
         yield f"| | {' | '.join(heads)} |\n|{'---|' * (len(heads) + 1)}"
         for name, scores in outcomes.items():
             middle, low, high = spread([one[question] for one in scores])
@@ -109,7 +112,9 @@ def claims(outcomes: OfSeeds) -> Iterator[str]:
     compared = [pair for pair in compared if set(pair) <= outcomes.keys()]
     if not compared:
         return
-    yield f"| for all of {len(outcomes) - 1} together | SRG, mean | SRG, blur | SaCo |\n|---|---|---|---|"
+    asked = [question for question in GAINS if question in next(iter(outcomes.values()))[0]]
+    heads = " | ".join(GAINS[question] for question in asked)
+    yield f"| for all of {len(outcomes) - 1} together | {heads} |\n|{'---|' * (len(asked) + 1)}"
     for name, other in compared:
-        cells = [paired(outcomes[name], outcomes[other], question, together) for question in GAINS]
+        cells = [paired(outcomes[name], outcomes[other], question, together) for question in asked]
         yield f"| `{name}` − {other} | {' | '.join(cells)} |"
