@@ -186,6 +186,19 @@ def test_tables_compare_with_chefer_and_say_what_is_missed(subject: Subject, tmp
     assert "mask AP" not in "\n".join(faithfulness.aims(outcomes, with_masks=False))
 
 
+def test_some_questions_without_timing(subject: Subject, tmp_path: Path) -> None:
+    rows = [Row("first", on_object), Row(BEST, ours()), Row(CHEFER, ours(method="gradient_guided"))]
+    asked = ("srg_mean", "mask AP")
+    ((found, outcomes),) = faithfulness.compare([subject], rows, tmp_path, rounds=0, questions=asked)
+    lines = "\n".join(faithfulness.table(found, outcomes)).split("\n")
+    assert "| | SRG, mean | − Chefer | mask AP | × one forward and backward |" in lines
+    scores, price_of = outcomes["first"]
+    assert set(scores) == set(asked)
+    assert math.isnan(price_of)  # type: ignore[arg-type]
+    assert next(line for line in lines if line.startswith("| first |")).endswith("| 1.00 |  |")
+    assert not list(faithfulness.leads(outcomes))
+
+
 def test_leads_are_paired_differences_to_every_other_row() -> None:
     def outcome(gain: float, price: float) -> faithfulness.Outcome:
         return {"srg_mean": torch.full((3,), gain), "srg_blur": torch.full((3,), gain / 2)}, price
