@@ -111,11 +111,10 @@ def _cat(followed: Followed, step: Step) -> Tensor:
 
 def _is_axis_of_images(owners: Sequence[Tensor], dim: int) -> bool:
     """Whether images (−1 for none) follow each other along a dimension, and along no other."""
-    images = {image for one in owners for image in one.unique().tolist() if image >= 0}
+    known = torch.cat([one[one >= 0] for one in owners])
     by_place = [one.movedim(dim, 0).flatten(1) for one in owners]
-    most = [one.amax(1, keepdim=True) for one in by_place]
-    alone = all(bool(((one == top) | (one < 0)).all()) for one, top in zip(by_place, most, strict=True))
-    return len(images) > 1 and alone
+    alone = all(bool(((one == one.amax(1, keepdim=True)) | (one < 0)).all()) for one in by_place)
+    return alone and bool((known != known[:1]).any())
 
 
 @_rule(aten.stack)

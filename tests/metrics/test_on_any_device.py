@@ -130,6 +130,7 @@ CALLS: dict[str, Callable[[], Any]] = {
     "map_drift": lambda: functional.map_drift(MAPS, NOW),
     "map_entropy": lambda: functional.map_entropy(MAPS),
     "map_spearman": lambda: functional.map_spearman(MAPS, NOW),
+    "spearman_drift": lambda: functional.spearman_drift(MAPS, NOW),
     "map_ssim": lambda: functional.map_ssim(MAPS, NOW),
     "map_statistics": lambda: functional.map_statistics(MAPS),
     "mask_average_precision": lambda: functional.mask_average_precision(MAPS, INPUTS["mask"]),
