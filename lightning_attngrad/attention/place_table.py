@@ -241,7 +241,9 @@ class PlaceTable:
         image = images.amax(1)
         of_several = ((images >= 0) & (images != image[:, None])).any(1)  # statistics of a batch lie nowhere
         sizes = torch.where(on_image, _size(boxes).prod(-1), torch.inf)
-        local = on_image & (sizes <= _LARGER * sizes.amin(1, keepdim=True))
+        smallest = boxes[torch.arange(len(rows), device=rows.device), sizes.argmin(1)]
+        # What holds the smallest says less than it; a larger one beside it is a place of its own: a border cuts cells.
+        local = on_image & ((sizes <= _LARGER * sizes.amin(1, keepdim=True)) | ~_within(smallest[:, None], boxes))
         around = _around(torch.where(local.unsqueeze(-1), boxes, self._no_box), dim=1)
         several = (around[:, None] != boxes).any(-1).logical_and(local).any(1)
         flag = several & (always | self.covers_image(around)) if mixing else torch.zeros_like(several)

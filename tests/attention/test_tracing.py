@@ -423,6 +423,20 @@ def test_gates_and_statistics_of_the_whole_image_mix_no_tokens() -> None:
     assert places_of(found) == [CELLS, CELLS]
 
 
+def test_a_gate_over_cells_that_the_border_cuts_is_one_of_the_whole_image() -> None:
+    """7×7 patches to 4×4: the cell in the corner is a quarter of the others, and the mean is not its own."""
+
+    class Merged(Blocks):
+        def lay_out(self, images: Tensor) -> Tensor:
+            merged = self.merge(self.embed(images))
+            return (merged * merged.mean(dim=(2, 3), keepdim=True).sigmoid()).flatten(2).mT
+
+    found = traced(Merged(merge=nn.Conv2d(16, 16, 3, 2, 1)), images_of(56, 56))
+    assert found.places.obstacle is None
+    assert found.places.grid == (4, 4)
+    assert places_of(found) == [list(range(16))] * 2
+
+
 @pytest.mark.parametrize("name", ["resnet10t", "test_convnext", "mixer_s32_224"])
 def test_models_without_attention_have_an_embedding_all_the_same(name: str) -> None:
     found = traced(timm.create_model(name, num_classes=3), images_of(224, 224))
