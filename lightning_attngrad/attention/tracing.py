@@ -157,16 +157,20 @@ def _differ_by_window(slot: Tensor, keys: Tensor, values: Tensor) -> bool:
     """
     rows = keys.flatten(0, 1)  # (R·H, M)
     nowhere = (rows > 0) & (slot[rows.long()] >= 0)
+    if not bool(nowhere.any()):
+        return False
     different, window, counts = torch.unique(rows, dim=0, return_inverse=True, return_counts=True)
-    if len(different) == 1 or not bool(nowhere.any()) or bool((counts != counts[0]).any()):
+    if len(different) == 1 or bool((counts != counts[0]).any()):
         return False
     by_window = window.argsort(stable=True).view(len(different), -1)  # (W, heads)
-    here = different.unsqueeze(2) == different.unsqueeze(1)  # a wide token in parts stands several times in one window
-    there = nowhere[by_window[:, 0]] & (here.sum(2) == 1)  # (W, M)
+    columns = nowhere.any(0).nonzero().flatten()
+    tokens = different[:, columns]  # (W, few)
+    alone = (tokens.unsqueeze(2) == tokens.unsqueeze(1)).sum(2) == 1  # a wide token in parts stands there several times
+    there = nowhere[by_window[:, 0]][:, columns] & alone
     if not bool(there.any()):
         return False
-    _, token = torch.unique(different[there], return_inverse=True)
-    vectors = values.flatten(0, 1)[by_window].transpose(1, 2)[there].flatten(1).float()
+    _, token = torch.unique(tokens[there], return_inverse=True)
+    vectors = values.flatten(0, 1)[:, columns][by_window].transpose(1, 2)[there].flatten(1).float()
     any_copy = torch.zeros(int(token.max()) + 1, dtype=torch.long, device=token.device)
     any_copy[token] = torch.arange(len(token), device=token.device)
     apart = (vectors - vectors[any_copy[token]]).abs().amax()
