@@ -23,6 +23,7 @@ class StillClock:
         """Let time pass."""
         self.now += seconds
 
-    def take_over(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def take_over(self, monkeypatch: pytest.MonkeyPatch) -> StillClock:
         """Be the clock of everything that is timed, until the test ends."""
         monkeypatch.setattr("time.perf_counter", self.read)
+        return self

@@ -28,6 +28,7 @@ from tests.callbacks.small_runs import (
     tensorboard,
 )
 from tests.probe_options import with_probe
+from tests.still_clock import StillClock
 
 KEY = "attngrad/maps/entropy"
 
@@ -235,12 +236,11 @@ def test_a_start_without_a_map_is_not_carried_on() -> None:
 
 
 def test_seconds_are_the_whole_cost_and_nothing_where_nothing_was_seen(tmp_path: Any, monkeypatch: Any) -> None:
-    now = [0.0]
-    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    clock = StillClock().take_over(monkeypatch)
 
     def spend(seconds: float, function: Any) -> Any:
         def slow(*args: Any, **options: Any) -> Any:
-            now[0] += seconds
+            clock.wait(seconds)
             return function(*args, **options)
 
         return slow
