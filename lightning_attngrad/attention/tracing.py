@@ -84,7 +84,7 @@ class _Watcher:
                 what = "attention to a context of all tokens (efficient or linear attention)"
                 followed.report(what, seen.output, module=seen.call.name)
         if kind == "tokens" and _differ_by_window(table.slot, keys, seen.of_keys(seen.value)):
-            what = "what each window, or frame, keeps for itself in tokens that lie nowhere"
+            what = "messenger or register tokens, of which each window (or frame) keeps its own"
             followed.report(what, seen.output, module=seen.call.name)
         if kind != "elsewhere":
             followed.put(seen.output, seen.to_output(moved.expand(*shape[:3], values.shape[3])))

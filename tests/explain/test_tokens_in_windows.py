@@ -116,7 +116,10 @@ def test_a_rollout_keeps_its_sum() -> None:
 @pytest.mark.parametrize("method", ["gradient_guided", "rollout", "raw_attention", "guided_relevance"])
 def test_tokens_that_each_window_keeps_for_itself_are_refused(method: str) -> None:
     model = Windows("own").double().eval()
-    with pytest.raises(UnsupportedModelError, match="'second' tokens mix by what each window, or frame, keeps"):
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"'second' tokens mix by messenger or register tokens, of which each window \(or frame\) keeps its own",
+    ):
         attngrad.explain(model, images(), torch.tensor([0, 1]), method=method)
     assert attngrad.explain(model, images(), torch.tensor([0, 1]), method="attn_lrp").heatmap.isfinite().all()
 
